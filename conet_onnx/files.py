@@ -1,0 +1,66 @@
+"""Write files whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from conet_onnx.errors import OutputError
+
+__all__ = ["atomic_write", "sha256_of"]
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; rename it into place on success, remove it on any failure.
+
+    Raises OutputError where the folder is missing, not writable, or full.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"Cannot write {target}: it is a folder. Name a file.")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise _explain(target, error) from error
+    os.close(handle)
+    part = Path(name)
+    try:
+        try:
+            yield part
+            _make_durable(part)
+            os.replace(part, target)
+        except OSError as error:
+            raise _explain(target, error) from error
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+
+def sha256_of(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """The hexadecimal SHA-256 of the files' bytes, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _make_durable(part: Path) -> None:
+    """Flush to disk, and give the permissions that an ordinary new file would have (mkstemp gives 0600)."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(part, 0o666 & ~umask)
+    with open(part, "rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _explain(target: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"Cannot write {target}: {error.strerror or error}. Nothing was left there; choose another place."
+    )

@@ -1,0 +1,391 @@
+"""A frozen view of an ONNX model: nodes, weights, shapes, and the constants that shapes imply."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, Message
+from onnx import checker, helper, inliner, numpy_helper
+
+from conet_onnx.errors import ModelError, UsageError
+from conet_onnx.files import atomic_write, sha256_of
+from conet_onnx.shapes import Inference, infer
+
+__all__ = ["Graph", "Node", "Value", "load"]
+
+PROTOBUF_LIMIT = 2**31 - 1  # protobuf refuses to serialise more, so larger models need external data
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator: what it reads, what it makes, and its attributes as Python values."""
+
+    index: int
+    name: str  # the node's own name if it is unique, else its first output
+    op: str
+    domain: str
+    since: int  # the schema version that the file's opset selects; 0 where onnx knows no schema
+    inputs: tuple[str, ...]  # "" is an absent optional input
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(repr=False, compare=False)
+    captured: tuple[str, ...] = ()  # outer values that the node's subgraphs read
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.name!r}"
+
+    @property
+    def has_subgraph(self) -> bool:
+        """Whether it is control flow, whose body the view does not look into."""
+        return any(isinstance(value, onnx.GraphProto) for value in self.attributes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A graph input or output; a string in the shape names a symbolic size, "" one without a name."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: np.dtype[Any]
+
+
+class Graph:
+    """A read-only view of a ModelProto; edits make another Graph.
+
+    Parameters: the model (not to be changed afterwards), the file that it came from and that file's external data,
+    and sizes for symbolic input dimensions.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        *,
+        file: str = "",
+        external: Sequence[Path] = (),
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self.model = model
+        self.file = file
+        self.input_shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+        self._external = tuple(external)
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+        self.nodes = _nodes(model)
+        self.weights = _weights(model)
+        initialized = {tensor.name for tensor in model.graph.initializer}
+        self.inputs = tuple(_value(v) for v in model.graph.input if v.name not in initialized)
+        self.outputs = tuple(_value(v) for v in model.graph.output)
+        self._check_input_shapes()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file that the model was read from (external data included), else of its serialised bytes."""
+        if self.file:
+            return sha256_of([self.file, *self._external])
+        return hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()
+
+    @cached_property
+    def _producers(self) -> dict[str, Node]:
+        return {name: node for node in self.nodes for name in node.outputs if name}
+
+    @cached_property
+    def _consumers(self) -> dict[str, tuple[Node, ...]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys((*node.inputs, *node.captured)):
+                found.setdefault(name, []).append(node)
+        return {name: tuple(nodes) for name, nodes in found.items()}
+
+    @cached_property
+    def inference(self) -> Inference:
+        """Shapes and constants at two assignments of the symbolic input sizes."""
+        return infer(self.model, self.input_shapes)
+
+    def producer(self, name: str) -> Node | None:
+        """The node that makes a value; None for inputs and initializers."""
+        return self._producers.get(name)
+
+    def consumers(self, name: str) -> tuple[Node, ...]:
+        """The nodes that read a value, themselves or in a subgraph."""
+        return self._consumers.get(name, ())
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """A weight as an array (a fresh one: weights are not kept twice). Raises KeyError for anything else."""
+        return numpy_helper.to_array(self.weights[name])
+
+    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
+        """The value if it is the same for every input: a weight, or something small computed from static shapes."""
+        if name in self.weights:
+            return self.array(name)
+        return self.inference.constant(name)
+
+    def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:
+        """Each axis's size at the two assignments; the pair differs where the size depends on a symbolic input size."""
+        return self.inference.sizes(name)
+
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """Each axis's size, None where it depends on a symbolic input size; None where nothing is known."""
+        sizes = self.sizes(name)
+        return None if sizes is None else tuple(a if a == b else None for a, b in sizes)
+
+    def dtype(self, name: str) -> np.dtype[Any] | None:
+        """A value's element type, where it is known."""
+        return self.inference.dtype(name)
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Graph:
+        """The same graph with other values in some weights: same shapes, cast to the weight's type."""
+        replaced = {}
+        for name, array in arrays.items():
+            old = self.weights.get(name)
+            if old is None:
+                raise UsageError(
+                    f"{name!r} is not a weight of {self.file or 'this model'}: there is nothing to replace."
+                )
+            if tuple(old.dims) != array.shape:
+                raise UsageError(
+                    f"weight {name!r} has shape {tuple(old.dims)}, got {array.shape}: resize it with a plan."
+                )
+            dtype = helper.tensor_dtype_to_np_dtype(old.data_type)
+            replaced[name] = numpy_helper.from_array(np.ascontiguousarray(array, dtype=dtype), name)
+        return Graph(with_weights(self.model, replaced), input_shapes=self.input_shapes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model; the file appears whole or not at all. Over 2 GiB its weights go to `NAME.data` beside it."""
+        if self.model.ByteSize() <= PROTOBUF_LIMIT:
+            with atomic_write(path) as part:
+                part.write_bytes(self.model.SerializeToString())
+            return
+        data = Path(f"{os.fspath(path)}.data")
+        with atomic_write(data) as weights, atomic_write(path) as part:
+            part.write_bytes(_externalize(self.model, weights, data.name).SerializeToString())
+
+    def _check_input_shapes(self) -> None:
+        known = {value.name: value for value in self.inputs}
+        for name, shape in self.input_shapes.items():
+            if name not in known:
+                raise UsageError(f"the model has no input {name!r}; its inputs are {', '.join(known)}.")
+            declared = known[name].shape
+            fits = len(shape) == len(declared) and all(
+                isinstance(d, str) or d == s for d, s in zip(declared, shape, strict=True)
+            )
+            if not fits or min(shape, default=1) < 1:
+                raise UsageError(
+                    f"input {name!r} is declared {declared}, got {tuple(shape)}: sizes must fit and be positive."
+                )
+
+
+def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
+    """Read, check and view an ONNX file. External data must lie inside the model's folder; functions are inlined.
+
+    Raises ModelError where the file is missing, is not ONNX, fails onnx.checker, has no weights, or names external
+    data that is missing or lies outside its folder (such data is never opened).
+    """
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"Cannot read {file}: {error.strerror or error}.") from error
+    if not data:
+        raise ModelError(f"{file} is empty; expected an ONNX model.")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError(f"{file} is not an ONNX model, or it is truncated ({len(data)} bytes).") from error
+    external = _external_files(model, file)
+    try:
+        checker.check_model(os.fspath(file) if external else data)
+    except (checker.ValidationError, ValueError, RuntimeError) as error:  # onnx's C++ checker raises all three
+        raise ModelError(f"{file} is not a valid ONNX model: {_first_line(error)}") from error
+    del data
+    if external:
+        onnx.load_external_data_for_model(model, os.fspath(file.parent))
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    graph = Graph(model, file=os.fspath(file), external=external, input_shapes=input_shapes)
+    if not any(tensor.data_type in _FLOATS for tensor in graph.weights.values()):
+        raise ModelError(
+            f"{file} holds no weights: there is nothing to resize. Was it exported with export_params=False?"
+        )
+    return graph
+
+
+def with_weights(model: onnx.ModelProto, replaced: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
+    """A copy of the model with some weights replaced, in their places; no replaced weight is copied on the way."""
+    made: onnx.ModelProto = _copy_except(model, "graph")
+    graph = _copy_except(model.graph, "initializer", "node")
+    made.graph.CopyFrom(graph)
+    for tensor in model.graph.initializer:
+        made.graph.initializer.add().CopyFrom(replaced.get(tensor.name, tensor))
+    for node in model.graph.node:
+        new = made.graph.node.add()
+        tensor = replaced.get(node.output[0]) if node.op_type == "Constant" else None
+        if tensor is None:
+            new.CopyFrom(node)
+            continue
+        new.CopyFrom(_copy_except(node, "attribute"))
+        new.attribute.append(helper.make_attribute("value", tensor))
+    return made
+
+
+_FLOATS = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.INT8,  # quantised weights
+        onnx.TensorProto.UINT8,
+    }
+)
+
+
+def _copy_except(message: Message, *fields: str) -> Any:
+    made = type(message)()
+    for descriptor, value in message.ListFields():
+        if descriptor.name in fields:
+            continue
+        if descriptor.is_repeated:
+            getattr(made, descriptor.name).extend(value)
+        elif descriptor.message_type is not None:
+            getattr(made, descriptor.name).CopyFrom(value)
+        else:
+            setattr(made, descriptor.name, value)
+    return made
+
+
+def _nodes(model: onnx.ModelProto) -> tuple[Node, ...]:
+    unique = {name for name, count in Counter(node.name for node in model.graph.node).items() if name and count == 1}
+    versions = {o.domain or "ai.onnx": o.version for o in model.opset_import}
+    made = []
+    for index, proto in enumerate(model.graph.node):
+        attributes = {a.name: _attribute(a) for a in proto.attribute}
+        made.append(
+            Node(
+                index=index,
+                name=proto.name if proto.name in unique else next(filter(None, proto.output), f"node {index}"),
+                op=proto.op_type,
+                domain="" if proto.domain == "ai.onnx" else proto.domain,
+                since=_since(proto, versions),
+                inputs=tuple(proto.input),
+                outputs=tuple(proto.output),
+                attributes=attributes,
+                captured=_captured(proto),
+            )
+        )
+    return tuple(made)
+
+
+def _since(proto: onnx.NodeProto, versions: Mapping[str, int]) -> int:
+    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    try:
+        return int(onnx.defs.get_schema(proto.op_type, versions.get(domain or "ai.onnx", 0), domain).since_version)
+    except onnx.defs.SchemaError:
+        return 0
+
+
+def _attribute(proto: onnx.AttributeProto) -> Any:
+    value = helper.get_attribute_value(proto)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if proto.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS):
+        return tuple(value)
+    if proto.type == onnx.AttributeProto.STRINGS:
+        return tuple(s.decode("utf-8", "replace") for s in value)
+    return value
+
+
+def _captured(proto: onnx.NodeProto) -> tuple[str, ...]:
+    """Outer values that the node's subgraphs read, in order of first use."""
+    found: dict[str, None] = {}
+    for attribute in proto.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            inner = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+            for node in graph.node:
+                found.update((name, None) for name in (*node.input, *_captured(node)) if name and name not in inner)
+                inner.update(node.output)
+            found.update((v.name, None) for v in graph.output if v.name not in inner)
+    return tuple(found)
+
+
+def _weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    found[node.output[0]] = attribute.t
+    return found
+
+
+def _value(proto: onnx.ValueInfoProto) -> Value:
+    tensor = proto.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else np.dtype(object)
+    return Value(proto.name, shape, dtype)
+
+
+def _external_files(model: onnx.ModelProto, file: Path) -> list[Path]:
+    """The files that hold external weights, each proved to lie inside the model's folder and to be long enough."""
+    folder = file.parent.resolve()
+    found: dict[Path, None] = {}
+    for tensor in _all_tensors(model.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {e.key: e.value for e in tensor.external_data}
+        place = folder / entries.get("location", "")
+        if not place.resolve().is_relative_to(folder) or place.resolve() == folder:
+            raise ModelError(
+                f"{file}: the data of {tensor.name!r} is said to lie at {entries.get('location', '')!r}, outside the "
+                "model's folder; it was not read. Move it beside the model."
+            )
+        if not place.is_file():
+            raise ModelError(
+                f"{file}: its external data {place.name!r} (for {tensor.name!r}) is missing; put it beside the model."
+            )
+        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        if place.stat().st_size < end:
+            raise ModelError(
+                f"{file}: its external data {place.name!r} is truncated: {tensor.name!r} ends at byte {end}."
+            )
+        found[place] = None
+    return sorted(found)
+
+
+def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _all_tensors(inner)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _externalize(model: onnx.ModelProto, data: Path, location: str) -> onnx.ModelProto:
+    """Write the weights to `data`; return a model that refers to them by `location`."""
+    moved: dict[str, onnx.TensorProto] = {}
+    with data.open("wb") as stream:
+        for tensor in model.graph.initializer:
+            raw = numpy_helper.to_array(tensor).tobytes()
+            new = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            new.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", stream.tell()), ("length", len(raw))):
+                new.external_data.add(key=key, value=str(value))
+            stream.write(raw)
+            moved[tensor.name] = new
+    return with_weights(model, moved)

@@ -1,0 +1,243 @@
+"""Find every tensor's shape, and the small constants that follow from shapes, without running the model.
+
+Symbolic input sizes are given concrete values twice: a size or an integer that differs between the two depends on
+them. Each time, ONNX shape inference runs over the model without its large weights; what it leaves unknown is found by
+evaluating small constant nodes and inferring node by node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+__all__ = ["Inference", "infer"]
+
+SMALL = 1024  # elements: weights up to here take part in data propagation, computed constants are kept up to here
+RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+)
+BATCH = (3, 5)  # sizes for a symbolic first axis
+EXTENT = (224, 256)  # sizes for any other symbolic axis
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What is known at one choice of the symbolic input sizes."""
+
+    types: Mapping[str, onnx.TypeProto]
+    constants: Mapping[str, np.ndarray[Any, Any]]
+
+    def size(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor, where all of it is known."""
+        found = self.types.get(name)
+        if found is None or not found.tensor_type.HasField("shape"):
+            return None
+        dims = found.tensor_type.shape.dim
+        return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """Two assignments of the symbolic sizes, compared."""
+
+    first: Assignment
+    second: Assignment
+
+    def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:
+        """Each axis's size at both assignments; None where it is unknown or the rank differs."""
+        a, b = self.first.size(name), self.second.size(name)
+        return None if a is None or b is None or len(a) != len(b) else tuple(zip(a, b, strict=True))
+
+    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
+        """A small computed value, where both assignments agree on it."""
+        a, b = self.first.constants.get(name), self.second.constants.get(name)
+        return a if a is not None and b is not None and np.array_equal(a, b) else None
+
+    def dtype(self, name: str) -> np.dtype[Any] | None:
+        """The element type of a tensor."""
+        found = self.first.types.get(name)
+        return (
+            helper.tensor_dtype_to_np_dtype(found.tensor_type.elem_type)
+            if found and found.tensor_type.elem_type
+            else None
+        )
+
+
+def infer(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Inference:
+    """Shapes and constants of a model; `input_shapes` replaces the sizes chosen for symbolic axes."""
+    skeleton, weights = _skeleton(model)
+    chosen = [_choose(model, skeleton, which, input_shapes or {}) for which in (0, 1)]
+    first = _assign(model, skeleton, chosen[0], weights)
+    return Inference(first, first if chosen[0] == chosen[1] else _assign(model, skeleton, chosen[1], weights))
+
+
+def _skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TypeProto]]:
+    """The model with large weights turned into inputs, and without stale shapes; the weights' types."""
+    made = onnx.ModelProto(ir_version=model.ir_version)
+    made.opset_import.extend(model.opset_import)
+    graph = made.graph
+    graph.name = model.graph.name or "graph"
+    types: dict[str, onnx.TypeProto] = {}
+
+    def keep(tensor: onnx.TensorProto, name: str) -> bool:
+        types[name] = helper.make_tensor_type_proto(tensor.data_type, tuple(tensor.dims))
+        return int(np.prod(tensor.dims, dtype=np.int64)) <= SMALL
+
+    for tensor in model.graph.initializer:
+        if keep(tensor, tensor.name):
+            graph.initializer.add().CopyFrom(tensor)
+        else:
+            graph.input.add(name=tensor.name, type=types[tensor.name])
+    for sparse in model.graph.sparse_initializer:
+        name = sparse.values.name
+        types[name] = helper.make_tensor_type_proto(sparse.values.data_type, tuple(sparse.dims))
+        graph.input.add(name=name, type=types[name])
+    for node in model.graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if value is None or keep(value, node.output[0]):
+            graph.node.add().CopyFrom(node)
+        else:
+            graph.input.add(name=node.output[0], type=types[node.output[0]])
+    graph.input.extend(value for value in model.graph.input if value.name not in types)
+    for value in model.graph.output:
+        graph.output.add(name=value.name, type=_without_sizes(value.type))
+    return made, types
+
+
+def _without_sizes(declared: onnx.TypeProto) -> onnx.TypeProto:
+    made = onnx.TypeProto()
+    made.CopyFrom(declared)
+    if made.HasField("tensor_type"):
+        made.tensor_type.ClearField("shape")
+    return made
+
+
+def _choose(
+    model: onnx.ModelProto, skeleton: onnx.ModelProto, which: int, given: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    """Concrete shapes for the model's own inputs; equal symbols get equal sizes."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [v for v in model.graph.input if v.name not in weights and v.type.tensor_type.HasField("shape")]
+    symbols: dict[str, int] = {}
+    for value in inputs:
+        for dim, size in zip(value.type.tensor_type.shape.dim, given.get(value.name, ()), strict=False):
+            if dim.dim_param:
+                symbols[dim.dim_param] = size
+    chosen = {}
+    for value in inputs:
+        shape = []
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value"):
+                shape.append(dim.dim_value)
+                continue
+            default = BATCH[which] if axis == 0 else EXTENT[which]
+            if value.name in given or dim.dim_param in symbols:
+                size = given[value.name][axis] if value.name in given else symbols[dim.dim_param]
+                default = size + which * (BATCH[1] - BATCH[0] if axis == 0 else EXTENT[1] - EXTENT[0])
+            shape.append(default)
+        chosen[value.name] = tuple(shape)
+    return chosen
+
+
+def _assign(
+    model: onnx.ModelProto,
+    skeleton: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    weights: Mapping[str, onnx.TypeProto],
+) -> Assignment:
+    for value in skeleton.graph.input:
+        if value.name in shapes:
+            elem_type = value.type.tensor_type.elem_type
+            value.type.CopyFrom(helper.make_tensor_type_proto(elem_type, shapes[value.name]))
+    graph = shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    types = {v.name: v.type for v in (*graph.value_info, *graph.output, *graph.input)} | dict(weights)
+    constants = {t.name: numpy_helper.to_array(t) for t in skeleton.graph.initializer}
+    for node in skeleton.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+            continue
+        _settle(node, model, types, constants)
+    return Assignment(types, constants)
+
+
+def _settle(
+    node: onnx.NodeProto,
+    model: onnx.ModelProto,
+    types: dict[str, onnx.TypeProto],
+    constants: dict[str, np.ndarray[Any, Any]],
+) -> None:
+    """Evaluate a node whose inputs are small and constant, and infer the types that whole-graph inference left open."""
+    if any(a.HasField("g") or a.graphs for a in node.attribute) or node.domain not in ("", "ai.onnx"):
+        return
+    if node.op_type in ("Shape", "Size") and _known(types.get(node.input[0])):
+        shape = [d.dim_value for d in types[node.input[0]].tensor_type.shape.dim]
+        attributes = {a.name: a.i for a in node.attribute}
+        value = np.array(shape, np.int64)[attributes.get("start", 0) : attributes.get("end")]
+        made = [value if node.op_type == "Shape" else np.array(np.prod(shape, dtype=np.int64))]
+    elif node.op_type not in RANDOM and all(not name or name in constants for name in node.input):
+        made = _evaluate(node, model, constants)
+    else:
+        made = []
+    for name, array in zip(node.output, made, strict=False):
+        if name and array.size <= SMALL:
+            constants[name] = array
+            types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+    if all(not name or _known(types.get(name)) for name in node.output):
+        return
+    _infer_node(node, model, types, constants)
+
+
+def _known(found: onnx.TypeProto | None) -> bool:
+    if found is None or not found.tensor_type.HasField("shape"):
+        return False
+    return all(d.HasField("dim_value") for d in found.tensor_type.shape.dim)
+
+
+def _evaluate(
+    node: onnx.NodeProto, model: onnx.ModelProto, constants: Mapping[str, np.ndarray[Any, Any]]
+) -> list[np.ndarray[Any, Any]]:
+    """ONNX's own reference implementation of one node; [] where it has none that accepts these inputs."""
+    feeds = {name: constants[name] for name in node.input if name}
+    if sum(array.size for array in feeds.values()) > 4 * SMALL:
+        return []
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+    single = helper.make_model(helper.make_graph([node], "one", inputs, outputs), opset_imports=model.opset_import)
+    try:
+        found = ReferenceEvaluator(single).run(None, feeds)
+    except Exception:  # the evaluator raises whatever numpy does; an unknown value only means that less is known
+        return []
+    return [np.asarray(array) for array in found] if len(outputs) == len(node.output) else []
+
+
+def _infer_node(
+    node: onnx.NodeProto,
+    model: onnx.ModelProto,
+    types: dict[str, onnx.TypeProto],
+    constants: Mapping[str, np.ndarray[Any, Any]],
+) -> None:
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if any(name and name not in types for name in node.input):
+        return
+    data = {name: numpy_helper.from_array(constants[name], name) for name in node.input if name in constants}
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        types.update(
+            shape_inference.infer_node_outputs(
+                schema,
+                node,
+                {name: types[name] for name in node.input if name},
+                data,
+                opset_imports=list(model.opset_import),
+            )
+        )
+    except (shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError):
+        return  # its outputs stay unknown, and what touches them is frozen
