@@ -1,0 +1,7 @@
+"""Search for better widths under a budget."""
+
+from __future__ import annotations
+
+from conet_onnx.searching.record import ModelRecord, Run, Trial, read_run
+
+__all__ = ["ModelRecord", "Run", "Trial", "read_run"]
