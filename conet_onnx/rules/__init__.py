@@ -1,0 +1,8 @@
+"""What each operator says about the axes of its inputs and outputs: one small pure function per family."""
+
+from conet_onnx.rules import contract, elementwise, join, normalize, permute, reduce, reshape, window
+from conet_onnx.rules.registry import RULES, Contraction, Facts, Op, Opaque, Operand, Shape, Site, find_rule, fixed
+
+__all__ = ["RULES", "Contraction", "Facts", "Op", "Opaque", "Operand", "Shape", "Site", "find_rule", "fixed"]
+
+FAMILIES = (contract, elementwise, join, normalize, permute, reduce, reshape, window)

@@ -1,0 +1,103 @@
+"""Operators that sum products over an axis: convolutions and matrix products."""
+
+from __future__ import annotations
+
+from conet_onnx.dims import ONE, Axis, Segment, product
+from conet_onnx.rules.elementwise import joined
+from conet_onnx.rules.registry import Contraction, Facts, Op, Opaque, Operand, Shape, Site, fixed, rule, spatial
+
+__all__ = ["conv", "conv_transpose", "gemm", "matmul"]
+
+Equal = tuple[tuple[Axis | Segment, Axis | Segment], ...]
+
+
+def _split(op: Op, channels: int, name: str, groups: int) -> Segment:
+    if channels % groups:
+        raise Opaque("bad groups", f"{op.node} has {channels} channels in {groups} groups")
+    return product(op.fresh(name, (channels // groups,) * 2))
+
+
+def _static(op: Op, segment: Segment) -> int:
+    if segment.size[0] != segment.size[1]:
+        raise Opaque("dynamic", f"{op.node} has channels that follow a symbolic size")
+    return segment.size[0]
+
+
+@rule("Conv")
+def conv(op: Op, x: Shape, w: Shape, b: Shape | None = None) -> Facts:
+    """ONNX Conv: X (N, g·i, ...), W (g·o, i, ...), Y (N, g·o, ...). Depthwise is i = 1."""
+    groups = op.attribute("group", 1)
+    g = product(op.fresh("g", (groups, groups)))
+    i = product(op.fresh("i", w[1].size))
+    o = _split(op, _static(op, w[0]), "o", groups)
+    y = (x[0], product(g, o), *fixed(op.node.name, op.sizes()[2:]))
+    equal: Equal = ((x[1], product(g, i)), (w[0], product(g, o)), (w[1], i))
+    contraction = Contraction(
+        operands=(Operand(0, 1, g, i), Operand(1, 1, ONE, i)),
+        produces=(o,),
+        macs=product(*y, i, *w[2:]),
+    )
+    return Facts(
+        outputs=(y,),
+        equal=equal if b is None else (*equal, (b[0], product(g, o))),
+        contracts=(contraction,),
+        sites=() if groups == 1 else (Site("attribute:group", 0, _axis(g), groups),),
+        frozen=spatial(op, x[2:]) + spatial(op, w[2:]),
+    )
+
+
+@rule("ConvTranspose")
+def conv_transpose(op: Op, x: Shape, w: Shape, b: Shape | None = None) -> Facts:
+    """ONNX ConvTranspose: X (N, g·i, ...), W (g·i, o, ...), Y (N, g·o, ...)."""
+    groups = op.attribute("group", 1)
+    g = product(op.fresh("g", (groups, groups)))
+    i = _split(op, _static(op, w[0]), "i", groups)
+    o = product(op.fresh("o", w[1].size))
+    y = (x[0], product(g, o), *fixed(op.node.name, op.sizes()[2:]))
+    equal: Equal = ((x[1], product(g, i)), (w[0], product(g, i)), (w[1], o))
+    contraction = Contraction(
+        operands=(Operand(0, 1, g, i), Operand(1, 0, g, i)),
+        produces=(o,),
+        macs=product(x[0], g, i, *fixed(op.node.name, tuple(s.size for s in x[2:])), o, *w[2:]),
+    )
+    return Facts(
+        outputs=(y,),
+        equal=equal if b is None else (*equal, (b[0], product(g, o))),
+        contracts=(contraction,),
+        sites=() if groups == 1 else (Site("attribute:group", 0, _axis(g), groups),),
+        frozen=spatial(op, x[2:]) + spatial(op, w[2:]),
+    )
+
+
+@rule("Gemm")
+def gemm(op: Op, a: Shape, b: Shape, c: Shape | None = None) -> Facts:
+    """ONNX Gemm: Y = alpha·A'·B' + beta·C, A' (M, K), B' (K, N), C broadcast to (M, N)."""
+    ka, kb = (0 if op.attribute("transA", 0) else 1), (1 if op.attribute("transB", 0) else 0)
+    if op.node.since < 7 and c is not None and not op.attribute("broadcast", 0) and len(c) != 2:
+        raise Opaque("old broadcast", f"{op.node} has an unusual C (opset below 7)")
+    y = (a[1 - ka], b[1 - kb])
+    _, bias = joined((y, c)) if c is not None else ((), ())
+    contraction = Contraction(
+        operands=(Operand(0, ka, ONE, a[ka]), Operand(1, kb, ONE, b[kb])),
+        produces=y,
+        macs=product(*y, a[ka]),
+    )
+    return Facts(outputs=(y,), equal=((a[ka], b[kb]), *bias), contracts=(contraction,))
+
+
+@rule("MatMul")
+def matmul(op: Op, a: Shape, b: Shape) -> Facts:
+    """ONNX MatMul (numpy.matmul): A (..., M, K), B (..., K, N); outer axes broadcast; one-dimensional sides lose theirs."""
+    ka, kb = len(a) - 1, max(len(b) - 2, 0)
+    outer, equal = joined((a[:-2], b[:-2]))
+    rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
+    contraction = Contraction(
+        operands=(Operand(0, ka, ONE, a[ka]), Operand(1, kb, ONE, b[kb])),
+        produces=(*rows, *columns),
+        macs=product(*outer, *rows, *columns, a[ka]),
+    )
+    return Facts(outputs=((*outer, *rows, *columns),), equal=((a[ka], b[kb]), *equal), contracts=(contraction,))
+
+
+def _axis(segment: Segment) -> Axis:
+    return Axis((segment,), segment.size)

@@ -1,0 +1,177 @@
+"""The rule table, what a rule is given, and what it may say.
+
+A rule is a function `rule(op, *shapes) -> Facts`: shapes are those of the node's inputs (None for an absent optional
+one), one Segment per axis. It states facts and touches nothing. A rule that meets what it cannot prove raises Opaque,
+and everything that the node reads is frozen with that reason; so is everything that an operator without a rule reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from conet_onnx.dims import Axis, Dim, Segment, Size, product, total
+from conet_onnx.graph import Graph, Node
+from conet_onnx.solving import Reason
+
+__all__ = [
+    "RULES",
+    "Contraction",
+    "Facts",
+    "Op",
+    "Opaque",
+    "Operand",
+    "Shape",
+    "Site",
+    "find_rule",
+    "fixed",
+    "rule",
+    "spatial",
+]
+
+Shape = tuple[Segment, ...]
+Origin = int | tuple[str, int] | None  # an integer's source: a literal, an axis that Shape read, or something else
+
+
+class Opaque(Exception):
+    """The node does what its rule cannot prove: freeze what it reads, for this reason."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """What a rule may know of its node: attributes, constant inputs, output sizes."""
+
+    node: Node
+    graph: Graph
+    origins: Mapping[str, tuple[Origin, ...]] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute's value, or the operator's default for it."""
+        return self.node.attributes.get(name, default)
+
+    def has(self, index: int) -> bool:
+        """Whether an optional input is there."""
+        return index < len(self.node.inputs) and bool(self.node.inputs[index])
+
+    def value(self, index: int) -> np.ndarray[Any, Any] | None:
+        """An input's value where it is the same for every model input."""
+        return self.graph.constant(self.node.inputs[index]) if self.has(index) else None
+
+    def integers(self, index: int) -> tuple[int, ...] | None:
+        """A constant input as a flat tuple of integers."""
+        value = self.value(index)
+        return None if value is None else tuple(int(v) for v in np.ravel(value))
+
+    def origin(self, index: int) -> tuple[Origin, ...]:
+        """Where each element of an integer input comes from."""
+        return self.origins.get(self.node.inputs[index], ()) if self.has(index) else ()
+
+    def sizes(self, output: int = 0) -> tuple[Size, ...]:
+        """An output's sizes. Raises Opaque where they are unknown."""
+        found = self.graph.sizes(self.node.outputs[output])
+        if found is None:
+            raise Opaque("unknown shape", f"the shape of {self.node.outputs[output]!r}, made by {self.node}, is unknown")
+        return found
+
+    def fresh(self, name: str, size: Size) -> Dim:
+        """A new dim, named after the node."""
+        return Dim(f"{self.node.name}.{name}", size)
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One side of a contraction: input `index`, whose axis `axis` is outer·summed."""
+
+    index: int
+    axis: int
+    outer: Segment
+    summed: Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A sum of products: over what, on which sides, what it makes, and its multiply-accumulates."""
+
+    operands: tuple[Operand, ...]
+    produces: tuple[Segment, ...]
+    macs: Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An integer that carries a size: attribute:NAME or input:N, at a position, equal to an axis's size.
+
+    `literal` is what stands there in the source; None where it is computed while the model runs.
+    """
+
+    where: str
+    position: int
+    size: Axis
+    literal: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that a rule says. `sees` are the inputs whose computed integers the rule has accounted for."""
+
+    outputs: tuple[Shape | None, ...]
+    equal: tuple[tuple[Axis | Segment, Axis | Segment], ...] = ()
+    contracts: tuple[Contraction, ...] = ()
+    mixes: tuple[Segment, ...] = ()
+    sites: tuple[Site, ...] = ()
+    frozen: tuple[tuple[Segment, Reason], ...] = ()
+    sees: tuple[int, ...] = ()
+    passes: tuple[int, ...] = ()  # inputs whose elements appear in the outputs unchanged (possibly moved)
+    scales: tuple[int, ...] = ()  # inputs in which, each by itself, the output is linear
+
+
+Rule = Callable[..., Facts]
+
+RULES: dict[str, list[tuple[int, Rule]]] = {}
+
+
+def rule(*ops: str, since: int = 1) -> Callable[[Rule], Rule]:
+    """Enter a function in the table for these operators, from schema version `since` on."""
+
+    def enter(function: Rule) -> Rule:
+        for op in ops:
+            RULES.setdefault(op, []).append((since, function))
+            RULES[op].sort(key=lambda entry: entry[0])
+        return function
+
+    return enter
+
+
+def find_rule(node: Node) -> Rule | None:
+    """The rule for a node's operator at its schema version; None for other domains and for control flow."""
+    if node.domain or node.since == 0 or node.captured or node.has_subgraph:
+        return None
+    found = [function for since, function in RULES.get(node.op, ()) if since <= node.since]
+    return found[-1] if found else None
+
+
+def fixed(name: str, sizes: tuple[Size, ...]) -> Shape:
+    """A shape that never changes: plain integers, and rigid dims where a size follows a symbolic one."""
+    return tuple(
+        product(a) if a == b else product(Dim(f"{name}[{i}]", (a, b), rigid=True)) for i, (a, b) in enumerate(sizes)
+    )
+
+
+def spatial(op: Op, shape: Shape) -> tuple[tuple[Segment, Reason], ...]:
+    """Freeze axes that a window or a pool moves along."""
+    reason = Reason("spatial", op.node.name, f"{op.node} moves a window along it")
+    return tuple((segment, reason) for segment in shape if segment.dims)
+
+
+def summed(segments: tuple[Segment, ...]) -> Axis:
+    """The axis that lies before (or consists of) some segments: a prefix sum."""
+    return total(segments)

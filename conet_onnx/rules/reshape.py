@@ -1,0 +1,94 @@
+"""Operators that regroup the same elements in row-major order: Reshape, Flatten, Squeeze, Unsqueeze."""
+
+from __future__ import annotations
+
+from conet_onnx.dims import ONE, Axis, Segment, Size, product
+from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, rule
+
+__all__ = ["flatten", "reshape"]
+
+Equal = tuple[tuple[Axis | Segment, Axis | Segment], ...]
+
+
+def regroup(op: Op, x: Shape, sizes: tuple[Size, ...]) -> tuple[Shape, Equal]:
+    """The output's axes and their equations with the input's, in the smallest blocks of equal cumulative product.
+
+    Alignment at equal cumulative products is exact in row-major order, even where sizes coincide by accident.
+    """
+    if any(0 in size for size in (*sizes, *(s.size for s in x))):
+        raise Opaque("empty", f"{op.node} regroups a tensor without elements")
+    output: list[Segment] = [ONE] * len(sizes)
+    equal: list[tuple[Axis | Segment, Axis | Segment]] = []
+    block_in: list[Segment] = []
+    block_out: list[int] = []
+    before: Size = (1, 1)  # the product of block_in over that of block_out, as two products
+    after: Size = (1, 1)
+    pending_in = [s for s in x if s.size != (1, 1)]
+    pending_out = [i for i, size in enumerate(sizes) if size != (1, 1)]
+    while pending_in or pending_out:
+        if pending_in and (before <= after or not pending_out):
+            block_in.append(pending_in.pop(0))
+            before = _times(before, block_in[-1].size)
+        else:
+            block_out.append(pending_out.pop(0))
+            after = _times(after, sizes[block_out[-1]])
+        if before == after and block_in and block_out:
+            if len(block_in) == len(block_out) == 1:
+                output[block_out[0]] = block_in[0]
+            else:
+                for i in block_out:
+                    output[i] = product(op.fresh(f"out{i}", sizes[i]))
+                equal.append((product(*block_in), product(*(output[i] for i in block_out))))
+            block_in, block_out = [], []
+    if block_in or block_out:
+        raise Opaque("sizes", f"{op.node} changes the number of elements from {before} to {after}")
+    return tuple(output), tuple(equal)
+
+
+@rule("Reshape", since=5)
+def reshape(op: Op, x: Shape, _: Shape | None = None) -> Facts:
+    """ONNX Reshape: every element of the target that carries a size follows it; one that follows the batch is -1."""
+    output, equal = regroup(op, x, op.sizes())
+    target = op.integers(1)
+    if target is not None:
+        sites = tuple(
+            Site("input:1", i, _axis(s), literal)
+            for i, (s, literal) in enumerate(zip(output, target, strict=True))
+            if literal != -1 and s.size[0] == s.size[1]
+        )
+        return Facts(outputs=(output,), equal=equal, sites=sites, sees=(1,), passes=(0,))
+    dynamic = [i for i, s in enumerate(output) if s.size[0] != s.size[1]]
+    if len(dynamic) <= 1:
+        sites = tuple(Site("input:1", i, _axis(s), None) for i, s in enumerate(output))
+        return Facts(outputs=(output,), equal=equal, sites=sites, sees=(1,), passes=(0,))
+    return Facts(outputs=(output,), equal=(*equal, *_computed(op, output)), sees=(1,), passes=(0,))
+
+
+def _computed(op: Op, output: Shape) -> Equal:
+    """With two symbolic sizes there is only one -1: each element must follow, by itself, the axis that it was read from."""
+    origins = op.origin(1)
+    equal: list[tuple[Axis | Segment, Axis | Segment]] = []
+    free = 0
+    for segment, origin in zip(output, origins or (None,) * len(output), strict=True):
+        if isinstance(origin, tuple):
+            equal.append((segment, op.shapes[origin[0]][origin[1]]))
+        elif origin == -1:
+            free += 1
+        elif segment.dims and not all(d.rigid for d in segment.dims):
+            raise Opaque("computed target", f"{op.node} computes its target while the model runs")
+    return tuple(equal)
+
+
+@rule("Flatten", "Squeeze", "Unsqueeze")
+def flatten(op: Op, x: Shape, _: Shape | None = None) -> Facts:
+    """ONNX Flatten, Squeeze and Unsqueeze: no integer carries a size."""
+    output, equal = regroup(op, x, op.sizes())
+    return Facts(outputs=(output,), equal=equal, passes=(0,))
+
+
+def _times(a: Size, b: Size) -> Size:
+    return a[0] * b[0], a[1] * b[1]
+
+
+def _axis(segment: Segment) -> Axis:
+    return Axis((segment,), segment.size)
