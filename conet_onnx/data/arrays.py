@@ -1,0 +1,141 @@
+"""Data sets that are arrays already: the embedded digits, .npz files, and what a user's own function returns."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conet_onnx.data.dataset import SPLITS, Array, DataSet, Split, Splits, split_named
+from conet_onnx.errors import DataError
+
+__all__ = ["digits", "from_arrays", "npz", "split_of"]
+
+
+def digits() -> DataSet:
+    """The UCI handwritten digits, 1,797 images of 1x8x8 pixels of 0..16; see digits.md for origin and split."""
+    with files(__package__).joinpath("digits.npz").open("rb") as stream, np.load(stream) as stored:
+        images, labels = stored["images"][:, None], stored["labels"].astype(np.int64)
+        splits = {name: Split(images[stored[name]], labels[stored[name]]) for name in SPLITS}
+    return DataSet("digits", splits)
+
+
+def npz(path: Path) -> DataSet:
+    """An .npz with x_train, y_train, x_test, y_test and perhaps x_val, y_val; images as NCHW, NHWC or NHW.
+
+    Raises DataError where it is none, lacks the keys, or their shapes do not fit.
+    """
+    with _opened(path) as stored:
+        keys = tuple(stored.files)
+    readers: dict[str, Callable[[], Split]] = {}
+    for key in keys:
+        name = split_named(key.removeprefix("x_")) if key.startswith("x_") else None
+        if name is None:
+            continue
+        if name in readers:
+            raise DataError(f"{path} holds two {name} splits among {', '.join(keys)}; keep one.")
+        label = f"y_{key.removeprefix('x_')}"
+        readers[name] = partial(_read, path, key, label if label in keys else None, name)
+    if not readers:
+        found = ", ".join(keys) or "nothing"
+        raise DataError(f"{path} holds {found}; expected x_train, y_train, x_test, y_test (and perhaps x_val, y_val).")
+    return DataSet(str(path), Splits(readers))
+
+
+def from_arrays(name: str, splits: Mapping[Any, Any]) -> DataSet:
+    """A data set of {split name: Split, or pair (x, y)}; y may be None. Raises DataError for anything else."""
+    checked: dict[str, Split] = {}
+    for key, value in splits.items():
+        split = split_named(str(key))
+        if split is None or split in checked:
+            raise DataError(f"{name}: {key!r} names no split of its own; use train, validation and test, each once.")
+        if not isinstance(value, Split) and not (isinstance(value, tuple | list) and len(value) == 2):
+            raise DataError(f"{name}: split {key!r} is a {type(value).__name__}; expected a pair (images, labels).")
+        checked[split] = _checked(value, f"{name}: {split}")
+    if not checked:
+        raise DataError(f"{name}: it has no splits; expected at least one of train, validation, test.")
+    return DataSet(name, {split: checked[split] for split in SPLITS if split in checked})
+
+
+def split_of(x: Array, y: Array | None, where: str) -> Split:
+    """A split of images NCHW, NHWC or NHW and their labels; `where` opens every complaint.
+
+    Raises DataError for shapes that do not fit or are ambiguous, pixels that are not finite numbers, and labels that
+    are not one integer an image.
+    """
+    images = _numbers(_channels_first(x, where), where)
+    if not len(images):
+        raise DataError(f"{where}: there are no images.")
+    if y is None:
+        return Split(images)
+    labels = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"{where}: labels are {y.dtype} of shape {y.shape}; expected one integer an image.")
+    if len(labels) != len(images):
+        raise DataError(f"{where}: {len(images)} images and {len(labels)} labels; expected as many of each.")
+    return Split(images, labels.astype(np.int64))
+
+
+def _checked(value: Any, where: str) -> Split:
+    if isinstance(value, Split):
+        return value
+    x, y = value
+    return split_of(np.asarray(x), None if y is None else np.asarray(y), where)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"Cannot read {path} as an .npz archive of arrays: {error}.") from error
+    if not isinstance(stored, np.lib.npyio.NpzFile):
+        raise DataError(f"{path} is one array, not an .npz archive; store it with np.savez(x_train=..., y_train=...).")
+    return stored
+
+
+def _read(path: Path, x: str, y: str | None, name: str) -> Split:
+    with _opened(path) as stored:
+        try:
+            images, labels = stored[x], None if y is None else stored[y]
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:  # truncated, or pickled objects
+            raise DataError(f"Cannot read {x} and {y} of {path}: {error}.") from error
+    return split_of(images, labels, f"{path}: {name}")
+
+
+def _channels_first(x: Array, where: str) -> Array:
+    """NCHW. An axis is the channels if it has 1 or 3 entries, or if the other two are equal and it is not."""
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim != 4:
+        raise DataError(f"{where}: images have shape {x.shape}; expected NCHW, NHWC or NHW.")
+    _, a, b, c = x.shape
+    first, last = a in (1, 3) or (b == c != a), c in (1, 3) or (a == b != c)
+    if first == last:
+        raise DataError(f"{where}: shape {x.shape} could be NCHW or NHWC; give the images another size.")
+    return x if first else x.transpose(0, 3, 1, 2)
+
+
+def _numbers(x: Array, where: str) -> Array:
+    """uint8 where it loses nothing, else float32."""
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"{where}: images are {x.dtype}; expected integers or floats.")
+    if x.dtype.kind != "f":
+        whole = x.size and x.min() >= 0 and x.max() <= 255
+        return x.astype(np.uint8 if whole else np.float32)
+    if not np.isfinite(x).all():
+        raise DataError(f"{where}: images hold NaN or infinite values.")
+    return x.astype(np.float32, copy=False)

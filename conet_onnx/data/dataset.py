@@ -1,0 +1,177 @@
+"""Labelled images in named splits, as numpy arrays; nothing here knows where they came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from conet_onnx.errors import DataError
+
+__all__ = ["SPLITS", "Array", "DataSet", "Images", "Split", "Splits", "split_named"]
+
+Array = np.ndarray[Any, Any]
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 10  # without a validation split, one in ten of train
+
+
+class Images(Protocol):
+    """What a split needs of its images: an array is one, and so is a sequence that decodes what it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(images, channels, height, width)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8, or float32 for data that came as floats."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """The images at an array of indices, as an array [indices, channels, height, width]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Images [n, channels, height, width] as they are stored (not normalised), and their labels, int64 [n], if any."""
+
+    images: Images
+    labels: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: (channels, height, width)."""
+        return tuple(self.images.shape[1:])
+
+    def take(self, index: Array) -> Split:
+        """The samples at these indices, in this order."""
+        labels = None if self.labels is None else self.labels[index]
+        if isinstance(self.images, np.ndarray):
+            return Split(self.images[index], labels)
+        return Split(Taken(self.images, index), labels)
+
+    def batches(
+        self, size: int, *, seed: int | None = None, drop_last: bool = False
+    ) -> Iterator[tuple[Array, Array | None]]:
+        """Yield (images, labels) `size` at a time: in order, or in the order that a seed draws."""
+        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
+        end = len(self) - len(self) % size if drop_last else len(self)
+        for start in range(0, end, size):
+            index = order[start : start + size]
+            yield self.images[index], None if self.labels is None else self.labels[index]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataSet:
+    """Splits by name (`train`, `validation`, `test`); a search never reads `test`."""
+
+    name: str
+    splits: Mapping[str, Split]
+
+    def split(self, name: str) -> Split:
+        """One split. Raises DataError where the data set has none of that name."""
+        if name not in self.splits:
+            has = ", ".join(self.splits) or "none"
+            raise DataError(
+                f"{self.name} has no {name} split (it has: {has}). Add one: {_HOW.get(name, 'see --data')}."
+            )
+        return self.splits[name]
+
+    def with_validation(self) -> DataSet:
+        """The same, with a tenth of train, drawn with seed 0, held out for validation where there is no such split."""
+        if "validation" in self.splits or "train" not in self.splits:
+            return self
+        whole = self.splits.read if isinstance(self.splits, Splits) else self.splits.__getitem__
+        halves = cache(lambda: _held_out(self.name, whole("train")))
+        readers: dict[str, Callable[[], Split]] = {"train": lambda: halves()[0], "validation": lambda: halves()[1]}
+        if "test" in self.splits:
+            readers["test"] = lambda: self.splits["test"]
+        return DataSet(self.name, Splits(readers))
+
+
+class Splits(Mapping[str, Split]):
+    """Splits by name, each read when it is first asked for, so that evaluating one does not decode the others."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Split]]) -> None:
+        self._readers = {name: readers[name] for name in SPLITS if name in readers}
+        self._kept = {name: cache(reader) for name, reader in self._readers.items()}
+
+    def read(self, name: str) -> Split:
+        """A split that is not kept here."""
+        return self._readers[name]()
+
+    def __getitem__(self, name: str) -> Split:
+        return self._kept[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taken:
+    """Some of the images of a sequence that decodes what it is asked for."""
+
+    images: Images
+    index: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.index), *self.images.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.images.dtype
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: Any, /) -> Any:
+        return self.images[self.index[index]]
+
+
+def split_named(text: str) -> str | None:
+    """The split that a file's, folder's or key's name stands for: `train-00000-of-00001` is train; None if none."""
+    for word in re.split(r"[^a-z]+", text.lower()):
+        if word in _WORDS:
+            return _WORDS[word]
+    return None
+
+
+_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+_HOW = {
+    "test": "a folder or file named test, or x_test and y_test in an .npz",
+    "validation": "a folder or file named validation, or x_val and y_val in an .npz",
+    "train": "a folder or file named train, or x_train and y_train in an .npz",
+}
+
+
+def _held_out(name: str, train: Split) -> tuple[Split, Split]:
+    if len(train) < 2:
+        raise DataError(f"{name}: {len(train)} training sample(s) leave none for validation; at least 2 are needed.")
+    order = np.random.default_rng(0).permutation(len(train))
+    count = max(1, len(train) // HELD_OUT)
+    return train.take(np.sort(order[count:])), train.take(np.sort(order[:count]))

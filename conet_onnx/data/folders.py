@@ -1,0 +1,78 @@
+"""Image folders: one folder a class, perhaps below one folder a split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from conet_onnx.data.dataset import DataSet, Split, Splits, split_named
+from conet_onnx.data.images import decode
+from conet_onnx.errors import DataError
+
+__all__ = ["EXTENSIONS", "class_folders"]
+
+# The same files in the same order of classes as torchvision.datasets.ImageFolder, since models were trained with that.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def class_folders(root: Path) -> DataSet:
+    """`root/train/CLASS/*.png` with validation|val and test beside train, or only `root/CLASS/*.png`, which is train.
+
+    Classes are numbered in the alphabetical order of train's folder names, or of all names where there is no train.
+    Raises DataError where there are no class folders, or a split has a class that train lacks.
+    """
+    folders = _folders(root)
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.name.lower()
+        split = split_named(name) if name.isalpha() else None
+        if split is None:
+            continue
+        if split in named:
+            raise DataError(f"{named[split]} and {folder} are both the {split} split; keep one.")
+        named[split] = folder
+    named = named or {"train": root}
+    found = {split: [f.name for f in _folders(folder)] for split, folder in named.items()}
+    for split, classes in found.items():
+        if not classes:
+            raise DataError(f"{named[split]} holds no class folders; expected {named[split]}/CLASS/*.png.")
+    classes = sorted(found["train"]) if "train" in found else sorted({c for names in found.values() for c in names})
+    readers: dict[str, Callable[[], Split]] = {}
+    for split, names in found.items():
+        unknown = sorted(set(names) - set(classes))
+        if unknown:
+            raise DataError(f"{named[split] / unknown[0]}: train has no class {unknown[0]!r}, so it has no number.")
+        readers[split] = partial(_read, named[split], {name: classes.index(name) for name in sorted(names)})
+    return DataSet(str(root), Splits(readers))
+
+
+def _read(folder: Path, classes: Mapping[str, int]) -> Split:
+    files: list[Path] = []
+    labels: list[int] = []
+    for name, label in classes.items():
+        images = sorted(_images(folder / name))
+        if not images:
+            raise DataError(f"{folder / name} holds no images ({', '.join(EXTENSIONS)}); fill or remove it.")
+        files += images
+        labels += [label] * len(images)
+    return Split(decode(files, lambda i: str(files[i])), np.array(labels, np.int64))
+
+
+def _images(folder: Path) -> list[Path]:
+    return [
+        Path(at, name)
+        for at, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    ]
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "_")))
+    except OSError as error:
+        raise DataError(f"Cannot read {folder}: {error.strerror or error}.") from error

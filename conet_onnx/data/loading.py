@@ -1,0 +1,71 @@
+"""Tell from a specification what kind of data set it is, and open it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from conet_onnx.data.arrays import digits, npz
+from conet_onnx.data.cifar import LAYOUTS, cifar
+from conet_onnx.data.dataset import DataSet
+from conet_onnx.data.folders import EXTENSIONS, class_folders
+from conet_onnx.data.parquet import parquet
+from conet_onnx.data.user import user_function
+from conet_onnx.errors import DataError
+
+__all__ = ["load_data"]
+
+KINDS = (
+    "digits, a folder of class folders, a folder or file of parquet, an .npz, cifar10:DIR, cifar100:DIR or "
+    "module:function"
+)
+
+
+def load_data(spec: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> DataSet:
+    """Open a data set; its splits are read when they are first asked for.
+
+    `spec` is one of: `digits`; a folder of class folders (below train, validation|val and test, or alone); a folder or
+    file of parquet in the Hugging Face image layout; an `.npz` with x_train, y_train, x_test, y_test; `cifar10:DIR`,
+    `cifar100:DIR`; `module:function`. Relative paths and modules are looked up in `root` (default: the current
+    folder). Without a validation split, a tenth of train is held out, drawn with seed 0.
+    Raises DataError where it is none of these, or cannot be read.
+    """
+    return _opened(os.fspath(spec), Path(root) if root is not None else Path()).with_validation()
+
+
+def _opened(spec: str, root: Path) -> DataSet:
+    if spec == "digits":
+        return digits()
+    kind, _, rest = spec.partition(":")
+    if kind in LAYOUTS and rest:
+        return cifar(kind, root / Path(rest).expanduser())
+    path = root / Path(spec).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return _file(path)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
+        return user_function(kind, rest, root)
+    raise DataError(f"No data set {spec!r}: there is no such file or folder. Data is {KINDS}.")
+
+
+def _folder(path: Path) -> DataSet:
+    if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
+        return parquet(path)
+    for kind, (name, _, _) in LAYOUTS.items():
+        if path.name == name or (path / name).is_dir():
+            raise DataError(f"{path} holds {name}: name it as {kind}:{path}.")
+    if any(path.glob("*/")):
+        return class_folders(path)
+    if any(f.suffix.lower() in EXTENSIONS for f in path.iterdir()):
+        raise DataError(f"{path} holds images without classes; expected {path}/CLASS/*.png, one folder a class.")
+    raise DataError(f"{path} holds no data; expected class folders or parquet files in it.")
+
+
+def _file(path: Path) -> DataSet:
+    if path.suffix == ".parquet":
+        return parquet(path)
+    if path.suffix == ".npz":
+        return npz(path)
+    raise DataError(f"{path} is no data set that is known by its name; data is {KINDS}.")
