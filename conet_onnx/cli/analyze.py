@@ -1,0 +1,126 @@
+"""`analyze`: which widths a model has, what they touch, and why the rest is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from conet_onnx.cli.command import Command
+from conet_onnx.cli.options import freeze_option, input_shape_option, json_option, model_argument, not_yet
+from conet_onnx.cli.output import Bar, check_writable, command, count, says, share, table, write
+
+__all__ = ["analyze"]
+
+EXAMPLES = 3  # of each reason
+
+
+@click.command(cls=Command)
+@model_argument
+@json_option
+@click.option("--html", metavar="F", help="(Not in this release.) Write the result as a page.")
+@click.option("--explain", multiple=True, metavar="A", help="(Not in this release.) Why A is frozen, or tied to B.")
+@freeze_option
+@input_shape_option
+def analyze(
+    model: str,
+    json_to: str | None,
+    html: str | None,
+    explain: tuple[str, ...],
+    freeze: tuple[str, ...],
+    input_shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Show the width groups of a model, and what is frozen and why. Changes nothing; takes about a second."""
+    not_yet(html=html, explain=explain)
+    check_writable(json_to)
+    with Bar(2) as bar:
+        bar.step(f"Reading {model}")
+        from conet_onnx.analysis import analyze as analyze_graph
+        from conet_onnx.graph import load
+
+        graph = load(model, input_shapes=input_shapes)
+        bar.step("Following the axes")
+        document = analyze_graph(graph, freeze=freeze).as_json()
+    if json_to:
+        write(json_to, document)
+    if json_to != "-":
+        _show(model, document)
+
+
+def _show(file: str, document: Mapping[str, Any]) -> None:
+    model, groups, coverage = document["model"], document["groups"], document["coverage"]
+    says(
+        f"{file}: opset {model['opset']}, {model['nodes']} nodes, {count(model['params'])} parameters, "
+        f"{count(model['macs'])} MACs at batch 1."
+    )
+    if groups:
+        noun = "width group touches" if len(groups) == 1 else "width groups touch"
+        says(
+            f"{len(groups)} {noun} {coverage['params']:.1%} of the weights' parameters and "
+            f"{coverage['macs']:.1%} of their MACs."
+        )
+        says()
+        _show_groups(groups, model)
+    else:
+        says("No width can be resized; the reasons are below.")
+    says()
+    _show_frozen(document["frozen"])
+    if groups:
+        says()
+        says("What next")
+        says(f"  {command('resize', file, '-o', 'resized.onnx', '--scale', '0.5', '--plan', 'plan.json')}")
+        says(f"  {command('search', file, '--data', 'DATA', '--budget', 'macs=0.5')}")
+
+
+def _show_groups(groups: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> None:
+    table(
+        ("id", "name", "size", "min", "multiple", "kind", "members", "params", "MACs"),
+        (
+            (
+                group["id"],
+                group["name"],
+                str(group["size"]),
+                str(group["min"]),
+                str(group["multiple"]),
+                "exact" if group["exact"] else f"mixed by {_few(group['mixed_by'], 1)}",
+                str(len(group["members"])),
+                share(group["params"], model["params"]),
+                share(group["macs"], model["macs"]),
+            )
+            for group in groups
+        ),
+        right=("size", "min", "multiple", "members", "params", "MACs"),
+    )
+
+
+def _show_frozen(frozen: Sequence[Mapping[str, Any]]) -> None:
+    if not frozen:
+        says("Nothing is frozen.")
+        return
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for axis in frozen:
+        kinds.setdefault(axis["reason"]["kind"], []).append(axis)
+    says(f"Frozen: {len(frozen)} axes keep their size.")
+    says()
+    table(
+        ("why", "axes", "for example"),
+        (
+            (kind, str(len(axes)), _few(dict.fromkeys(map(_example, axes)), EXAMPLES))
+            for kind, axes in sorted(kinds.items(), key=lambda item: -len(item[1]))
+        ),
+        right=("axes",),
+    )
+
+
+def _example(axis: Mapping[str, Any]) -> str:
+    detail = axis["reason"]["detail"]
+    place = f"{axis['tensor']}[{axis['axis']}]"
+    return f"{place}: {detail}" if detail else place
+
+
+def _few(items: Sequence[str] | Mapping[str, Any], limit: int) -> str:
+    """The first few, and how many more there are."""
+    listed = list(items)
+    more = f" (+{len(listed) - limit})" if len(listed) > limit else ""
+    return "; ".join(listed[:limit]) + more

@@ -1,0 +1,105 @@
+"""`evaluate`: accuracy and loss on the held-out split, through onnxruntime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from conet_onnx.cli.command import Command
+from conet_onnx.cli.options import data_options, input_shape_option, json_option, model_argument, provider_option
+from conet_onnx.cli.output import Bar, check_writable, command, log, says, table, write
+from conet_onnx.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from conet_onnx.data import DataSet, Normalisation
+    from conet_onnx.evaluation import Choice, Evaluation
+
+__all__ = ["describe_choice", "evaluate", "given_normalisation"]
+
+
+@click.command(cls=Command)
+@model_argument
+@data_options
+@provider_option
+@json_option
+@input_shape_option
+def evaluate(
+    model: str,
+    data: str,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    provider: str,
+    json_to: str | None,
+    input_shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Measure accuracy and loss on the test split with onnxruntime. Takes one pass over the data."""
+    _check_pair(mean, std)
+    check_writable(json_to)
+    from conet_onnx.data import load_data
+    from conet_onnx.evaluation import evaluate as evaluate_graph
+    from conet_onnx.evaluation import resolve_normalisation
+    from conet_onnx.graph import load
+    from conet_onnx.runtime import resolve
+
+    graph = load(model, input_shapes=input_shapes)
+    dataset = load_data(data)
+    samples = len(dataset.split("test"))
+    provider = resolve(provider)
+    given = given_normalisation(dataset, mean, std, "test")
+    choice = resolve_normalisation(graph, dataset, given=given, provider=provider)
+    log(f"Evaluating {model} on {samples:,} test images of {dataset.name}, on {provider}. {describe_choice(choice)}")
+    with Bar(samples) as bar:
+        bar.at(0, "Evaluating")
+        found = evaluate_graph(
+            graph,
+            dataset,
+            provider=provider,
+            normalisation=choice.normalisation,
+            progress=lambda done, _: bar.at(done),
+        )
+    if json_to:
+        write(json_to, found.as_json())
+    if json_to != "-":
+        _show(model, data, found)
+
+
+def given_normalisation(
+    dataset: DataSet, mean: Sequence[float] | None, std: Sequence[float] | None, split: str
+) -> Normalisation | None:
+    """What --mean and --std say about pixels as this data set stores them; None without them."""
+    _check_pair(mean, std)
+    if mean is None or std is None:
+        return None
+    from conet_onnx.data import Normalisation
+
+    return Normalisation.explicit(mean, std, dataset.split(split).images.dtype)
+
+
+def describe_choice(choice: Choice) -> str:
+    """Which normalisation, and where it comes from."""
+    if choice.name == "given":
+        return f"Inputs: {choice.normalisation}, as given."
+    if choice.name == "file":
+        return f"Inputs: {choice.normalisation}, from the file beside the model."
+    top1 = max((found.top1 for _, found in choice.scores), default=0.0)
+    tried = len(choice.scores)
+    return f"Inputs: {choice.normalisation}, the best of {tried} tried on training images ({top1:.1%} right)."
+
+
+def _check_pair(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std go together: give both, or neither.")
+
+
+def _show(model: str, data: str, found: Evaluation) -> None:
+    rows = [("top-1 accuracy", f"{found.top1:.2%}")]
+    if found.top5 is not None:
+        rows.append(("top-5 accuracy", f"{found.top5:.2%}"))
+    rows += [("loss", f"{found.loss:.4f}"), ("images per second", f"{found.samples_per_second:,.0f}")]
+    table((f"{found.samples:,} {found.split} images", model), rows, right=(model,))
+    says()
+    says("What next")
+    says(f"  {command('search', model, '--data', data, '--budget', 'macs=0.5')}")

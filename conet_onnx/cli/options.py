@@ -1,0 +1,131 @@
+"""Options that several commands share, and how their values are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+
+from conet_onnx.errors import NotYet
+
+__all__ = [
+    "data_options",
+    "freeze_option",
+    "input_shape_option",
+    "json_option",
+    "model_argument",
+    "not_yet",
+    "numbers",
+    "positive",
+    "provider_option",
+    "threads_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_argument(function: F) -> F:
+    """MODEL.onnx; its faults are found by graph.load, which knows the exit code."""
+    return click.argument("model", metavar="MODEL.onnx")(function)
+
+
+def input_shape_option(function: F) -> F:
+    """--input-shape NAME=1x3x224x224, repeatable, as a dict."""
+    return click.option(
+        "--input-shape",
+        "input_shapes",
+        metavar="NAME=1x3x224x224",
+        multiple=True,
+        callback=_input_shapes,
+        help="Sizes for an input with dynamic axes (repeatable).",
+    )(function)
+
+
+def freeze_option(function: F) -> F:
+    """--freeze NAME, repeatable."""
+    return click.option(
+        "--freeze", multiple=True, metavar="NAME", help="A group, node or tensor whose widths stay (repeatable)."
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """--json F|-."""
+    return click.option(
+        "--json", "json_to", metavar="F|-", help="Write the result as JSON to a file, or to stdout in place of tables."
+    )(function)
+
+
+def data_options(function: F) -> F:
+    """--data D --mean M --std S."""
+    std = click.option("--std", metavar="V,...", callback=numbers, help="Divides the pixels after --mean.")
+    mean = click.option("--mean", metavar="V,...", callback=numbers, help="Subtracted from the pixels, in 0..1.")
+    return click.option(
+        "--data",
+        required=True,
+        metavar="D",
+        help="digits | folder of class folders | parquet | .npz | cifar10:DIR | cifar100:DIR | module:function.",
+    )(mean(std(function)))
+
+
+def provider_option(function: F) -> F:
+    """--provider P."""
+    return click.option(
+        "--provider",
+        default="auto",
+        show_default=True,
+        metavar="P",
+        help="onnxruntime execution provider; auto is the first that starts.",
+    )(function)
+
+
+def threads_option(function: F) -> F:
+    """--threads N."""
+    return click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (default: all).")(
+        function
+    )
+
+
+def not_yet(**asked: Any) -> None:
+    """Raise NotYet for the first option of a later release that was given."""
+    for name, value in asked.items():
+        if value not in (None, (), False):
+            raise NotYet(f"--{name.replace('_', '-')} comes in a later release; leave it out for now.")
+
+
+def numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """0.485,0.456,0.406: finite numbers with commas between them."""
+    if value is None:
+        return None
+    try:
+        found = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise click.BadParameter(f"{value!r} is not a list of numbers; write it as 0.485,0.456,0.406.")
+    return found
+
+
+def positive(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """A finite number above zero."""
+    if value is None:
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found) or found <= 0:
+        raise click.BadParameter(f"{value!r} is not a number above zero.")
+    return found
+
+
+def _input_shapes(_ctx: click.Context, _param: click.Parameter, values: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for value in values:
+        name, equals, sizes = value.rpartition("=")  # an ONNX name may hold a '='
+        parts = sizes.lower().split("x")
+        if not (equals and name and all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts)):
+            raise click.BadParameter(f"{value!r} is not a name and positive sizes; write it as x=1x3x224x224.")
+        found[name] = tuple(int(p) for p in parts)
+    return found

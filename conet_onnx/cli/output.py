@@ -1,0 +1,205 @@
+"""Where results and logs go, and how numbers, tables and progress look."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+
+from conet_onnx.errors import OutputError
+from conet_onnx.files import atomic_write
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress
+
+__all__ = ["Bar", "check_writable", "command", "count", "duration", "log", "says", "share", "size", "table", "write"]
+
+PLAIN_WIDTH = 160  # columns where stdout is no terminal: wide enough not to cut names
+PATIENCE = 2.0  # seconds of silence before a bar is drawn
+
+
+def says(text: str = "") -> None:
+    """A line of the result, on stdout."""
+    click.echo(text)
+
+
+def log(text: str) -> None:
+    """A line about what happens, on stderr."""
+    click.echo(text, err=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
+    """A table on stdout; columns named in `right` hold numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    _print(made)
+
+
+def write(destination: str, value: object) -> None:
+    """JSON to a file (whole or not at all) or, for '-', to stdout."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if destination == "-":
+        click.echo(text, nl=False)
+        return
+    with atomic_write(destination) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def check_writable(*paths: str | None) -> None:
+    """Raise OutputError before the work rather than after it, where a file can obviously not be written."""
+    for path in paths:
+        if path in (None, "-"):
+            continue
+        place = Path(str(path))
+        if place.is_dir():
+            raise OutputError(f"Cannot write {place}: it is a folder. Name a file.")
+        if not place.parent.is_dir():
+            raise OutputError(f"Cannot write {place}: there is no folder {place.parent}. Make it first.")
+
+
+def count(number: float) -> str:
+    """1234567 -> 1.23 M."""
+    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if number >= limit:
+            return f"{number / (limit if limit != 1e4 else 1e3):.3g}{unit}"
+    return f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes in powers of ten: 4096000 -> 4.1 MB."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= limit:
+            return f"{number / limit:.1f} {unit}"
+    return f"{number:.0f} B"
+
+
+def share(part: float, whole: float) -> str:
+    """0.5 of 1 -> 50.0%."""
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def duration(seconds: float) -> str:
+    """130 -> 2 min 10 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def command(*words: str) -> str:
+    """A command line to copy."""
+    return shlex.join(("conet-onnx", *words))
+
+
+class Bar:
+    """What is being done, on stderr: a bar on a terminal, drawn once two seconds have passed; elsewhere nothing.
+
+    Used as a context manager. Its length is `total` steps (`step` begins the next) or a share of one (`at`).
+    """
+
+    def __init__(self, total: float = 1.0, *, patience: float = PATIENCE) -> None:
+        self._total = total
+        self._done = 0.0
+        self._begun = 0
+        self._text = ""
+        self._bar: Progress | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._timer = threading.Timer(patience, self._draw)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Bar:
+        if sys.stderr.isatty():
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._closed = True
+            if self._bar is not None:
+                self._bar.stop()
+
+    def step(self, text: str) -> None:
+        """What was done is done, and this begins."""
+        self._begun += 1
+        self.at(self._begun - 1, text)
+
+    def at(self, done: float, text: str | None = None) -> None:
+        """So much of the total is done."""
+        with self._lock:
+            self._done = done
+            self._text = self._text if text is None else text
+            self._show()
+
+    def _draw(self) -> None:
+        bar = _progress()
+        with self._lock:
+            if self._closed:
+                return
+            self._bar = bar
+            bar.add_task("", total=self._total)
+            self._show()
+            bar.start()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, description=self._text)
+
+
+def _progress() -> Progress:
+    """What is done, how far it is, how long it has taken, and how long is left; vanishes at the end."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    )
+
+
+def _print(renderable: RenderableType) -> None:
+    console = _console()
+    with console.capture() as captured:
+        console.print(renderable)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    click.echo("\n".join(lines))
+
+
+def _console() -> Console:
+    """Rich knows terminals, NO_COLOR and encodings; nothing in a name is taken for markup."""
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, width=None if terminal else PLAIN_WIDTH, markup=False, highlight=False, emoji=False)

@@ -1,0 +1,203 @@
+"""`resize`: other widths for a model, once and without training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conet_onnx.cli.command import Command
+from conet_onnx.cli.options import freeze_option, input_shape_option, model_argument, not_yet, positive, provider_option
+from conet_onnx.cli.output import Bar, check_writable, command, count, says, share, size, table
+from conet_onnx.cli.widths import by_reason, check_widths, read_widths
+from conet_onnx.errors import NotYet, UsageError
+from conet_onnx.files import atomic_write
+
+if TYPE_CHECKING:
+    from conet_onnx.analysis import Analysis
+    from conet_onnx.graph import Graph
+    from conet_onnx.planning import WidthPlan
+
+    Chooser = Callable[[Analysis], tuple[dict[str, int], dict[str, str]]]
+
+__all__ = ["resize"]
+
+CRITERIA = ("l1", "l2", "random", "batchnorm-scale")
+TRANSFERS = ("slice", "net2net", "zero")
+LATER_TRANSFERS = ("svd", "evbmf", "least-squares")
+SHOWN = 20  # widths in the table; the plan has them all
+
+
+def _transfer(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if value in LATER_TRANSFERS:
+        raise NotYet(f"--transfer {value} comes in a later release; there are {', '.join(TRANSFERS)}.")
+    if value not in TRANSFERS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join((*TRANSFERS, *LATER_TRANSFERS))}.")
+    return value
+
+
+@click.command(cls=Command)
+@model_argument
+@click.option("-o", "--output", "out", required=True, metavar="OUT.onnx", help="The resized model.")
+@click.option("--scale", metavar="S", callback=positive, help="Every width times S.")
+@click.option("--widths", metavar="F|ID=N,...", help="These widths: a JSON file, or w3=48,w5=16.")
+@click.option("--budget", multiple=True, metavar="KIND=V", help="Of params, macs or bytes: macs=0.5, bytes=4MB.")
+@click.option("--criterion", type=click.Choice(CRITERIA), default="l2", show_default=True, help="Which channels stay.")
+@click.option(
+    "--transfer", default="slice", show_default=True, metavar="T", callback=_transfer, help="slice, net2net, zero."
+)
+@click.option("--data", metavar="D", help="(Not in this release.) Calibrate on data.")
+@click.option("--multiple", type=click.IntRange(min=1), metavar="M", help="Round the chosen widths to multiples of M.")
+@freeze_option
+@click.option("--exact", is_flag=True, help="Leave widths with statistics across channels alone.")
+@click.option("--inexact", is_flag=True, help="Let such widths grow by other than whole multiples.")
+@click.option("--plan", "plan_to", metavar="F", help="Write what was done to which channel, as JSON.")
+@click.option("--no-verify", is_flag=True, help="Write without the proof.")
+@click.option("--seed", type=int, default=0, show_default=True, help="For --criterion random and for growth.")
+@provider_option
+@input_shape_option
+def resize(
+    model: str,
+    out: str,
+    scale: float | None,
+    widths: str | None,
+    budget: tuple[str, ...],
+    criterion: str,
+    transfer: str,
+    data: str | None,
+    multiple: int | None,
+    freeze: tuple[str, ...],
+    exact: bool,
+    inexact: bool,
+    plan_to: str | None,
+    no_verify: bool,
+    seed: int,
+    provider: str,
+    input_shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Resize a model once, without training; it is proved right before it is written. Takes seconds."""
+    not_yet(data=data)
+    if sum(given is not None for given in (scale, widths, budget or None)) != 1:
+        raise UsageError("resize takes exactly one of --scale S, --widths F|ID=N,... and --budget KIND=V.")
+    if exact and inexact:
+        raise UsageError("--exact leaves mixed widths alone, --inexact frees their growth: take one of the two.")
+    if widths is not None and multiple is not None:
+        raise UsageError("--multiple rounds the widths that --scale or --budget choose; --widths says them outright.")
+    _check_places(model, out, plan_to)
+    choose = _chooser(scale, widths, budget, {"multiple": multiple, "exact": exact, "inexact": inexact})
+    with Bar(6) as bar:
+        bar.step(f"Reading {model}")
+        from conet_onnx.analysis import analyze
+        from conet_onnx.graph import load
+        from conet_onnx.planning import plan as make_plan
+        from conet_onnx.rewriting import rewrite
+        from conet_onnx.scoring import importance
+        from conet_onnx.verification import verify
+
+        graph = load(model, input_shapes=input_shapes)
+        bar.step("Following the axes")
+        analysis = analyze(graph, freeze=freeze)
+        chosen, left_alone = choose(analysis)
+        bar.step(f"Scoring channels by {criterion}")
+        scores = importance(graph, criterion, analysis=analysis, seed=seed)
+        plan = make_plan(analysis, chosen, scores, transfer=transfer, seed=seed, exact=exact, inexact=inexact)
+        bar.step("Rewriting")
+        resized = rewrite(graph, plan)
+        bar.step("Verifying")
+        proof = None if no_verify else verify(graph, resized, plan, provider=provider)
+        bar.step(f"Writing {out}")
+        _write(resized, plan, out, plan_to)
+    _show_change(analysis, plan, left_alone)
+    for line in proof.lines() if proof else ["not verified, as asked"]:
+        says(line)
+    says()
+    _show_next(model, out, plan_to)
+
+
+def _check_places(model: str, out: str, plan_to: str | None) -> None:
+    check_writable(out, plan_to)
+    places = [os.path.realpath(path) for path in (model, out, plan_to) if path is not None]
+    if len(set(places)) < len(places):
+        raise UsageError("MODEL.onnx, -o and --plan must be different files: one would overwrite another.")
+
+
+def _chooser(scale: float | None, widths: str | None, budget: Sequence[str], rounding: Mapping[str, Any]) -> Chooser:
+    """Read the request before the model; the chooser returns widths, and reasons for what had to be left alone."""
+    if widths is not None:
+        asked = read_widths(widths)
+
+        def outright(analysis: Analysis) -> tuple[dict[str, int], dict[str, str]]:
+            check_widths(asked, analysis)
+            return asked, {}
+
+        return outright
+    if scale is not None:
+
+        def by_scale(analysis: Analysis) -> tuple[dict[str, int], dict[str, str]]:
+            from conet_onnx.planning import scaled
+
+            return scaled(analysis, scale, **rounding)
+
+        return by_scale
+    from conet_onnx.searching.budget import Budget
+
+    limit = Budget.parse(budget)
+
+    def by_budget(analysis: Analysis) -> tuple[dict[str, int], dict[str, str]]:
+        from conet_onnx.planning import budgeted
+
+        return budgeted(analysis, limit.resolve(analysis.costs.price({})), **rounding)
+
+    return by_budget
+
+
+def _write(resized: Graph, plan: WidthPlan, out: str, plan_to: str | None) -> None:
+    """Both files or neither, but for a failure between two renames."""
+    if plan_to is None:
+        resized.save(out)
+        return
+    with atomic_write(plan_to) as part:
+        plan.save(part)
+        resized.save(out)
+
+
+def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, str]) -> None:
+    changed = {name: sizes for name, sizes in plan.widths.items() if sizes[0] != sizes[1]}
+    says(f"{len(changed)} of {len(analysis.widths)} widths change.")
+    if changed:
+        says()
+        table(
+            ("id", "name", "from", "to"),
+            [(name, analysis.widths[name].name, str(a), str(b)) for name, (a, b) in list(changed.items())[:SHOWN]],
+            right=("from", "to"),
+        )
+        if len(changed) > SHOWN:
+            says(f"... and {len(changed) - SHOWN} more (--plan lists all)")
+    for reason, names in by_reason(left_alone).items():
+        says(f"Left alone: {', '.join(names)} ({reason}).")
+    before = analysis.costs.price({})
+    after = analysis.costs.price({name: to for name, (_, to) in plan.widths.items()})
+    says()
+    table(
+        ("", "source", "resized", "share"),
+        [
+            ("parameters", count(before.params), count(after.params), share(after.params, before.params)),
+            ("MACs", count(before.macs), count(after.macs), share(after.macs, before.macs)),
+            ("weights", size(before.bytes), size(after.bytes), share(after.bytes, before.bytes)),
+        ],
+        right=("source", "resized", "share"),
+    )
+    says()
+
+
+def _show_next(model: str, out: str, plan_to: str | None) -> None:
+    says(f"Written: {out} ({size(os.path.getsize(out))})" + (f", {plan_to}." if plan_to else "."))
+    says("Nothing was trained: a smaller model has lost accuracy that `search` wins back.")
+    says()
+    says("What next")
+    says(f"  {command('bench', model, out)}")
+    if plan_to:
+        says(f"  {command('verify', model, out, '--plan', plan_to)}")
+    says(f"  {command('evaluate', out, '--data', 'DATA')}")
