@@ -1,0 +1,126 @@
+"""Simulated annealing over widths: trades at a constant price, Metropolis acceptance, weights inherited on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from conet_onnx.searching.budget import Limits
+from conet_onnx.searching.record import Trial
+from conet_onnx.searching.searcher import Proposal, moves
+from conet_onnx.searching.space import WidthSpace
+
+__all__ = ["Anneal"]
+
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+STRIDE = 2.5  # the price falls at most by this factor from one trial to the next: inherited weights survive that
+BOLDEST, TIMIDEST = 1.6, 1.15  # factor of a trade at the first trial and at the last
+HALF = 1 / math.log(2)  # temperature, in units of the mean change, at which a mean worsening is accepted half the time
+COOLING = 0.1  # the last temperature as a share of the first: a mean worsening then passes once in a thousand
+CHEAPER = 0.15  # share of moves that only shrink, so that the front has more than one price
+ATTEMPTS = 32  # draws before a set of widths is tried a second time
+
+
+class Anneal:
+    """Metropolis acceptance (Metropolis et al. 1953; Kirkpatrick et al. 1983) on the priced objective.
+
+    The first trials scale all widths onto the budget, in more than one stride where it is far away. Every later one
+    trades: one width grows, another pays for it, and one multiplier makes the whole fit. Which two is drawn from what
+    earlier trials say that a share of the budget is worth in each width (Bayesian linear regression of the change of
+    the objective on the shares moved; Thompson sampling), so that chance rules at first and experience later.
+    Temperature is in units of the mean change seen so far, and falls geometrically over the planned trials.
+    """
+
+    def __init__(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int = 0) -> None:
+        self._space = space
+        self._limits = limits
+        self._trials = trials
+        self._seed = seed
+        excess = math.log(max(limits.utilisation(space.price(space.source)), 1))
+        self._strides = min(max(math.ceil(excess / math.log(STRIDE)), 1), max(trials // 3, 1))
+        self._excess = excess
+        self._current: Trial | None = None
+        self._told: dict[int, Trial] = {}
+        self._changes: list[float] = []  # of the objective, from parent to child
+        self._shares: list[Floats] = []  # of the budget, moved from parent to child
+
+    def ask(self, number: int) -> Proposal:
+        """Scale onto the budget first, then trade."""
+        before = self._current.widths if self._current else self._space.source
+        parent = self._current.number if self._current else None
+        if number < self._strides or self._current is None:
+            limits = self._limits.scaled(math.exp(self._excess * max(1 - (number + 1) / self._strides, 0)))
+            widths = self._space.project(before, limits)
+            return Proposal(widths, parent, f"scaled onto {limits}: {moves(before, widths)}")
+        rng = np.random.default_rng([self._seed, number, 0])
+        seen = [trial.widths for trial in self._told.values()]
+        for _ in range(ATTEMPTS):
+            widths = self._move(before, number, rng)
+            if widths not in seen:
+                break
+        return Proposal(widths, parent, moves(before, widths))
+
+    def accepts(self, trial: Trial) -> bool:
+        """Better always; worse by d with probability exp(-d / temperature). Scaling onto the budget is not judged."""
+        if math.isnan(trial.objective):
+            return False
+        if trial.number < self._strides or self._current is None:
+            return True
+        change = trial.objective - self._current.objective
+        if change <= 0:
+            return True
+        chance = float(np.random.default_rng([self._seed, trial.number, 1]).random())
+        return chance < math.exp(-change / self.temperature(trial.number, [*self._changes, change]))
+
+    def tell(self, trial: Trial) -> None:
+        """Remember the trial; go on from it if it was accepted."""
+        parent = self._told.get(trial.parent) if trial.parent is not None else None
+        if parent and trial.number >= self._strides and not math.isnan(trial.objective):
+            ratio = [math.log(trial.widths[name] / parent.widths[name]) for name in self._space.names]
+            self._shares.append(self._space.shares(parent.widths, self._limits) * np.array(ratio))
+            self._changes.append(trial.objective - parent.objective)
+        self._told[trial.number] = trial
+        if trial.accepted:
+            self._current = trial
+
+    def temperature(self, number: int, changes: list[float]) -> float:
+        """In units of the objective, at trial `number`, after these changes of the objective."""
+        return HALF * float(np.mean(np.abs(changes))) * math.pow(COOLING, self._progress(number))
+
+    def _progress(self, number: int) -> float:
+        return min((number - self._strides) / max(self._trials - self._strides - 1, 1), 1)
+
+    def _move(self, before: Mapping[str, int], number: int, rng: np.random.Generator) -> dict[str, int]:
+        """One width down, and most often another one up for it."""
+        worth = self._worth(rng)
+        pays = int(np.argmax(np.where(self._space.can_shrink(before), worth, -np.inf)))
+        factor = BOLDEST * math.pow(TIMIDEST / BOLDEST, self._progress(number))
+        factor = math.pow(factor, rng.uniform(0.5, 1))
+        wish: dict[str, float] = dict(before)
+        names = self._space.names
+        if rng.random() < CHEAPER or len(names) == 1:
+            wish[names[pays]] /= factor
+            snapped = self._space.snap(wish)
+            return snapped if self._limits.fits(self._space.price(snapped)) else self._space.project(wish, self._limits)
+        grows = int(np.argmin(np.where(self._space.can_grow(before) & (np.arange(len(names)) != pays), worth, np.inf)))
+        shares = np.maximum(self._space.shares(before, self._limits), 1e-9)
+        cost = math.log(factor) * float(np.clip(shares[grows] / shares[pays], 0.5, 2))  # what no one pays, all do
+        wish[names[grows]] *= factor
+        wish[names[pays]] /= math.exp(cost)
+        return self._space.project(wish, self._limits)
+
+    def _worth(self, rng: np.random.Generator) -> Floats:
+        """A draw from the posterior of what a share of the budget does to the objective, for each width."""
+        noise: Floats = rng.standard_normal(len(self._space.names))
+        if not self._changes:
+            return noise
+        x = np.stack(self._shares)
+        x /= math.sqrt(float(np.mean(np.sum(x * x, axis=1)))) or 1.0
+        y = np.array(self._changes) / (float(np.mean(np.abs(self._changes))) or 1.0)
+        precision = np.eye(x.shape[1]) + x.T @ x  # prior and noise of one unit each
+        mean = np.linalg.solve(precision, x.T @ y)
+        return np.asarray(mean + np.linalg.solve(np.linalg.cholesky(precision).T, noise), dtype=np.float64)

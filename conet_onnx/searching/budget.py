@@ -1,0 +1,148 @@
+"""Budgets: upper limits on what a model may cost, as fractions of the source or in absolute numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from typing import Any, Protocol
+
+import numpy as np
+
+from conet_onnx.errors import BudgetUnreachable, NotYet, UsageError
+
+__all__ = ["KINDS", "Budget", "Limits", "Priced"]
+
+KINDS = ("params", "macs", "bytes")  # the order of costs.price_many's columns
+LARGEST_FRACTION = 10
+COUNTS = {"k": 10**3, "M": 10**6, "G": 10**9}
+SIZES = {"B": 1, **COUNTS, **{f"{unit}B": factor for unit, factor in COUNTS.items()}}
+UNITS: Mapping[str, Mapping[str, int]] = {"params": COUNTS, "macs": COUNTS, "bytes": SIZES}
+NUMBER = re.compile(r"(?P<number>(\d+\.?\d*|\.\d+)(e[+-]?\d+)?) ?(?P<unit>[a-z]*)", re.ASCII | re.IGNORECASE)
+
+
+class Priced(Protocol):
+    """What a set of widths costs (costs.Price): parameters, multiply-accumulates at batch 1, initializer bytes."""
+
+    @property
+    def params(self) -> int: ...
+    @property
+    def macs(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Upper limits, all of which hold. A number up to 10 is a fraction of the source, "40M" or "4MB" is absolute.
+
+    Units are k, M, G, for bytes also B, kB, MB, GB: powers of ten. Raises UsageError for anything else, NotYet for
+    latency.
+    """
+
+    params: float | str | None = None
+    macs: float | str | None = None
+    bytes: float | str | None = None
+    latency: float | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.latency is not None:
+            raise NotYet("--budget latency is not in this release; use params, macs or bytes.")
+        for kind, value in self._given().items():
+            _amount(kind, value)
+        if not self._given():
+            raise UsageError(f"A budget limits at least one of {', '.join(KINDS)}: macs=0.5, say.")
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> Budget:
+        """From the command line's KIND=VALUE arguments."""
+        known = [field.name for field in fields(cls)]
+        found: dict[str, str] = {}
+        for text in [texts] if isinstance(texts, str) else texts:
+            kind, equals, value = text.partition("=")
+            if not equals or kind not in known:
+                raise UsageError(f"budget {text!r}: expected KIND=VALUE with one of {', '.join(known)}: macs=0.5, say.")
+            if kind in found:
+                raise UsageError(f"budget {text!r}: {kind} is limited twice; keep one of them.")
+            found[kind] = value
+        return cls(**found)
+
+    def resolve(self, source: Priced) -> Limits:
+        """The limits in absolute numbers, given what the source costs."""
+        limits = {}
+        for kind, value in self._given().items():
+            amount, relative = _amount(kind, value)
+            if not getattr(source, kind):
+                raise UsageError(f"budget {kind}={value}: the source has no {kind} to limit.")
+            limits[kind] = amount * getattr(source, kind) if relative else amount
+        return Limits(limits)
+
+    def __str__(self) -> str:
+        return " ".join(f"{kind}={value}" for kind, value in self._given().items())
+
+    def _given(self) -> dict[str, float | str]:
+        return {kind: value for kind in KINDS if (value := getattr(self, kind)) is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Absolute upper limits by kind."""
+
+    by_kind: Mapping[str, float]
+
+    def fits(self, price: Priced) -> bool:
+        """Whether every limit holds."""
+        return self.utilisation(price) <= 1
+
+    def utilisation(self, price: Priced) -> float:
+        """The largest share of a limit that is used; above 1 the budget is exceeded."""
+        return max(float(getattr(price, kind)) / limit for kind, limit in self.by_kind.items())
+
+    def utilisations(self, prices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The same for each row of [trials, 3] prices, in the order of KINDS."""
+        columns = [KINDS.index(kind) for kind in self.by_kind]
+        shares: np.ndarray[Any, Any] = np.max(prices[:, columns] / np.array([*self.by_kind.values()]), axis=1)
+        return shares
+
+    def scaled(self, factor: float) -> Limits:
+        """Every limit times a factor."""
+        return Limits({kind: limit * factor for kind, limit in self.by_kind.items()})
+
+    def unreachable(self, smallest: Priced, source: Priced) -> BudgetUnreachable:
+        """The error for limits below the smallest price there is; the values that it names can be met."""
+        nearest = ", ".join(
+            f"{kind}={_round_up(kind, getattr(smallest, kind))} "
+            f"({math.ceil(1e4 * getattr(smallest, kind) / getattr(source, kind)) / 1e4:g} of the source)"
+            for kind, limit in self.by_kind.items()
+            if getattr(smallest, kind) > limit
+        )
+        return BudgetUnreachable(f"The budget ({self}) cannot be met: the nearest that can is {nearest}.")
+
+    def __str__(self) -> str:
+        return ", ".join(f"{kind} {_round_up(kind, math.floor(limit))}" for kind, limit in self.by_kind.items())
+
+
+def _amount(kind: str, value: float | str) -> tuple[float, bool]:
+    """A limit's number, and whether it is a fraction of the source."""
+    match = NUMBER.fullmatch(str(value).strip())
+    number = Decimal(match["number"]) if match else Decimal(0)  # 1.001k is 1001, and not 1000.9999999999999
+    if not match or not 0 < float(number) < math.inf:
+        raise UsageError(f"budget {kind}={value}: expected a positive number, as in {kind}=0.5 or {kind}=40M.")
+    unit = match["unit"]
+    if not unit and number <= LARGEST_FRACTION:
+        return float(number), True
+    if unit not in UNITS[kind]:
+        problem = f"{unit!r} is not a unit of {kind}" if unit else "a fraction of the source is at most 10"
+        raise UsageError(
+            f"budget {kind}={value}: {problem}; an absolute limit ends in one of {', '.join(UNITS[kind])}."
+        )
+    return float(number * UNITS[kind][unit]), False
+
+
+def _round_up(kind: str, value: int) -> str:
+    """With a unit and three decimals, never below the value."""
+    unit, factor = max(((u, f) for u, f in COUNTS.items() if f <= max(value, 1000)), key=lambda item: item[1])
+    shown = f"{-(-1000 * value // factor) / 1000:.3f}".rstrip("0").rstrip(".")
+    return f"{shown}{unit}{'B' if kind == 'bytes' else ''}"

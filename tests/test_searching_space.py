@@ -1,0 +1,121 @@
+"""Widths a search may choose: bounds, steps, and the projection onto a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from searching_fakes import FakeAnalysis, FakeWidth, chain
+
+from conet_onnx.errors import BudgetUnreachable
+from conet_onnx.searching.budget import Budget, Limits
+from conet_onnx.searching.space import WidthSpace
+
+SIZES = st.sampled_from([1, 2, 3, 5, 8, 12, 16, 24, 32, 48, 64, 96, 100, 128, 256])
+WIDTHS = st.builds(
+    lambda times, multiple, exact: FakeWidth(times * multiple, multiple=multiple, exact=exact),
+    SIZES,
+    st.sampled_from([1, 1, 1, 2, 3, 4]),
+    st.booleans(),
+)
+ANALYSES = st.lists(WIDTHS, min_size=1, max_size=6).map(lambda ws: FakeAnalysis({f"w{i}": w for i, w in enumerate(ws)}))
+
+
+def wishes(space: WidthSpace) -> st.SearchStrategy[Mapping[str, float]]:
+    return st.fixed_dictionaries({name: st.floats(0.1 * size, 4 * size) for name, size in space.source.items()})
+
+
+class TestSnapping:
+    def test_the_source_is_allowed(self) -> None:
+        space = WidthSpace(chain(16, 24, 100, 64, 17, 3))
+        assert space.snap(space.source) == space.source
+
+    @pytest.mark.parametrize(
+        ("size", "wish", "got"),
+        [(64, 63, 64), (128, 77, 80), (64, 45, 44), (64, 20.4, 20), (16, 11, 11), (100, 90.6, 92), (17, 30, 30)],
+    )
+    def test_large_widths_move_in_large_steps(self, size: int, wish: float, got: int) -> None:
+        assert WidthSpace(chain(size)).snap({"w0": wish}) == {"w0": got}
+
+    def test_a_multiple_of_one_allows_every_width(self) -> None:
+        space = WidthSpace(chain(128), multiple=1)
+        assert [space.snap({"w0": w})["w0"] for w in range(1, 257)] == list(range(1, 257))
+
+    @given(st.data())
+    def test_snapping_keeps_bounds_multiples_and_order(self, data: st.DataObject) -> None:
+        analysis = data.draw(ANALYSES)
+        space = WidthSpace(analysis)
+        less = data.draw(wishes(space))
+        more = {name: wish * data.draw(st.floats(1, 2)) for name, wish in less.items()}
+        a, b = space.snap(less), space.snap(more)
+        assert space.snap(a) == a
+        for name, (low, high) in space.bounds.items():
+            assert low <= a[name] <= b[name] <= high
+            assert a[name] % analysis.widths[name].multiple == 0
+            assert analysis.widths[name].exact or high == analysis.widths[name].size
+
+
+class TestProjection:
+    @settings(max_examples=200)
+    @given(st.data(), st.floats(0.02, 4))
+    def test_what_is_projected_fits_and_uses_what_it_may(self, data: st.DataObject, fraction: float) -> None:
+        space = WidthSpace(data.draw(ANALYSES))
+        limits = Budget(macs=fraction, params=1.5 * fraction).resolve(space.price(space.source))
+        wish = data.draw(wishes(space))
+        smallest = {name: low for name, (low, _) in space.bounds.items()}
+        if not limits.fits(space.price(smallest)):
+            with pytest.raises(BudgetUnreachable):
+                space.project(wish, limits)
+            return
+        widths = space.project(wish, limits)
+        assert limits.fits(space.price(widths))
+        assert space.snap(widths) == widths
+        assert space.project(wish, limits) == widths
+        # One step more of every width that is not at its upper bound would be too much.
+        more = {name: min(2 * width, space.bounds[name][1]) for name, width in widths.items()}
+        assert more == widths or not limits.fits(space.price(more))
+
+    def test_proportions_are_kept_where_rounding_allows(self) -> None:
+        space = WidthSpace(chain(256, 512, 128), multiple=1)
+        limits = Budget(macs=0.5).resolve(space.price(space.source))
+        widths = space.project(space.source, limits)
+        ratios = [widths[name] / size for name, size in space.source.items()]
+        assert max(ratios) / min(ratios) < 1.02
+        assert limits.utilisation(space.price(widths)) > 0.99
+
+    def test_a_larger_budget_is_filled_within_the_growth_bound(self) -> None:
+        space = WidthSpace(chain(16, 32), growth=1.5)
+        price = space.price(space.source)
+        assert space.project(space.source, Budget(macs=10).resolve(price)) == {"w0": 24, "w1": 48}
+        grown = space.project(space.source, Budget(macs=1.3).resolve(price))
+        assert price.macs < space.price(grown).macs <= 1.3 * price.macs
+
+    def test_an_unreachable_budget_names_one_that_can_be_met(self) -> None:
+        space = WidthSpace(chain(16, 32, min=4))
+        price = space.price(space.source)
+        with pytest.raises(BudgetUnreachable) as caught:
+            space.project(space.source, Budget(macs=0.001).resolve(price))
+        nearest = next(word for word in str(caught.value).split() if word.startswith("macs="))
+        limits = Budget.parse([nearest]).resolve(price)
+        assert space.project(space.source, limits) == {"w0": 4, "w1": 4}
+
+    def test_a_network_without_widths_is_its_own_projection_or_none(self) -> None:
+        space = WidthSpace(FakeAnalysis({}))
+        assert space.project({}, Limits({"macs": 30})) == {}
+        with pytest.raises(BudgetUnreachable):
+            space.project({}, Limits({"macs": 29}))
+
+
+def test_shares_say_what_a_percent_of_each_width_costs() -> None:
+    space = WidthSpace(chain(256, 256, 256), multiple=1)
+    limits = Budget(macs=1).resolve(space.price(space.source))
+    shares = space.shares(space.source, limits)
+    price = space.price(space.source).macs
+    for share, name in zip(shares, space.names, strict=True):
+        more = space.price({**space.source, name: 260}).macs
+        assert share == pytest.approx(math.log(more / price) / math.log(260 / 256), rel=0.02)
+    assert np.all(shares > 0)
