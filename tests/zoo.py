@@ -102,9 +102,12 @@ def _legacy(model: nn.Module, x: torch.Tensor, dynamic_batch: bool, keep_norms: 
 
 
 def _dynamo(model: nn.Module, x: torch.Tensor, dynamic_batch: bool, keep_norms: bool) -> onnx.ModelProto:
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+    from onnxscript.optimizer import fold_constants_ir
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             model,
             (x,),
             dynamo=True,
@@ -114,7 +117,10 @@ def _dynamo(model: nn.Module, x: torch.Tensor, dynamic_batch: bool, keep_norms: 
             optimize=not keep_norms,
             verbose=False,
         )
-    assert program is not None
+    if keep_norms:  # the exporter's own optimiser folds norms; without it, even zero biases are computed by nodes
+        fold_constants_ir(program.model)
+        RemoveUnusedNodesPass()(program.model)
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program.model)
     return program.model_proto
 
 
