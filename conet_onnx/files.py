@@ -18,15 +18,18 @@ __all__ = ["atomic_write", "sha256_of"]
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; rename it into place on success, remove it on any failure.
 
-    Raises OutputError where the folder is missing, not writable, or full.
+    A link stays one: the file that it leads to is replaced. Raises OutputError where the folder is missing, not
+    writable, or full, and for what is no ordinary file: a rename would replace a device or a pipe itself.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     if target.is_dir():
-        raise OutputError(f"Cannot write {target}: it is a folder. Name a file.")
+        raise OutputError(f"Cannot write {path}: it is a folder. Name a file.")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"Cannot write {path}: it is no ordinary file. Name another.")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     except OSError as error:
-        raise _explain(target, error) from error
+        raise _explain(path, error) from error
     os.close(handle)
     part = Path(name)
     try:
@@ -35,7 +38,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             _make_durable(part)
             os.replace(part, target)
         except OSError as error:
-            raise _explain(target, error) from error
+            raise _explain(path, error) from error
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
@@ -60,7 +63,5 @@ def _make_durable(part: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _explain(target: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"Cannot write {target}: {error.strerror or error}. Nothing was left there; choose another place."
-    )
+def _explain(path: str | os.PathLike[str], error: OSError) -> OutputError:
+    return OutputError(f"Cannot write {path}: {error.strerror or error}. Nothing was left there; choose another place.")
