@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, Message
-from onnx import checker, helper, inliner, numpy_helper
+from onnx import checker, helper, inliner, numpy_helper, shape_inference
 
 from conet_onnx.errors import ModelError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, infer
 
-__all__ = ["Graph", "Node", "Value", "load"]
+__all__ = ["FLOATS", "Graph", "Node", "Value", "load"]
 
 PROTOBUF_LIMIT = 2**31 - 1  # protobuf refuses to serialise more, so larger models need external data
+LONGEST_MESSAGE = 300  # characters of onnx's own words in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,11 @@ class Graph:
 
     @cached_property
     def inference(self) -> Inference:
-        """Shapes and constants at two assignments of the symbolic input sizes."""
-        return infer(self.model, self.input_shapes)
+        """Shapes and constants at two assignments of the symbolic input sizes; ModelError where types conflict."""
+        try:
+            return infer(self.model, self.input_shapes)
+        except (checker.ValidationError, shape_inference.InferenceError, RuntimeError) as error:
+            raise ModelError(f"{self.file or 'The model'} is not a valid ONNX model: {_one_line(error)}") from error
 
     def producer(self, name: str) -> Node | None:
         """The node that makes a value; None for inputs and initializers."""
@@ -201,16 +205,19 @@ def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[in
         raise ModelError(f"{file} is not an ONNX model, or it is truncated ({len(data)} bytes).") from error
     external = _external_files(model, file)
     try:
+        _check_types(model)
         checker.check_model(os.fspath(file) if external else data)
-    except (checker.ValidationError, ValueError, RuntimeError) as error:  # onnx's C++ checker raises all three
-        raise ModelError(f"{file} is not a valid ONNX model: {_first_line(error)}") from error
-    del data
-    if external:
-        onnx.load_external_data_for_model(model, os.fspath(file.parent))
+        del data
+        if external:
+            onnx.load_external_data_for_model(model, os.fspath(file.parent))
+            for tensor in _all_tensors(model.graph):
+                checker.check_tensor(tensor)  # is there as much data as the shape needs?
+    except (checker.ValidationError, ValueError, RuntimeError, OSError) as error:  # onnx raises all four
+        raise ModelError(f"{file} is not a valid ONNX model: {_one_line(error)}") from error
     if model.functions:
         model = inliner.inline_local_functions(model)
     graph = Graph(model, file=os.fspath(file), external=external, input_shapes=input_shapes)
-    if not any(tensor.data_type in _FLOATS for tensor in graph.weights.values()):
+    if not any(tensor.data_type in FLOATS for tensor in graph.weights.values()):
         raise ModelError(
             f"{file} holds no weights: there is nothing to resize. Was it exported with export_params=False?"
         )
@@ -235,7 +242,7 @@ def with_weights(model: onnx.ModelProto, replaced: Mapping[str, onnx.TensorProto
     return made
 
 
-_FLOATS = frozenset(
+FLOATS = frozenset(  # element types that weights are made of
     {
         onnx.TensorProto.FLOAT,
         onnx.TensorProto.FLOAT16,
@@ -340,23 +347,36 @@ def _external_files(model: onnx.ModelProto, file: Path) -> list[Path]:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {e.key: e.value for e in tensor.external_data}
-        place = folder / entries.get("location", "")
-        if not place.resolve().is_relative_to(folder) or place.resolve() == folder:
+        location = entries.get("location", "")
+        place = folder / location
+        if "\0" in location or place.resolve() == folder or not place.resolve().is_relative_to(folder):
             raise ModelError(
-                f"{file}: the data of {tensor.name!r} is said to lie at {entries.get('location', '')!r}, outside the "
+                f"{file}: the data of {tensor.name!r} is said to lie at {location!r}, outside the "
                 "model's folder; it was not read. Move it beside the model."
             )
         if not place.is_file():
             raise ModelError(
                 f"{file}: its external data {place.name!r} (for {tensor.name!r}) is missing; put it beside the model."
             )
-        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        numbers = [entries.get(key, "0") for key in ("offset", "length")]
+        if not all(text.isascii() and text.isdigit() for text in numbers):
+            raise ModelError(f"{file}: the data of {tensor.name!r} has offset and length {numbers}: not sizes.")
+        end = sum(map(int, numbers))
         if place.stat().st_size < end:
             raise ModelError(
                 f"{file}: its external data {place.name!r} is truncated: {tensor.name!r} ends at byte {end}."
             )
         found[place] = None
     return sorted(found)
+
+
+def _check_types(model: onnx.ModelProto) -> None:
+    """Raise ValueError for an element type that ONNX has not; the checker lets some pass."""
+    tensors = [(tensor.name, tensor.data_type) for tensor in _all_tensors(model.graph)]
+    values = [(value.name, value.type.tensor_type.elem_type) for value in (*model.graph.input, *model.graph.output)]
+    for name, kind in (*tensors, *values):
+        if kind not in onnx.TensorProto.DataType.values():
+            raise ValueError(f"{name!r} has the element type {kind}, which ONNX has not.")
 
 
 def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -372,8 +392,10 @@ def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _all_tensors(inner)
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _one_line(error: Exception) -> str:
+    """onnx's messages name the node on their later lines, and may go on to print it whole."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
 def _externalize(model: onnx.ModelProto, data: Path, location: str) -> onnx.ModelProto:
