@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -85,32 +86,33 @@ def split_of(x: Array, y: Array | None, where: str) -> Split:
 def _checked(value: Any, where: str) -> Split:
     if isinstance(value, Split):
         return value
-    x, y = value
-    return split_of(np.asarray(x), None if y is None else np.asarray(y), where)
-
-
-def _opened(path: Path) -> Any:
     try:
-        stored = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        x, y = (None if part is None else np.asarray(part) for part in value)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{where}: its images and labels do not make arrays: {error}.") from error
+    if x is None:
+        raise DataError(f"{where}: there are no images.")
+    return split_of(x, y, where)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The archive; whatever numpy raises while it is open is a DataError. It lets files leak that it cannot read."""
+    try:
+        with path.open("rb") as stream:
+            stored = np.load(stream, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise TypeError("it is one array; store it with np.savez(path, x_test=..., y_test=...)")
+            yield stored
+    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"Cannot read {path} as an .npz archive of arrays: {error}.") from error
-    if not isinstance(stored, np.lib.npyio.NpzFile):
-        raise DataError(f"{path} is one array, not an .npz archive; store it with np.savez(x_train=..., y_train=...).")
-    return stored
 
 
 def _read(path: Path, x: str, y: str | None, name: str) -> Split:
     with _opened(path) as stored:
-        try:
-            images, labels = stored[x], None if y is None else stored[y]
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:  # truncated, or pickled objects
-            raise DataError(f"Cannot read {x} and {y} of {path}: {error}.") from error
+        images, labels = stored[x], None if y is None else stored[y]
+    if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray | None):
+        raise DataError(f"{path}: {x} and {y} are not stored as arrays; store them with np.savez.")
     return split_of(images, labels, f"{path}: {name}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from conet_onnx.errors import DataError
 
-__all__ = ["SPLITS", "Array", "DataSet", "Images", "Split", "Splits", "split_named"]
+__all__ = ["SPLITS", "Array", "DataSet", "Images", "Split", "Splits", "split_named", "split_within"]
 
 Array = np.ndarray[Any, Any]
 
@@ -145,11 +145,13 @@ class Taken:
 
 
 def split_named(text: str) -> str | None:
-    """The split that a file's, folder's or key's name stands for: `train-00000-of-00001` is train; None if none."""
-    for word in re.split(r"[^a-z]+", text.lower()):
-        if word in _WORDS:
-            return _WORDS[word]
-    return None
+    """The split that a name stands for: `val` and `validation` are validation; None if none."""
+    return _WORDS.get(text.lower())
+
+
+def split_within(text: str) -> str | None:
+    """The split that the first such word of a file's name stands for: `train-00000-of-00001` is train; None if none."""
+    return next(filter(None, map(split_named, re.split(r"[^A-Za-z]+", text))), None)
 
 
 _WORDS = {

@@ -28,8 +28,7 @@ def class_folders(root: Path) -> DataSet:
     folders = _folders(root)
     named: dict[str, Path] = {}
     for folder in folders:
-        name = folder.name.lower()
-        split = split_named(name) if name.isalpha() else None
+        split = split_named(folder.name)
         if split is None:
             continue
         if split in named:

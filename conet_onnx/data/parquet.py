@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conet_onnx.data.dataset import Array, DataSet, Split, Splits, split_named
+from conet_onnx.data.dataset import Array, DataSet, Split, Splits, split_named, split_within
 from conet_onnx.data.images import decode
 from conet_onnx.errors import DataError
 
@@ -34,7 +34,7 @@ def parquet(root: Path) -> DataSet:
     found: dict[str | None, list[Path]] = {}
     for file in files:
         parent = file.parent.name if file.parent != root else ""
-        found.setdefault(split_named(file.stem) or split_named(parent), []).append(file)
+        found.setdefault(split_within(file.stem) or split_named(parent), []).append(file)
     if None in found and len(found) > 1:
         raise DataError(f"{found[None][0]}: its name tells no split; name it or its folder train, validation or test.")
     readers: dict[str, Callable[[], Split]] = {name or "train": partial(_read, paths) for name, paths in found.items()}
