@@ -59,13 +59,13 @@ $(VENV)/.locked: $(LOCK)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	    { rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed. On Debian: apt install python3-venv" >&2; exit 1; }
 	@echo "1/3 torch"
-	@$(PIP) install --quiet --progress-bar off --constraint requirements/run.txt torch
+	@$(PIP) install -qq --progress-bar off --constraint requirements/run.txt torch
 	@echo "2/3 the other packages"
-	@$(PIP) install --quiet --progress-bar off --no-deps $(LOCK:%=--requirement %)
+	@$(PIP) install -qq --progress-bar off --no-deps $(LOCK:%=--requirement %)
 	@$(PIP) check
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.locked
 	@echo "3/3 conet-onnx"
-	@$(PIP) install --quiet --progress-bar off --no-deps --no-build-isolation --editable .
+	@$(PIP) install -qq --progress-bar off --no-deps --no-build-isolation --editable .
 	@touch $@
