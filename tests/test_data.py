@@ -165,10 +165,8 @@ class TestSplits:
     @given(st.integers(1, 40), st.integers(1, 50), st.one_of(st.none(), st.integers(0, 5)), st.booleans())
     def test_batches_hold_every_sample_once(self, count: int, size: int, seed: int | None, lazy: bool) -> None:
         x, y = pixels(count, size=2), np.arange(count)
-        split = Split(x, y).take(y)
-        if lazy:
-            files = [encoded(image) for image in x]
-            split = Split(Encoded(files, str, (count, 3, 2, 2)), y).take(y)
+        whole = Split(Encoded([encoded(image) for image in x], str, x.shape) if lazy else x, y)
+        split = whole.take(y[::-1])
         got = list(split.batches(size, seed=seed))
         assert sorted(np.concatenate([labels for _, labels in got if labels is not None])) == list(range(count))
         assert all(np.array_equal(images, x[labels]) for images, labels in got)
@@ -318,6 +316,16 @@ class TestParquet:
         data = load_data(tmp_path)
         assert data.split("train").labels is None
         assert data.split("test").labels is None
+
+    def test_one_withheld_label_is_not_all_of_them(self, tmp_path: Path) -> None:
+        write_parquet(tmp_path / "test.parquet", [encoded(image) for image in pixels(2)], [-1, 3])
+        labels = load_data(tmp_path).split("test").labels
+        assert labels is not None
+        assert labels.tolist() == [-1, 3]
+
+    def test_where_the_folder_lies_tells_no_split(self, tmp_path: Path) -> None:
+        write_parquet(tmp_path / "test" / "all.parquet", [encoded(image) for image in pixels(4)], range(4))
+        assert "test" not in load_data(tmp_path / "test").splits
 
     def test_jpeg_is_decoded_as_pillow_does(self, tmp_path: Path) -> None:
         blob = encoded(pixels(1, size=16)[0], "JPEG")
