@@ -120,6 +120,13 @@ class Graph:
         """The nodes that read a value, themselves or in a subgraph."""
         return self._consumers.get(name, ())
 
+    def readings(self, name: str) -> int:
+        """How often a value is read: by inputs of nodes, by subgraphs, and as an output of the model."""
+        readers = self.consumers(name)
+        return sum(node.inputs.count(name) + (name in node.captured) for node in readers) + sum(
+            value.name == name for value in self.outputs
+        )
+
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """A weight as an array (a fresh one: weights are not kept twice). Raises KeyError for anything else."""
         return numpy_helper.to_array(self.weights[name])

@@ -45,6 +45,7 @@ class Solver:
 
     def __init__(self) -> None:
         self._bound: dict[Dim, Axis] = {}
+        self._latest: dict[Dim, Axis] = {}
         self._reasons: dict[Dim, Reason | _Equation] = {}
         self._cause: Reason | _Equation | None = None
 
@@ -59,11 +60,10 @@ class Solver:
 
     def resolve_dim(self, dim: Dim) -> Axis:
         """What a dim is bound to, resolved; the dim itself where it is unbound."""
-        bound = self._bound.get(dim)
-        if bound is None:
+        if dim not in self._bound:
             return axis(dim)
-        resolved = self.resolve(bound)
-        self._bound[dim] = resolved  # path compression
+        resolved = self.resolve(self._latest.get(dim) or self._bound[dim])
+        self._latest[dim] = resolved  # path compression, apart from the bindings: those say where a reason came from
         return resolved
 
     def is_composite(self, dim: Dim) -> bool:
@@ -74,7 +74,7 @@ class Solver:
         """The unbound dims of an axis, those inside composite atoms included."""
         for dim in self.resolve(ax).dims:
             if dim in self._bound:
-                yield from self.leaves(self._bound[dim])
+                yield from self.leaves(self.resolve_dim(dim))
             else:
                 yield dim
 
@@ -85,7 +85,7 @@ class Solver:
     # Writing
 
     def equate(self, left: Axis | Segment, right: Axis | Segment, node: str) -> None:
-        """Make two axes equal. What cannot be aligned is frozen, with `node` in the reason. Raises Conflict on sizes."""
+        """Make two axes equal; what cannot be aligned is frozen, blaming `node`. Raises Conflict where sizes differ."""
         left, right = _as_axis(left), _as_axis(right)
         if left.size != right.size:
             raise Conflict(f"{node}: {left} has size {left.size}, {right} has size {right.size}")
@@ -208,11 +208,12 @@ class Solver:
         for ax in axes:
             self.freeze(ax, Reason("misaligned", node, f"{node} regroups {ax} in blocks that do not nest"))
 
-    def _give_up(self, ax: Axis) -> None:
+    def _give_up(self, ax: Axis) -> tuple[Axis, Axis] | None:
         before = len(self._bound)
         self._freeze_here(ax)
         if len(self._bound) == before:
             raise Conflict(f"cannot cut {ax}")
+        return None
 
     def _expand(self, segment: Segment) -> list[Segment]:
         """One segment with its bound dims replaced; sums are written out where that keeps the row-major order."""

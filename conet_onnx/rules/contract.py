@@ -87,7 +87,7 @@ def gemm(op: Op, a: Shape, b: Shape, c: Shape | None = None) -> Facts:
 
 @rule("MatMul")
 def matmul(op: Op, a: Shape, b: Shape) -> Facts:
-    """ONNX MatMul (numpy.matmul): A (..., M, K), B (..., K, N); outer axes broadcast; one-dimensional sides lose theirs."""
+    """ONNX MatMul (numpy.matmul): A (..., M, K), B (..., K, N); outer axes broadcast; a vector loses its axis."""
     ka, kb = len(a) - 1, max(len(b) - 2, 0)
     outer, equal = joined((a[:-2], b[:-2]))
     rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()

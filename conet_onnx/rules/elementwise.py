@@ -14,8 +14,10 @@ UNARY = (
     *("Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan"),
     *("Tanh", "ThresholdedRelu", "IsNaN", "IsInf"),
 )
-NARY = ("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Sum", "Mean", "PRelu", "And", "Or", "Xor", "Equal")
-NARY += ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+NARY = (
+    *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Sum", "Mean", "PRelu", "And", "Or", "Xor", "Equal", "Greater"),
+    *("GreaterOrEqual", "Less", "LessOrEqual"),
+)
 LINEAR = {"Mul": (0, 1), "Div": (0,)}
 
 

@@ -8,6 +8,7 @@ from conet_onnx.solving import Reason
 
 __all__ = ["concat", "pad", "slice_", "split"]
 
+SLICE_INPUTS = (1, 2, 3, 4)
 UNBOUNDED = 2**31 - 1  # exporters write this, or 2^63 - 1, for "to the end"
 
 
@@ -17,10 +18,10 @@ def concat(op: Op, *shapes: Shape) -> Facts:
     first = shapes[0]
     along = op.attribute("axis", 1) % len(first)
     y = product(op.fresh("concat", op.sizes()[along]))
-    equal = [(y, total(s[along] for s in shapes))]
-    equal += [(total((first[i],)), total((s[i],))) for s in shapes[1:] for i in range(len(first)) if i != along]
+    equal: list[tuple[Axis | Segment, Axis | Segment]] = [(y, total(s[along] for s in shapes))]
+    equal += [(first[i], s[i]) for s in shapes[1:] for i in range(len(first)) if i != along]
     output = (*first[:along], y, *first[along + 1 :])
-    return Facts(outputs=(output,), equal=tuple(equal), passes=tuple(range(len(shapes))))
+    return Facts(outputs=(output,), equal=tuple(equal))
 
 
 @rule("Split")
@@ -49,7 +50,9 @@ def slice_(op: Op, x: Shape, *_: Shape | None) -> Facts:
         else (op.attribute("starts"), op.attribute("ends"), op.attribute("axes"))
     )
     steps = op.integers(4) if by_input else None
-    output, equal, sites, frozen = list(x), [], [], []
+    output: list[Segment] = list(x)
+    frozen: list[tuple[Segment, Reason]] = []
+    equal, sites = list[tuple[Axis | Segment, Axis | Segment]](), list[Site]()
     for k, along in enumerate(axes if axes is not None else range(len(starts))):
         along %= len(x)
         segment = x[along]
@@ -62,7 +65,7 @@ def slice_(op: Op, x: Shape, *_: Shape | None) -> Facts:
         if end <= start:
             raise Opaque("empty", f"{op.node} takes nothing")
         cut = [product(op.fresh(f"{n}{along}", (m, m))) if m else None for n, m in _parts(start, end, size)]
-        before, piece, after = cut
+        before, piece = cut[:2]
         output[along] = piece or ONE
         equal.append((segment, total(p for p in cut if p is not None)))
         head = total((before,) if before else ())
@@ -70,7 +73,9 @@ def slice_(op: Op, x: Shape, *_: Shape | None) -> Facts:
         sites.append(Site(names[0], k, head, starts[k]))
         if ends[k] < UNBOUNDED:
             sites.append(Site(names[1], k, total(p for p in (before, piece) if p is not None), ends[k]))
-    return Facts(outputs=(tuple(output),), equal=tuple(equal), sites=tuple(sites), frozen=tuple(frozen), passes=(0,))
+    return Facts(
+        (tuple(output),), tuple(equal), sites=tuple(sites), frozen=tuple(frozen), sees=SLICE_INPUTS, passes=(0,)
+    )
 
 
 @rule("Pad", since=2)
@@ -82,7 +87,9 @@ def pad(op: Op, x: Shape, *_: Shape | None) -> Facts:
         raise Opaque("computed pads", f"{op.node} computes its padding while the model runs")
     axes = (op.integers(3) if op.has(3) else None) or tuple(range(len(x)))
     where = "input:1" if by_input else "attribute:pads"
-    output, equal, sites, frozen = list(x), [], [], []
+    output: list[Segment] = list(x)
+    frozen: list[tuple[Segment, Reason]] = []
+    equal, sites = list[tuple[Axis | Segment, Axis | Segment]](), list[Site]()
     for k, along in enumerate(axes):
         along %= len(x)
         low, high = pads[k], pads[k + len(axes)]
@@ -92,15 +99,21 @@ def pad(op: Op, x: Shape, *_: Shape | None) -> Facts:
         plain = op.attribute("mode", "constant") == "constant" and low >= 0 and high >= 0
         if segment.fixed or not plain or segment.size[0] != segment.size[1]:
             output[along] = fixed(f"{op.node.name}{along}", (op.sizes()[along],))[0]
-            frozen.append((segment, Reason("padding", op.node.name, f"{op.node} crops it or pads it with its own values")))
+            frozen.append(
+                (segment, Reason("padding", op.node.name, f"{op.node} crops it or pads it with its own values"))
+            )
             continue
-        new = {p: product(op.fresh(f"{n}{along}", (m, m))) for p, n, m in ((k, "low", low), (k + len(axes), "high", high)) if m}
+        new = {
+            p: product(op.fresh(f"{n}{along}", (m, m)))
+            for p, n, m in ((k, "low", low), (k + len(axes), "high", high))
+            if m
+        }
         y = product(op.fresh(f"pad{along}", op.sizes()[along]))
         parts = (new.get(k), segment, new.get(k + len(axes)))
         output[along] = y
         equal.append((y, total(p for p in parts if p is not None)))
         sites.extend(Site(where, position, _axis(p), p.size[0]) for position, p in new.items())
-    return Facts(outputs=(tuple(output),), equal=tuple(equal), sites=tuple(sites), frozen=tuple(frozen))
+    return Facts((tuple(output),), tuple(equal), sites=tuple(sites), frozen=tuple(frozen), sees=(1, 3))
 
 
 def _clamp(bound: int, size: int) -> int:

@@ -79,7 +79,9 @@ class Op:
         """An output's sizes. Raises Opaque where they are unknown."""
         found = self.graph.sizes(self.node.outputs[output])
         if found is None:
-            raise Opaque("unknown shape", f"the shape of {self.node.outputs[output]!r}, made by {self.node}, is unknown")
+            raise Opaque(
+                "unknown shape", f"the shape of {self.node.outputs[output]!r}, made by {self.node}, is unknown"
+            )
         return found
 
     def fresh(self, name: str, size: Size) -> Dim:

@@ -54,7 +54,7 @@ def reshape(op: Op, x: Shape, _: Shape | None = None) -> Facts:
         sites = tuple(
             Site("input:1", i, _axis(s), literal)
             for i, (s, literal) in enumerate(zip(output, target, strict=True))
-            if literal != -1 and s.size[0] == s.size[1]
+            if literal != -1 and s.size[0] == s.size[1] and not (literal == 0 and s == x[i])
         )
         return Facts(outputs=(output,), equal=equal, sites=sites, sees=(1,), passes=(0,))
     dynamic = [i for i, s in enumerate(output) if s.size[0] != s.size[1]]
@@ -65,16 +65,13 @@ def reshape(op: Op, x: Shape, _: Shape | None = None) -> Facts:
 
 
 def _computed(op: Op, output: Shape) -> Equal:
-    """With two symbolic sizes there is only one -1: each element must follow, by itself, the axis that it was read from."""
+    """With two symbolic sizes there is only one -1: each element must follow the axis that it was read from."""
     origins = op.origin(1)
     equal: list[tuple[Axis | Segment, Axis | Segment]] = []
-    free = 0
     for segment, origin in zip(output, origins or (None,) * len(output), strict=True):
         if isinstance(origin, tuple):
             equal.append((segment, op.shapes[origin[0]][origin[1]]))
-        elif origin == -1:
-            free += 1
-        elif segment.dims and not all(d.rigid for d in segment.dims):
+        elif origin != -1 and segment.dims and not all(d.rigid for d in segment.dims):
             raise Opaque("computed target", f"{op.node} computes its target while the model runs")
     return tuple(equal)
 

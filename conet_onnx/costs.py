@@ -1,0 +1,202 @@
+"""Price any widths without rewriting: parameters, multiply-accumulates, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from conet_onnx.coupling import Coupling
+from conet_onnx.dims import Axis, Dim
+from conet_onnx.errors import UsageError
+from conet_onnx.sites import Place, places
+from conet_onnx.sizes import Polynomial, Polynomials, Table, compile_table
+
+__all__ = ["Costs", "Coverage", "Price", "Share"]
+
+
+class Price(NamedTuple):
+    """Parameters (elements of floating-point weights), MACs at batch one, raw bytes of the initializers."""
+
+    params: int
+    macs: int
+    bytes: int
+
+
+class Share(NamedTuple):
+    """What a width's channels touch."""
+
+    params: int
+    macs: int
+
+
+class Coverage(NamedTuple):
+    """Share of the parameters and MACs with at least one resizable axis, 0..1."""
+
+    params: float
+    macs: float
+
+
+class Costs:
+    """The cost polynomials of one analysed graph."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        self._coupling = coupling
+        self._polynomials = Polynomials(coupling)
+        self._ids = {name: k for k, name in enumerate(coupling.widths)}
+        self._sizes = np.array([w.size for w in coupling.widths.values()], dtype=np.int64)
+        self._uses = [
+            (use, self._polynomials.product(*use.shape), self._dims(*use.shape)) for use in coupling.every_use
+        ]
+        batch = _static_batch(coupling)
+        self._products = [
+            (
+                f.contraction.macs,
+                _per_sample(self._polynomials.of(f.contraction.macs), batch),
+                self._dims(f.contraction.macs),
+            )
+            for f in coupling.contractions
+        ]
+
+    @cached_property
+    def source(self) -> Price:
+        """The price of the graph as it is: counted, not computed."""
+        graph = self._coupling.graph
+        params = sum(_count(t) for name, t in graph.weights.items() if self._counts(name))
+        raw = sum(_count(t) * _itemsize(t) for t in graph.model.graph.initializer)
+        macs = self._evaluate([macs for _, macs, _ in self._products])
+        return Price(params, macs, raw)
+
+    def price(self, widths: Mapping[str, int]) -> Price:
+        """The price at some widths; those not named keep their size. Raises UsageError for an unknown id."""
+        row = self._sizes.copy()
+        for name, size in widths.items():
+            if name not in self._ids:
+                raise UsageError(f"{name!r} is not a width of this model; it has {', '.join(self._ids) or 'none'}.")
+            row[self._ids[name]] = size
+        return Price(*(int(v) for v in self.price_many(row[None])[0]))
+
+    def price_many(self, widths: NDArray[Any]) -> NDArray[np.int64]:
+        """[trials, widths in the order of coupling.widths] -> [trials, (params, MACs, bytes)]."""
+        widths = np.asarray(widths, dtype=np.int64).reshape(-1, len(self._ids))
+        made = np.rint(self._table(widths)).astype(np.int64)
+        edited = {place: _edited(place, table, widths) for place, table in self._new_constants}
+        for place, mask in edited.items():
+            made[:, 2] += np.where(mask, place.itemsize * len(place.values), 0)
+        for raw, readers in self._left_over:
+            made[:, 2] -= np.where(np.all([edited[place] for place in readers], axis=0), raw, 0)
+        unchanged = (widths == self._sizes).all(axis=1)
+        made[unchanged] = self.source
+        return made
+
+    def share(self, width: str) -> Share:
+        """Parameters and MACs that a width's channels touch."""
+        dim = self._coupling.widths[width].dim
+        weights = [size for use, size, dims in self._uses if dim in dims and self._counts(use.tensor)]
+        return Share(self._evaluate(weights), self._evaluate([macs for _, macs, dims in self._products if dim in dims]))
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """How much of the model can be resized at all."""
+        free = self._coupling.resizable
+        weights = {use.tensor for use, _, dims in self._uses if dims & free and self._counts(use.tensor)}
+        params = sum(_count(self._coupling.graph.weights[name]) for name in weights)
+        macs = self._evaluate([macs for _, macs, dims in self._products if dims & free])
+        return Coverage(params / max(self.source.params, 1), macs / max(self.source.macs, 1))
+
+    # Compiled on first use
+
+    @cached_property
+    def _table(self) -> Table:
+        initializers = {t.name: _itemsize(t) for t in self._coupling.graph.model.graph.initializer}
+        params = _total([size for use, size, _ in self._uses if self._counts(use.tensor)])
+        raw = _total([_scale(size, initializers.get(use.tensor, 0)) for use, size, _ in self._uses])
+        unread = set(initializers) - {use.tensor for use, _, _ in self._uses}
+        weights = self._coupling.graph.weights
+        params = _total([params, {(): sum(_count(weights[n]) for n in unread if self._counts(n))}])
+        raw = _total([raw, {(): sum(_count(weights[n]) * initializers[n] for n in unread)}])
+        return compile_table([params, _total([m for _, m, _ in self._products]), raw], len(self._ids))
+
+    @cached_property
+    def _new_constants(self) -> tuple[tuple[Place, Table], ...]:
+        """Places whose integers would need an initializer of their own, with the sizes that decide it."""
+        fresh = [p for p in places(self._coupling) if p.fresh]
+        return tuple((p, compile_table([self._size(ax) for ax in p.sizes], len(self._ids))) for p in fresh)
+
+    @cached_property
+    def _left_over(self) -> list[tuple[int, list[Place]]]:
+        """Initializers that nobody reads once some places have constants of their own: bytes, and those places."""
+        graph = self._coupling.graph
+        readers: dict[str, list[Place]] = {}
+        for place, _ in self._new_constants:
+            readers.setdefault(place.tensor, []).append(place)
+        found = []
+        for tensor in graph.model.graph.initializer:
+            mine = readers.get(tensor.name, [])
+            if mine and len(mine) == graph.readings(tensor.name):
+                found.append((_count(tensor) * _itemsize(tensor), mine))
+        return found
+
+    def _size(self, ax: Axis | None) -> Polynomial:
+        return {(): 0} if ax is None else self._polynomials.of(ax)
+
+    def _counts(self, tensor: str) -> bool:
+        weight = self._coupling.graph.weights[tensor]
+        return weight.data_type in _REAL and len(weight.dims) > 0
+
+    def _dims(self, *segments: Any) -> frozenset[Dim]:
+        return frozenset(d for s in segments for d in self._coupling.solver.leaves(s))
+
+    def _evaluate(self, polynomials: list[Polynomial]) -> int:
+        return int(np.rint(compile_table([_total(polynomials)], len(self._ids))(self._sizes[None])[0, 0]))
+
+
+_REAL = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+)
+
+
+def _static_batch(coupling: Coupling) -> int:
+    """The batch size that is fixed in the file: the first size of every input and output, where they agree."""
+    graph = coupling.graph
+    first = {shape[0] if shape else 1 for v in (*graph.inputs, *graph.outputs) for shape in (graph.shape(v.name),)}
+    size = first.pop() if len(first) == 1 else 1
+    return size or 1
+
+
+def _per_sample(macs: Polynomial, batch: int) -> Polynomial:
+    """MACs at batch one; those of a product without a batch axis are what they are."""
+    whole = all(c % batch == 0 for c in macs.values())
+    return {m: c // batch for m, c in macs.items()} if whole else macs
+
+
+def _edited(place: Place, table: Table, widths: NDArray[Any]) -> NDArray[np.bool_]:
+    sizes = np.rint(table(widths)).astype(np.int64)
+    governed = [k for k, ax in enumerate(place.sizes) if ax is not None and ax.size[0] == ax.size[1]]
+    old = np.array([place.values[k] if place.values[k] is not None else -1 for k in governed])
+    return np.asarray((sizes[:, governed] != old).any(axis=1) | place.always)
+
+
+def _total(polynomials: list[Polynomial]) -> Polynomial:
+    made: dict[tuple[int, ...], int] = {}
+    for polynomial in polynomials:
+        for monomial, coefficient in polynomial.items():
+            made[monomial] = made.get(monomial, 0) + coefficient
+    return made
+
+
+def _scale(polynomial: Polynomial, by: int) -> Polynomial:
+    return {m: c * by for m, c in polynomial.items()}
+
+
+def _count(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims, dtype=np.int64))
+
+
+def _itemsize(tensor: onnx.TensorProto) -> int:
+    return int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

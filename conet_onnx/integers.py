@@ -1,0 +1,87 @@
+"""Follow integers that a model computes from shapes: which axis each element came from.
+
+Exporters write `x.view(x.shape[0], -1)` as Shape, Gather, Unsqueeze, Concat, Reshape. The nodes between Shape and the
+consumer form the integer region; it runs inside the deployed model, and so it follows a resized tensor by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from conet_onnx.graph import Graph, Node
+from conet_onnx.rules.registry import Origin
+
+__all__ = ["Region", "trace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The nodes that compute with shapes, the source of each element they make, and whose shapes each value reads."""
+
+    nodes: frozenset[int]
+    origins: Mapping[str, tuple[Origin, ...]]
+    reads: Mapping[str, frozenset[tuple[str, int]]]
+
+
+def trace(graph: Graph) -> Region:
+    """Find the integer region: Shape and Size, and what reads nothing but them and constants."""
+    nodes: set[int] = set()
+    origins: dict[str, tuple[Origin, ...]] = {}
+    reads: dict[str, frozenset[tuple[str, int]]] = {}
+    for node in graph.nodes:
+        if node.domain or node.has_subgraph:
+            continue
+        if node.op in ("Shape", "Size"):
+            sizes = graph.sizes(node.inputs[0])
+            rank = len(sizes) if sizes is not None else 0
+            axes = range(rank)[node.attributes.get("start", 0) : node.attributes.get("end", rank)]
+            origins[node.outputs[0]] = tuple((node.inputs[0], a) for a in axes) if node.op == "Shape" else (None,)
+            reads[node.outputs[0]] = frozenset(
+                (node.inputs[0], a) for a in (axes if node.op == "Shape" else range(rank))
+            )
+        elif any(name in reads for name in node.inputs) and all(
+            not name or name in reads or graph.constant(name) is not None for name in node.inputs
+        ):
+            found = _move(node, graph, origins)
+            touched = frozenset[tuple[str, int]]().union(*(reads.get(name, frozenset()) for name in node.inputs))
+            exact = found is not None and None not in found
+            for name in node.outputs:
+                origins[name] = found if found is not None else ()
+                reads[name] = frozenset(o for o in found or () if isinstance(o, tuple)) if exact else touched
+        else:
+            continue
+        nodes.add(node.index)
+    return Region(frozenset(nodes), origins, reads)
+
+
+def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
+    """The sources of a node's elements, where the node only moves one-dimensional integers about."""
+
+    def sources(index: int) -> tuple[Origin, ...]:
+        name = node.inputs[index]
+        if name in origins:
+            return origins[name]
+        value = graph.constant(name)
+        return () if value is None else tuple(int(v) for v in np.ravel(value))
+
+    def constant(index: int) -> list[int] | None:
+        value = graph.constant(node.inputs[index]) if index < len(node.inputs) and node.inputs[index] else None
+        return None if value is None else [int(v) for v in np.ravel(value)]
+
+    if len(node.outputs) != 1:
+        return None
+    if node.op in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
+        return sources(0)
+    if node.op == "Concat":
+        return tuple(o for i in range(len(node.inputs)) for o in sources(i))
+    if node.op == "Gather" and (indices := constant(1)) is not None:
+        items = sources(0)
+        inside = all(-len(items) <= i < len(items) for i in indices)
+        return tuple(items[i] for i in indices) if inside else None
+    if node.op == "Slice" and node.since >= 10:
+        start, end, step = constant(1), constant(2), constant(4) or [1]
+        return None if start is None or end is None else sources(0)[start[0] : end[0] : step[0]]
+    return None

@@ -1,0 +1,458 @@
+"""Decide a resize: new widths and channel scores become a plan, a plain value that rewriting only carries out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conet_onnx.analysis import Analysis
+from conet_onnx.costs import Price
+from conet_onnx.coupling import Width
+from conet_onnx.dims import Axis, Dim
+from conet_onnx.errors import BudgetUnreachable, UsageError
+from conet_onnx.files import atomic_write
+from conet_onnx.folding import Use
+from conet_onnx.scoring import importance
+from conet_onnx.sites import places
+from conet_onnx.sizes import Polynomials, compile_table
+
+__all__ = [
+    "Integer",
+    "Selection",
+    "Take",
+    "UsePlan",
+    "WidthChange",
+    "WidthPlan",
+    "budgeted",
+    "plan",
+    "scaled",
+    "select",
+]
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float64]
+TRANSFERS = ("slice", "net2net", "zero")
+FORMAT = "conet-onnx-plan/1"
+NULL = -1  # in a take: a slice of zeros
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """How one weight is made: along each listed axis its source indices (-1: zeros) and divisors, which multiply."""
+
+    shape: tuple[int, ...]
+    take: Mapping[int, Indices] = field(default_factory=dict)
+    divide: Mapping[int, Floats] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As in the plan file."""
+        made: dict[str, Any] = {
+            "shape": list(self.shape),
+            "take": {str(a): [None if i == NULL else i for i in t.tolist()] for a, t in sorted(self.take.items())},
+        }
+        if self.divide:
+            made["divide"] = {str(a): d.tolist() for a, d in sorted(self.divide.items())}
+        return made
+
+    @staticmethod
+    def from_json(made: Mapping[str, Any], shape: Sequence[int] | None = None) -> Take:
+        """The reverse of as_json."""
+        takes = {int(a): [NULL if i is None else i for i in t] for a, t in made.get("take", {}).items()}
+        return Take(
+            tuple(made.get("shape", shape or ())),
+            {a: np.asarray(t, dtype=np.int64) for a, t in takes.items()},
+            {int(a): np.asarray(d, dtype=np.float64) for a, d in made.get("divide", {}).items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UsePlan:
+    """One reader of a weight that is to be unshared: input `input` of `node` gets its own weight, named `name`."""
+
+    node: str
+    input: int
+    name: str
+    take: Take
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """One integer to change. `old` is None where the source computes it while it runs."""
+
+    node: str
+    where: str
+    position: int
+    old: int | None
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class WidthChange:
+    """A width's name and its sizes in the source and in the plan."""
+
+    name: str
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class WidthPlan:
+    """All that a resize does to one source model; with the source, enough to make the resized one."""
+
+    file: str
+    sha256: str
+    widths: Mapping[str, WidthChange]
+    initializers: Mapping[str, Take | tuple[UsePlan, ...]]
+    integers: tuple[Integer, ...]
+    values: str = "source"  # or "changed": weights were trained afterwards
+
+    def changed(self) -> WidthPlan:
+        """The same plan for a model whose weights are trained further: only structure can be checked against it."""
+        return replace(self, values="changed")
+
+    def as_json(self) -> dict[str, Any]:
+        """As CONTRACT's conet-onnx-plan/1."""
+        return {
+            "format": FORMAT,
+            "source": {"file": os.path.basename(self.file), "sha256": self.sha256},
+            "values": self.values,
+            "widths": {i: {"name": w.name, "from": w.old, "to": w.new} for i, w in self.widths.items()},
+            "initializers": {name: _weight_json(made) for name, made in self.initializers.items()},
+            "integers": [
+                {"node": e.node, "where": e.where, "position": e.position, "from": e.old, "to": e.new}
+                for e in self.integers
+            ],
+        }
+
+    @staticmethod
+    def from_json(made: Mapping[str, Any]) -> WidthPlan:
+        """The reverse of as_json. Raises UsageError for anything that is not a plan."""
+        try:
+            if made["format"] != FORMAT:
+                raise UsageError(f"this plan has format {made['format']!r}; expected {FORMAT!r}.")
+            return WidthPlan(
+                file=made["source"]["file"],
+                sha256=made["source"]["sha256"],
+                widths={i: WidthChange(w["name"], w["from"], w["to"]) for i, w in made["widths"].items()},
+                initializers={name: _weight_from_json(w) for name, w in made["initializers"].items()},
+                integers=tuple(
+                    Integer(e["node"], e["where"], e["position"], e["from"], e["to"]) for e in made["integers"]
+                ),
+                values=made["values"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UsageError(f"this is not a plan: {type(error).__name__} {error}. Expected {FORMAT!r}.") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(self.as_json(), separators=(",", ":")) + "\n")
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> WidthPlan:
+        """Read a plan. Raises UsageError where there is none."""
+        try:
+            with open(path, encoding="utf-8") as stream:
+                made = json.load(stream)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read the plan {os.fspath(path)}: {error}.") from error
+        if not isinstance(made, dict):
+            raise UsageError(f"{os.fspath(path)} is not a plan; expected a JSON object with format {FORMAT!r}.")
+        return WidthPlan.from_json(made)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which source channels a width keeps, in order, a repeated one being a copy; and each copy's divisor.
+
+    Where a contraction sums over the width, its weight is divided: sum(1/divide) over the copies of a channel is 1, so
+    that the sum stays. An infinite divisor makes zeros.
+    """
+
+    indices: Indices
+    divide: Floats
+
+
+def plan(
+    analysis: Analysis,
+    widths: Mapping[str, int],
+    scores: Mapping[str, NDArray[np.float64]] | None = None,
+    *,
+    transfer: str = "slice",
+    seed: int = 0,
+    exact: bool = False,
+    inexact: bool = False,
+) -> WidthPlan:
+    """Decide how to give some widths new sizes.
+
+    Shrinking keeps the channels of highest score (by default l2 importance), in their order. Growing copies channels
+    and divides them where they are summed, which keeps the function: evenly (`slice`), in uneven, seeded shares that
+    training can pull apart (`net2net`; Chen et al., 2016, arXiv:1511.05641), or with nothing for the copies (`zero`).
+    A width whose channels are averaged (mixed) grows by whole multiples only, unless `inexact`; with `exact` it must
+    not shrink. Raises UsageError for an unknown id, a size that is not a positive integer, or such a mixed width.
+    """
+    if transfer not in TRANSFERS:
+        raise UsageError(f"transfer {transfer!r} is not known; choose one of {', '.join(TRANSFERS)}.")
+    for name, size in widths.items():
+        _check(analysis, name, size, exact=exact, inexact=inexact)
+    moving = {name: int(size) for name, size in widths.items() if int(size) != analysis.widths[name].size}
+    if scores is None and moving:
+        scores = importance(analysis.graph, "l2", analysis=analysis)
+    rng = np.random.default_rng(seed)
+    chosen = {}
+    for name in analysis.widths:
+        if name in moving:
+            score = np.asarray((scores or {}).get(name, np.ones(analysis.widths[name].size)), dtype=np.float64)
+            chosen[name] = _choose(analysis.widths[name], moving[name], score, transfer, rng)
+    return select(analysis, chosen)
+
+
+class Fits(Protocol):
+    """Anything that says whether a price is within limits."""
+
+    def fits(self, price: Price, /) -> bool:
+        """Whether all limits hold."""
+
+
+def scaled(
+    analysis: Analysis, scale: float, *, multiple: int | None = None, exact: bool = False, inexact: bool = False
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Every width times `scale`, rounded (to a multiple of `multiple`, where the width has room for one), at least 1.
+
+    Returns the new widths, and those that were left alone with the reason: mixed widths shrink unless `exact`, and
+    grow by whole multiples unless `inexact`. Raises UsageError for a scale or multiple that is not positive.
+    """
+    if not scale > 0 or not np.isfinite(scale):
+        raise UsageError(f"a scale must be a positive number, got {scale!r}.")
+    if multiple is not None and multiple < 1:
+        raise UsageError(f"a multiple must be at least 1, got {multiple}.")
+    widths, left = {}, {}
+    for name, width in analysis.widths.items():
+        step = multiple or 1
+        size = (
+            max(1, round(width.size * scale / step) * step)
+            if width.size * scale >= step
+            else max(1, round(width.size * scale))
+        )
+        if width.mixed_by and size < width.size and exact:
+            left[name] = f"averaged over by {width.mixed_by[0]}: shrinking it is not exact"
+        elif width.mixed_by and size > width.size and not inexact:
+            times = int(scale + 1e-9)
+            widths[name] = width.size * times
+            if times * width.size != size:
+                left[name] = f"averaged over by {width.mixed_by[0]}: it keeps its function only at whole multiples"
+        else:
+            widths[name] = size
+    return {n: s for n, s in widths.items() if s != analysis.widths[n].size}, left
+
+
+def budgeted(
+    analysis: Analysis, limits: Fits, *, multiple: int | None = None, exact: bool = False
+) -> tuple[dict[str, int], dict[str, str]]:
+    """The largest scale of at most one whose price is within the limits, by bisection; returns what `scaled` does.
+
+    Raises BudgetUnreachable, saying the nearest price, where even the smallest widths exceed a limit.
+    """
+    costs = analysis.costs
+    if limits.fits(costs.source):
+        return {}, {}
+    low, high = 0.0, 1.0
+    best = scaled(analysis, 1e-9, multiple=multiple, exact=exact)
+    if not limits.fits(smallest := costs.price(best[0])):
+        raise BudgetUnreachable(
+            f"the budget cannot be met: with every width at its smallest the model still has {smallest.params:,} "
+            f"parameters, {smallest.macs:,} MACs and {smallest.bytes:,} bytes. Ask for at least that."
+        )
+    for _ in range(40):
+        middle = (low + high) / 2
+        trial = scaled(analysis, middle, multiple=multiple, exact=exact)
+        if limits.fits(costs.price(trial[0])):
+            low, best = middle, trial
+        else:
+            high = middle
+    return best
+
+
+def select(analysis: Analysis, selections: Mapping[str, Selection]) -> WidthPlan:
+    """The plan that gives each named width exactly these channels."""
+    return _Compiler(analysis, selections).run()
+
+
+def _check(analysis: Analysis, name: str, size: int, *, exact: bool, inexact: bool) -> None:
+    width = analysis.widths.get(name)
+    if width is None:
+        why = "is frozen" if name in analysis.all_widths else "is not a width of this model"
+        raise UsageError(f"{name!r} {why}; see `conet-onnx analyze` for the ids ({len(analysis.widths)} widths).")
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+        raise UsageError(f"width {name} ({width.name}): expected a whole number of at least 1, got {size!r}.")
+    if not width.mixed_by or size == width.size:
+        return
+    by = ", ".join(width.mixed_by)
+    if size < width.size and exact:
+        raise UsageError(f"width {name} ({width.name}) is averaged over by {by}: shrinking it is not exact (--exact).")
+    if size > width.size and size % width.size and not inexact:
+        raise UsageError(
+            f"width {name} ({width.name}) is averaged over by {by}: it keeps its function only at multiples of "
+            f"{width.size}, got {size}. Choose one, or allow an approximation (--inexact)."
+        )
+
+
+def _choose(width: Width, size: int, scores: Floats, transfer: str, rng: np.random.Generator) -> Selection:
+    if scores.shape != (width.size,):
+        raise UsageError(
+            f"scores of {width.id} ({width.name}): expected {width.size} numbers, got shape {scores.shape}."
+        )
+    order = np.argsort(-scores, kind="stable")
+    if size <= width.size:
+        return Selection(np.sort(order[:size]), np.ones(size))
+    extra = np.resize(order, size - width.size)
+    indices = np.concatenate([np.arange(width.size), extra])
+    copies = np.bincount(indices, minlength=width.size)
+    if transfer == "zero":
+        return Selection(indices, np.concatenate([np.ones(width.size), np.full(len(extra), np.inf)]))
+    if transfer == "slice":
+        return Selection(indices, copies[indices].astype(np.float64))
+    shares = np.where(copies[indices] > 1, rng.uniform(0.5, 1.5, size), 1.0)
+    return Selection(indices, np.bincount(indices, weights=shares)[indices] / shares)
+
+
+class _Compiler:
+    """Carries selections of dims over to the axes of weights and to integers."""
+
+    def __init__(self, analysis: Analysis, selections: Mapping[str, Selection]) -> None:
+        self._analysis = analysis
+        self._solver = analysis.solver
+        self._chosen: dict[Dim, Selection] = {}
+        for name, selection in selections.items():
+            width = analysis.widths[name]
+            same = len(selection.indices) == width.size and np.array_equal(selection.indices, np.arange(width.size))
+            if not same:
+                self._chosen[width.dim] = selection
+        self._selections = selections
+        self._new = np.array(
+            [[len(self._chosen[w.dim].indices) if w.dim in self._chosen else w.size for w in analysis.widths.values()]]
+        )
+        self._summed = {
+            (f.part.tensor, f.part.axis): f.part.leaves for f in analysis.contractions if f.part is not None
+        }
+
+    def run(self) -> WidthPlan:
+        graph = self._analysis.graph
+        initializers: dict[str, Take | tuple[UsePlan, ...]] = {}
+        integers: tuple[Integer, ...] = ()
+        if self._chosen:
+            uses: dict[str, list[Use]] = {}
+            for use in self._analysis.distinct_uses:
+                uses.setdefault(use.tensor, []).append(use)
+            for tensor, readers in uses.items():
+                if (made := self._weight(tensor, readers)) is not None:
+                    initializers[tensor] = made
+            integers = tuple(self._integers())
+        widths = {
+            name: WidthChange(w.name, w.size, len(self._selections[name].indices))
+            for name, w in self._analysis.widths.items()
+            if name in self._selections
+        }
+        return WidthPlan(graph.file, graph.sha256, widths, initializers, integers)
+
+    def _weight(self, tensor: str, uses: list[Use]) -> Take | tuple[UsePlan, ...] | None:
+        if len(uses) == 1:
+            take = self._take(uses[0])
+            return take if take.take else None
+        nodes = self._analysis.graph.nodes
+        names = [tensor, *(f"{tensor}.{nodes[u.node].name}.{u.input}" for u in uses[1:])]
+        return tuple(
+            UsePlan(nodes[u.node].name, u.input, name, self._take(u)) for u, name in zip(uses, names, strict=True)
+        )
+
+    def _take(self, use: Use) -> Take:
+        takes, divides = {}, {}
+        for k, segment in enumerate(use.shape):
+            ax = self._analysis.axis(segment)
+            leaves = set(self._solver.leaves(ax))
+            if not leaves & self._chosen.keys():
+                continue
+            takes[k] = self._indices(ax)
+            summed = self._summed.get((use.tensor, k), frozenset())
+            if leaves & summed & self._chosen.keys():
+                divide = self._divisors(ax, summed)
+                takes[k] = np.where(np.isinf(divide), NULL, takes[k])
+                divide = np.where(np.isinf(divide), 1.0, divide)
+                if (divide != 1).any():
+                    divides[k] = divide
+        return Take(tuple(s.size[0] for s in use.shape), takes, divides)
+
+    def _indices(self, ax: Axis) -> Indices:
+        """Source positions along an axis, in the order of the new ones: row-major over products, in turn over sums."""
+        parts, offset = [], 0
+        for segment in ax.segments:
+            found = np.zeros(1, dtype=np.int64)
+            for factor in segment.factors:
+                n = factor if isinstance(factor, int) else factor.size[0]
+                found = (found[:, None] * n + self._of_factor(factor, n)).ravel()
+            parts.append(found + offset)
+            offset += segment.size[0]
+        return np.concatenate(parts)
+
+    def _of_factor(self, factor: Dim | int, n: int) -> Indices:
+        if isinstance(factor, Dim):
+            if factor in self._chosen:
+                return self._chosen[factor].indices
+            if self._solver.is_composite(factor):
+                return self._indices(self._solver.resolve_dim(factor))
+        return np.arange(n, dtype=np.int64)
+
+    def _divisors(self, ax: Axis, summed: frozenset[Dim]) -> Floats:
+        """The divisor at each new position along an axis; those of the dims that are summed over multiply."""
+        parts = []
+        for segment in ax.segments:
+            found = np.ones(1)
+            for factor in segment.factors:
+                if isinstance(factor, Dim) and factor in self._chosen:
+                    chosen = self._chosen[factor]
+                    own = chosen.divide if factor in summed else np.ones(len(chosen.indices))
+                elif isinstance(factor, Dim) and self._solver.is_composite(factor):
+                    own = self._divisors(self._solver.resolve_dim(factor), summed)
+                else:
+                    own = np.ones(factor if isinstance(factor, int) else factor.size[0])
+                found = np.outer(found, own).ravel()
+            parts.append(found)
+        return np.concatenate(parts)
+
+    def _integers(self) -> list[Integer]:
+        polynomials = Polynomials(self._analysis)
+        count = len(self._analysis.widths)
+
+        def size(ax: Axis) -> int:
+            return int(compile_table([polynomials.of(ax)], count)(self._new)[0, 0])
+
+        made = []
+        for place in places(self._analysis):
+            new = place.edits(size)
+            for k, (a, b) in enumerate(zip(place.values, new or (), strict=False)):
+                if a != b or place.whole:
+                    made.append(Integer(place.node.name, place.where, k, a, b))
+        return made
+
+
+def _weight_json(made: Take | tuple[UsePlan, ...]) -> dict[str, Any]:
+    if isinstance(made, Take):
+        return made.as_json()
+    uses = [{"node": u.node, "input": u.input, "as": u.name, **_without_shape(u.take.as_json())} for u in made]
+    return {"shape": list(made[0].take.shape), "uses": uses}
+
+
+def _without_shape(made: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in made.items() if key != "shape"}
+
+
+def _weight_from_json(made: Mapping[str, Any]) -> Take | tuple[UsePlan, ...]:
+    if "uses" not in made:
+        return Take.from_json(made)
+    return tuple(UsePlan(u["node"], u["input"], u["as"], Take.from_json(u, made["shape"])) for u in made["uses"])
