@@ -14,7 +14,7 @@ from searching_fakes import FakeEvaluate, chain
 
 from conet_onnx.searching.algorithms import make_searcher
 from conet_onnx.searching.budget import Budget
-from conet_onnx.searching.loop import Clock, Loop, TrialOutcome, TrialTask
+from conet_onnx.searching.loop import Clock, Loop, Report, TrialOutcome, TrialTask
 from conet_onnx.searching.space import WidthSpace
 from conet_onnx.searching.study import TrialStudy, locked
 
@@ -34,9 +34,9 @@ def main(folder: Path, *, die_at: str | None = None, delay: float = 0.0) -> None
             die()
 
     def around(function: Callable[..., Any], before: str, after: str) -> Callable[..., Any]:
-        def wrapped(subject: Any) -> Any:
+        def wrapped(subject: Any, *rest: Any) -> Any:
             reaches(before, subject.number)
-            result = function(subject)
+            result = function(subject, *rest)
             reaches(after, subject.number)
             return result
 
@@ -47,11 +47,11 @@ def main(folder: Path, *, die_at: str | None = None, delay: float = 0.0) -> None
     searcher = make_searcher("anneal", space, limits, trials=TRIALS, seed=5)
     evaluate = FakeEvaluate({"w0": 24, "w1": 20, "w2": 50}, noise=0.05)
 
-    def recorded(task: TrialTask) -> TrialOutcome:
+    def recorded(task: TrialTask, report: Report) -> TrialOutcome:
         with open(folder / "evaluations.log", "a") as log:
             log.write(f"{task.number}\n")
         time.sleep(delay)
-        return evaluate(task)
+        return evaluate(task, report)
 
     for name in ("weights", "plans"):
         (folder / name).mkdir(parents=True, exist_ok=True)

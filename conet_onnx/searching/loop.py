@@ -18,10 +18,21 @@ from conet_onnx.searching.searcher import Proposal, Searcher, objective
 from conet_onnx.searching.space import WidthSpace
 from conet_onnx.searching.study import TrialStudy
 
-__all__ = ["Clock", "Evaluate", "Loop", "Progress", "TrialOutcome", "TrialTask", "seed_of"]
+__all__ = ["Clock", "Evaluate", "Loop", "Parent", "Progress", "Report", "TrialOutcome", "TrialTask", "seed_of"]
 
 Progress: TypeAlias = Callable[[str, float, float, float | None], None]
 """Called with what is being done, how much of the work is done, how much there is, and the seconds left (or None)."""
+
+Report: TypeAlias = Callable[[float], None]
+"""Called with the share of one piece of work that is done, 0..1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A model to inherit weights from, and the widths that it has."""
+
+    file: str
+    widths: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +41,7 @@ class TrialTask:
 
     number: int
     widths: Mapping[str, int]
-    parent: str | None  # the model to inherit weights from; None: the source
+    parent: Parent | None  # None: the source
     weights: str  # where the trained model goes, whole or not at all
     plan: str  # where the plan from the source to these widths goes
     seed: int
@@ -48,7 +59,7 @@ class TrialOutcome:
 class Evaluate(Protocol):
     """Train a task's widths and judge them on validation data: the same task gives the same outcome."""
 
-    def __call__(self, task: TrialTask, /) -> TrialOutcome: ...
+    def __call__(self, task: TrialTask, report: Report, /) -> TrialOutcome: ...
 
 
 @dataclass
@@ -60,7 +71,8 @@ class Clock:
     progress: Progress | None = None
     started: float = field(default_factory=time.monotonic)
     done: float = 0.0
-    spared: float = 0.0  # work that an earlier process had done
+    spared: float = 0.0  # work that an earlier process had done,
+    earlier: float = 0.0  # and the seconds that it took
 
     @property
     def elapsed(self) -> float:
@@ -103,20 +115,21 @@ class Loop:
         before the first.
         """
         known = {trial.number: trial for trial in self.study.trials()}
-        finished: list[Trial] = []
+        finished: dict[int, Trial] = {}
         for number in range(max(trials, len(known))):
             trial = known.get(number)
             if trial is None or trial.state == "running":
                 if finished and not clock.allows(1 + reserve):
                     break
-                clock.says(f"trial {number + 1} of {trials}", number)
-                trial = self._finish(trial or self._begin(number))
+                trial = trial or self._begin(number)
+                parent = None if trial.parent is None else finished[trial.parent]
+                trial = self._finish(trial, parent, clock, f"trial {number + 1} of {trials}: {trial.reason}")
             else:
                 clock.spared = clock.done = number + 1
             self.searcher.tell(trial)
-            finished.append(trial)
-        clock.says("trials done", max(trials, len(known)))
-        return tuple(finished)
+            finished[number] = trial
+        clock.done = max(trials, len(known))
+        return tuple(finished.values())
 
     def weights(self, number: int) -> Path:
         """Where a trial's trained model is."""
@@ -143,18 +156,18 @@ class Loop:
             reason=proposal.reason,
         )
 
-    def _finish(self, trial: Trial) -> Trial:
+    def _finish(self, trial: Trial, parent: Trial | None, clock: Clock, phase: str) -> Trial:
         """Evaluate, judge, note. The weights are in place before the study hears of it."""
-        outcome = self.evaluate(
-            TrialTask(
-                number=trial.number,
-                widths=trial.widths,
-                parent=None if trial.parent is None else os.fspath(self.weights(trial.parent)),
-                weights=os.fspath(self.weights(trial.number)),
-                plan=os.fspath(self.plan(trial.number)),
-                seed=seed_of(self.seed, trial.number),
-            )
+        task = TrialTask(
+            number=trial.number,
+            widths=trial.widths,
+            parent=Parent(os.fspath(self.weights(parent.number)), parent.widths) if parent else None,
+            weights=os.fspath(self.weights(trial.number)),
+            plan=os.fspath(self.plan(trial.number)),
+            seed=seed_of(self.seed, trial.number),
         )
+        clock.says(phase, trial.number)
+        outcome = self.evaluate(task, lambda share: clock.says(phase, trial.number + share))
         loss = outcome.validation["loss"]
         done = replace(
             trial,

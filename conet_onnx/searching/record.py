@@ -87,7 +87,8 @@ class Run:
     """A search, finished (`best` is there) or not.
 
     `widths` maps each width of the source to its {"name", "size"}, `budget` each limited kind to its absolute limit,
-    `seconds` is {"total", "training", "evaluation", "overhead"}.
+    `seconds` is {"total", "training", "evaluation", "overhead"}, `latency` the best's over the source's, measured in
+    turns: {"p50", "low", "high"}.
     """
 
     directory: Path
@@ -99,6 +100,7 @@ class Run:
     best: ModelRecord | None = None
     pareto: tuple[ModelRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    latency: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The contract's search document: `trials` counts the finished ones, `history` lists all of them."""
@@ -109,6 +111,7 @@ class Run:
             "pareto": [model.as_json() for model in self.pareto],
             "trials": sum(trial.state == "complete" for trial in self.trials),
             "seconds": dict(self.seconds),
+            "latency": dict(self.latency),
             "budget": dict(self.budget),
             "settings": dict(self.settings),
             "widths": {name: dict(width) for name, width in self.widths.items()},
@@ -158,6 +161,7 @@ def _parse(folder: Path, text: str, trials: tuple[Trial, ...]) -> Run:
             best=_inside(folder, document["best"]) if document["best"] else None,
             pareto=tuple(_inside(folder, model) for model in document["pareto"]),
             seconds=document["seconds"],
+            latency=document["latency"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # what any wrong JSON value can raise
         raise DataError(f"{folder / RUN_FILE} is not the record of a search: {error}. Was it edited?") from error

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conet_onnx.errors import DataError, UsageError
+from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
 from conet_onnx.searching.record import State, Trial
 
@@ -34,6 +34,7 @@ class TrialStudy:
 
     def __init__(self, file: Path, *, bounds: Mapping[str, tuple[int, int]] | None = None) -> None:
         """Open the study in `file`; make it where there is none. `bounds` are the widths' smallest and largest."""
+        self._file = file
         self._bounds = bounds or {}
         if not file.exists():
             with atomic_write(file) as part:  # creating the tables takes many transactions
@@ -60,7 +61,8 @@ class TrialStudy:
             distributions={name: self._range(name, width) for name, width in trial.widths.items()},
             user_attrs={key: getattr(trial, key) for key in BEGUN},
         )
-        number = self._storage.get_trial_number_from_id(self._storage.create_new_trial(self._id, proto))
+        with _writing(self._file):
+            number = self._storage.get_trial_number_from_id(self._storage.create_new_trial(self._id, proto))
         if number != trial.number:
             raise UsageError(f"trial {trial.number} became number {number}: two processes write to one study.")
 
@@ -70,12 +72,13 @@ class TrialStudy:
 
         states = optuna.trial.TrialState
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
-        for key in FINISHED:
-            self._storage.set_trial_user_attr(trial_id, key, getattr(trial, key))
-        if math.isnan(trial.objective):
-            self._storage.set_trial_state_values(trial_id, states.FAIL)
-        else:
-            self._storage.set_trial_state_values(trial_id, states.COMPLETE, [trial.objective])
+        with _writing(self._file):
+            for key in FINISHED:
+                self._storage.set_trial_user_attr(trial_id, key, getattr(trial, key))
+            if math.isnan(trial.objective):
+                self._storage.set_trial_state_values(trial_id, states.FAIL)
+            else:
+                self._storage.set_trial_state_values(trial_id, states.COMPLETE, [trial.objective])
 
     def _range(self, name: str, width: int) -> optuna.distributions.IntDistribution:
         import optuna
@@ -101,7 +104,10 @@ def locked(directory: Path) -> Iterator[None]:
 
     Raises UsageError where another process holds it.
     """
-    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise OutputError(f"Cannot write in {directory}: {error.strerror or error}. Choose another --out.") from error
     try:
         try:
             _lock(descriptor)
@@ -112,6 +118,20 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    import optuna
+    import sqlalchemy
+
+    try:
+        yield
+    except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ or error
+        raise OutputError(
+            f"Cannot write {file}: {str(cause).splitlines()[0]}. Make room, and go on with --resume."
+        ) from error
 
 
 def _lock(descriptor: int) -> None:

@@ -1,0 +1,313 @@
+"""Search: a trained model and a budget in; a smaller trained model out, and the record of how it was found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conet_onnx.errors import DataError, OutputError, UsageError
+from conet_onnx.files import atomic_write
+from conet_onnx.graph import Graph, load
+from conet_onnx.searching.algorithms import find_maker
+from conet_onnx.searching.budget import Budget, Limits
+from conet_onnx.searching.loop import Clock, Loop, Progress, seed_of
+from conet_onnx.searching.record import RUN_FILE, TRIALS_FILE, ModelRecord, Run, Trial, read_run, write_run
+from conet_onnx.searching.space import WidthSpace
+from conet_onnx.searching.study import LOCK_FILE, TrialStudy, locked
+from conet_onnx.searching.trial import Workshop
+
+if TYPE_CHECKING:
+    from conet_onnx.data import DataSet, Normalisation
+
+__all__ = ["SearchResult", "front", "search"]
+
+TRIALS = 12
+EPOCHS_PER_TRIAL = 4
+EPOCHS = 20
+BACKENDS = ("torch",)
+# What a resumed run cannot change without becoming another one.
+FIXED = ("source", "data", "normalisation", "backend", "algorithm", "budget", "seed", "epochs_per_trial")
+FOLDERS = ("weights", "plans", "pareto")
+LATENCY_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The models that a search found, and its record."""
+
+    source: Graph
+    run: Run
+
+    @cached_property
+    def best(self) -> Graph:
+        """The answer: within the budget, trained to the end."""
+        assert self.run.best is not None
+        return load(self.run.best.file, input_shapes=self.source.input_shapes)
+
+    @cached_property
+    def pareto(self) -> tuple[Graph, ...]:
+        """Trials within the budget that no other one beats in both price and loss, cheapest first."""
+        return tuple(load(model.file, input_shapes=self.source.input_shapes) for model in self.run.pareto)
+
+
+def search(
+    graph: Graph,
+    *,
+    data: str | os.PathLike[str] | DataSet,
+    budget: Budget | str | Iterable[str],
+    backend: str = "torch",
+    algorithm: str = "auto",
+    trials: int = TRIALS,
+    epochs_per_trial: int = EPOCHS_PER_TRIAL,
+    epochs: int = EPOCHS,
+    time_limit: float | None = None,
+    seed: int = 0,
+    provider: str = "auto",
+    threads: int | None = None,
+    normalisation: Normalisation | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Find better widths within a budget. Writes best.onnx, pareto/, plans/, trials.db, run.json, report.html in `out`.
+
+    Every trial trains for `epochs_per_trial` against the labels and the source model, and is judged on validation
+    data; the best one then trains for `epochs` more. Test data is read once, at the end, for the source and the best.
+    `time_limit`, in seconds, ends the trials early enough for that last training, never before one has ended. The
+    same seed on the same machine gives the same models. `out` defaults to runs/MODEL_STEM; `resume` goes on with what
+    is there, finished or killed, and may change `trials` and `epochs`.
+
+    Raises UsageError for settings that make no sense, an existing `out` without `resume`, or a `resume` with other
+    settings; NotYet for those of a later release; BudgetUnreachable; DataError where the data does not fit the model;
+    OutputError where `out` cannot be written. A KeyboardInterrupt leaves a folder that can be resumed.
+    """
+    budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
+    _check(algorithm, backend, {"trials": trials, "epochs_per_trial": epochs_per_trial}, epochs, time_limit)
+    folder = Path(out) if out is not None else Path("runs") / (Path(graph.file).stem or "model")
+    _check_folder(folder, resume=resume)
+    clock = Clock(trials + epochs / epochs_per_trial, time_limit, progress)
+    clock.says("reading the model and the data")
+    workshop = Workshop.open(
+        graph, data, normalisation=normalisation, epochs=epochs_per_trial, provider=provider, threads=threads
+    )
+    space = WidthSpace(workshop.analysis)
+    if not space.names:
+        raise UsageError(f"{graph.file or 'the model'} has no width that may change; `conet-onnx analyze` says why.")
+    limits = budget.resolve(space.price(space.source))
+    space.project(space.source, limits)  # an unreachable budget is found before anything is written
+    settings = {
+        "source": graph.sha256,
+        "data": workshop.data,
+        "normalisation": workshop.choice.as_json(),
+        "backend": backend,
+        "algorithm": algorithm,
+        "budget": str(budget),
+        "trials": trials,
+        "epochs_per_trial": epochs_per_trial,
+        "epochs": epochs,
+        "time_limit": time_limit,
+        "seed": seed,
+        "provider": provider,
+        "threads": threads,
+    }
+    _make_folder(folder, resume=resume)
+    with locked(folder):
+        return SearchResult(graph, _Job(folder, workshop, space, limits, settings, clock).run())
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A search whose folder is held."""
+
+    folder: Path
+    workshop: Workshop
+    space: WidthSpace
+    limits: Limits
+    settings: Mapping[str, Any]
+    clock: Clock
+
+    def run(self) -> Run:
+        """Go on from what is there to the end."""
+        seed, trials = self.settings["seed"], self.settings["trials"]
+        study = TrialStudy(self.folder / TRIALS_FILE, bounds=self.space.bounds)
+        try:
+            run = self._earlier() or self._begun()
+            ended = [trial for trial in run.trials if trial.state != "running"]
+            if run.best and len(ended) >= trials:
+                return run
+            write_run(run)
+            searcher = find_maker(self.settings["algorithm"])(self.space, self.limits, trials=trials, seed=seed)
+            loop = Loop(self.folder, self.space, self.limits, searcher, study, self.workshop, seed)
+            finished = loop.run(trials, self.clock, reserve=self.clock.work - trials)
+        finally:
+            study.close()
+        self.clock.earlier = sum(trial.seconds + trial.evaluation_seconds for trial in ended)
+        return self._finish(replace(run, trials=finished), loop)
+
+    def _earlier(self) -> Run | None:
+        """The run that the folder holds, if it holds one; its best counts where nothing changes it."""
+        if not (self.folder / RUN_FILE).exists():
+            return None
+        run = read_run(self.folder)
+        for key in FIXED:
+            if run.settings.get(key) != self.settings[key]:
+                raise UsageError(
+                    f"{self.folder} holds a search with another {key} ({run.settings.get(key)!r}, now "
+                    f"{self.settings[key]!r}): resume with the same, or choose another --out."
+                )
+        same_end = run.settings.get("epochs") == self.settings["epochs"]
+        return replace(run, settings=self.settings, best=run.best if same_end else None)
+
+    def _begun(self) -> Run:
+        """A new run, with what is known of the source."""
+        validation, _ = self.workshop.judge(self.workshop.source)
+        price = self.space.price(self.space.source)
+        return Run(
+            directory=self.folder,
+            source=ModelRecord(self.workshop.source.file, price.params, price.macs, price.bytes, validation=validation),
+            widths={name: {"name": w.name, "size": w.size} for name, w in self.workshop.analysis.widths.items()},
+            settings=self.settings,
+            budget=self.limits.by_kind,
+        )
+
+    def _finish(self, run: Run, loop: Loop) -> Run:
+        """Train the best trial to the end; write the models, the record and the report."""
+        from conet_onnx.report import write_report
+
+        fitting = [trial for trial in run.trials if trial.state == "complete" and self.limits.fits(trial)]
+        if not fitting:
+            raise DataError(
+                f"none of {len(run.trials)} trials within the budget ended with a finite loss: was the model trained "
+                "on such data, normalised so?"
+            )
+        chosen = min(fitting, key=lambda trial: (trial.objective, trial.number))
+        best, training, evaluation = self._train(chosen, loop)
+        pareto = self._save(front(fitting, self.limits), loop)
+        run = self._measured(replace(run, best=best, pareto=pareto))
+        training += sum(trial.seconds for trial in run.trials)
+        evaluation += sum(trial.evaluation_seconds for trial in run.trials)
+        total = self.clock.earlier + self.clock.elapsed
+        seconds = {"total": total, "training": training, "evaluation": evaluation}
+        run = replace(run, seconds={**seconds, "overhead": max(total - training - evaluation, 0.0)})
+        write_run(run)
+        write_report(self.folder)
+        self.clock.says("done", self.clock.work)
+        return run
+
+    def _train(self, chosen: Trial, loop: Loop) -> tuple[ModelRecord, float, float]:
+        """The chosen trial, trained further where that helps; seconds of training and of evaluation."""
+        model = load(loop.weights(chosen.number), input_shapes=self.workshop.source.input_shapes)
+        validation, training, evaluation = chosen.validation, 0.0, 0.0
+        if self.settings["epochs"]:
+            start, phase = self.clock.done, f"training the best, trial {chosen.number + 1}"
+            trained, training = self.workshop.train(
+                model,
+                epochs=self.settings["epochs"],
+                seed=seed_of(self.settings["seed"], -1),
+                report=lambda share: self.clock.says(phase, start + (self.clock.work - start) * share),
+            )
+            after, evaluation = self.workshop.judge(trained)
+            if after["loss"] <= validation["loss"]:
+                model, validation = trained, after
+        file = self.folder / "best.onnx"
+        model.save(file)
+        _copy(loop.plan(chosen.number), self.folder / "plans" / "best.json")
+        return replace(_record(chosen, file), validation=validation), training, evaluation
+
+    def _save(self, trials: Sequence[Trial], loop: Loop) -> tuple[ModelRecord, ...]:
+        """These trials' models and no others in DIR/pareto."""
+        folder = self.folder / "pareto"
+        files = [folder / f"{trial.number}.onnx" for trial in trials]
+        for trial, file in zip(trials, files, strict=True):
+            _copy(loop.weights(trial.number), file)
+        for stale in set(folder.glob("*.onnx")) - set(files):  # of a run that has been extended since
+            stale.unlink()
+        return tuple(map(_record, trials, files))
+
+    def _measured(self, run: Run) -> Run:
+        """With latencies and, for the first and only time, the test split."""
+        from conet_onnx.latency import compare
+
+        assert run.best
+        provider, threads = self.settings["provider"], self.settings["threads"]
+        source, best = self.workshop.source, load(run.best.file, input_shapes=self.workshop.source.input_shapes)
+        self.clock.says("measuring latency")
+        latency = compare(source, best, provider=provider, threads=threads, seconds=LATENCY_SECONDS)
+        tests: list[Mapping[str, float] | None] = [None, None]
+        if "test" in self.workshop.dataset.splits:
+            self.clock.says("testing")
+            tests = [self.workshop.judge(graph, "test")[0] for graph in (source, best)]
+        return replace(
+            run,
+            source=replace(run.source, latency_ms=latency.a.p50_ms, test=tests[0]),
+            best=replace(run.best, latency_ms=latency.b.p50_ms, test=tests[1]),
+            latency={"p50": latency.ratio.p50, "low": latency.ratio.low, "high": latency.ratio.high},
+        )
+
+
+def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
+    """The trials that no other one beats in what the budget limits and in loss, cheapest first; of equals, one."""
+    rows = [(*(getattr(t, kind) for kind in limits.by_kind), t.validation["loss"], t.number, t) for t in trials]
+    rows.sort(key=lambda row: row[:-1])
+
+    def beats(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+        return a is not b and all(x <= y for x, y in zip(a[:-2], b[:-2], strict=True)) and a[:-1] < b[:-1]
+
+    return [row[-1] for row in rows if not any(beats(other, row) for other in rows)]
+
+
+def _record(trial: Trial, file: Path) -> ModelRecord:
+    return ModelRecord(
+        os.fspath(file),
+        trial.params,
+        trial.macs,
+        trial.bytes,
+        validation=trial.validation,
+        widths=trial.widths,
+        trial=trial.number,
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_write(target) as part:
+        shutil.copyfile(source, part)
+
+
+def _check(
+    algorithm: str, backend: str, at_least_one: Mapping[str, int], epochs: int, time_limit: float | None
+) -> None:
+    find_maker(algorithm)
+    if backend not in BACKENDS:
+        raise UsageError(f"no backend {backend!r}: there is {', '.join(BACKENDS)}.")
+    for name, count in (*at_least_one.items(), ("epochs", epochs)):
+        if count < (name in at_least_one):
+            raise UsageError(f"{name}={count}: expected at least {int(name in at_least_one)}.")
+    if time_limit is not None and not time_limit > 0:
+        raise UsageError(f"time_limit={time_limit}: expected seconds, more than 0.")
+
+
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    if not folder.exists():
+        return
+    if not resume:
+        raise UsageError(f"{folder} exists: go on with what is there (--resume), or choose another --out.")
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: there is nothing to resume.")
+    if not (folder / TRIALS_FILE).exists() and {entry.name for entry in folder.iterdir()} - {LOCK_FILE, *FOLDERS}:
+        raise UsageError(f"{folder} does not hold a search: there is nothing to resume. Choose another --out.")
+
+
+def _make_folder(folder: Path, *, resume: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=resume)
+        for name in FOLDERS:
+            (folder / name).mkdir(exist_ok=True)
+    except FileExistsError as error:  # made by another process since the check
+        raise UsageError(f"{folder} exists: choose another --out.") from error
+    except OSError as error:
+        raise OutputError(f"Cannot write in {folder}: {error.strerror or error}. Choose another --out.") from error

@@ -1,0 +1,108 @@
+"""One evaluation: resize the parent to a trial's widths, train it against the source, judge it on validation data."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from conet_onnx.analysis import Analysis, analyze
+from conet_onnx.data import DataSet, Normalisation, check_fits, load_data
+from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
+from conet_onnx.graph import Graph, load
+from conet_onnx.planning import plan
+from conet_onnx.rewriting import rewrite
+from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
+
+__all__ = ["Workshop", "inherit"]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What all evaluations of one run share: the source, the data, and how to train."""
+
+    source: Graph
+    analysis: Analysis
+    dataset: DataSet
+    data: str  # what the data set was asked for as
+    choice: Choice
+    epochs: int
+    provider: str
+    threads: int | None
+
+    @classmethod
+    def open(
+        cls,
+        graph: Graph,
+        data: str | os.PathLike[str] | DataSet,
+        *,
+        normalisation: Normalisation | None,
+        epochs: int,
+        provider: str,
+        threads: int | None,
+    ) -> Workshop:
+        """Read the data and check that it fits; `test` is left alone. Raises DataError."""
+        if isinstance(data, DataSet):
+            dataset, name = data.with_validation(), data.name
+        else:
+            dataset, name = load_data(data), os.fspath(data)
+        check_fits(graph, dataset, "train", "validation")
+        choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads)
+        return cls(graph, analyze(graph), dataset, name, choice, epochs, provider, threads)
+
+    def __call__(self, task: TrialTask, report: Report) -> TrialOutcome:
+        """The outcome of a task. Its weights and its plan are written, whole, before this returns."""
+        structure = plan(self.analysis, task.widths, inexact=True).changed()
+        student = inherit(rewrite(self.source, structure), self.source, task, analysis=self.analysis)
+        trained, seconds = self.train(student, epochs=self.epochs, seed=task.seed, report=report)
+        validation, evaluation_seconds = self.judge(trained)
+        structure.save(task.plan)
+        trained.save(task.weights)
+        return TrialOutcome(validation, seconds, evaluation_seconds)
+
+    def train(self, student: Graph, *, epochs: int, seed: int, report: Report) -> tuple[Graph, float]:
+        """Train on the train split, against labels and the source; also the seconds that it took."""
+        raise NotImplementedError
+
+    def judge(self, graph: Graph, split: str = "validation") -> tuple[dict[str, float], float]:
+        """Numbers on one split, and the seconds that they took."""
+        begun = time.perf_counter()
+        found = evaluate(
+            graph,
+            self.dataset,
+            split=split,
+            provider=self.provider,
+            threads=self.threads,
+            normalisation=self.choice.normalisation,
+        )
+        return _numbers(found), time.perf_counter() - begun
+
+
+def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analysis) -> Graph:
+    """The skeleton with its parent's weights, resized: channels kept by importance, new ones as Net2Net adds them.
+
+    The skeleton is the source resized to these widths, so that the result's structure is that of one plan, however
+    many trials its weights have come through. Where the parent has lost a width (a single channel is no axis to grow),
+    the skeleton keeps its own weights, which are the source's.
+    """
+    parent = source
+    if task.parent is not None:
+        parent = load(task.parent.file, input_shapes=source.input_shapes)
+        analysis = analyze(parent)
+        if {name: width.size for name, width in analysis.widths.items()} != task.parent.widths:
+            return skeleton
+    resized = rewrite(parent, plan(analysis, task.widths, transfer="net2net", seed=task.seed, inexact=True))
+    arrays = {name: resized.array(name) for name in skeleton.weights if name in resized.weights}
+    return skeleton.with_arrays({name: array for name, array in arrays.items() if _fits(skeleton, name, array)})
+
+
+def _fits(skeleton: Graph, name: str, array: np.ndarray[Any, Any]) -> bool:
+    return bool(array.dtype.kind == "f") and array.shape == tuple(skeleton.weights[name].dims)
+
+
+def _numbers(found: Evaluation) -> dict[str, float]:
+    numbers = {"top1": found.top1, "loss": found.loss}
+    return numbers if found.top5 is None else {**numbers, "top5": found.top5}
