@@ -51,7 +51,7 @@ class Costs:
         self._ids = {name: k for k, name in enumerate(coupling.widths)}
         self._sizes = np.array([w.size for w in coupling.widths.values()], dtype=np.int64)
         self._uses = [
-            (use, self._polynomials.product(*use.shape), self._dims(*use.shape)) for use in coupling.every_use
+            (use, self._polynomials.product(*use.shape), self._dims(*use.shape)) for use in coupling.distinct_uses
         ]
         batch = _static_batch(coupling)
         self._products = [
