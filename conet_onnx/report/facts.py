@@ -1,0 +1,123 @@
+"""What the report says about a run that the record does not spell out: the front, the leader, the changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from conet_onnx.searching.record import ModelRecord, Run, Trial
+
+__all__ = [
+    "Change",
+    "accuracy",
+    "changes",
+    "failed",
+    "fate",
+    "finished",
+    "fits",
+    "front",
+    "label",
+    "leader",
+    "leader_name",
+    "number",
+    "prices",
+    "shares",
+    "width_at",
+]
+
+Change: TypeAlias = tuple[str, int, int]  # width id, from, to
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None for anything else."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def accuracy(scored: Trial | ModelRecord) -> float | None:
+    """Validation top-1 as a fraction; None where it is not known."""
+    return number(scored.validation.get("top1"))
+
+
+def finished(run: Run) -> tuple[Trial, ...]:
+    """Trials that ended with an accuracy, by number."""
+    return tuple(trial for trial in run.trials if trial.state == "complete" and accuracy(trial) is not None)
+
+
+def failed(run: Run) -> tuple[Trial, ...]:
+    """Trials that ended without one."""
+    return tuple(trial for trial in run.trials if trial.state == "failed")
+
+
+def front(run: Run) -> tuple[Trial, ...]:
+    """Finished trials that no other one dominates (no more MACs and no less accuracy, one of them better), cheapest
+    first. Trials that are equal in both stand together.
+    """
+    kept: list[Trial] = []
+    best = -math.inf
+    for trial in sorted(finished(run), key=lambda t: (t.macs, -(accuracy(t) or 0.0), t.number)):
+        score = accuracy(trial) or 0.0
+        if score > best or (score == best and kept and trial.macs == kept[-1].macs):
+            kept.append(trial)
+            best = score
+    return tuple(kept)
+
+
+def prices(model: Trial | ModelRecord) -> dict[str, float]:
+    """What it costs by budget kind (latency in ms, where it was measured)."""
+    known = {"macs": float(model.macs), "params": float(model.params), "bytes": float(model.bytes)}
+    latency = number(getattr(model, "latency_ms", None))
+    return known if latency is None else known | {"latency": latency}
+
+
+def fits(trial: Trial | ModelRecord, budget: Mapping[str, float]) -> bool:
+    """Whether it stays within every limit whose price is known (a trial's latency is not)."""
+    known = prices(trial)
+    return all(known[kind] <= limit for kind, limit in budget.items() if kind in known)
+
+
+def leader(run: Run) -> Trial | ModelRecord | None:
+    """The run's best; until there is one, the trial of lowest objective that meets the budget (a search's choice)."""
+    if run.best is not None:
+        return run.best
+    told = [t for t in finished(run) if number(t.objective) is not None and fits(t, run.budget)]
+    return min(told, key=lambda t: (t.objective, t.number), default=None)
+
+
+def leader_name(run: Run) -> str:
+    """What to call it."""
+    return "best" if run.best is not None else "best so far"
+
+
+def fate(trial: Trial) -> str:
+    """accepted, rejected, failed or running."""
+    return trial.state if trial.state != "complete" else "accepted" if trial.accepted else "rejected"
+
+
+def label(run: Run, width: str, limit: int | None = None) -> str:
+    """A width's id, which keeps equal names apart, and its name; of a long name the end, where layers differ most."""
+    name = str(run.widths[width].get("name", ""))
+    if name in ("", width):
+        return width
+    room = max(4, limit - len(width) - 3) if limit else len(name)
+    return f"{width} · {name if len(name) <= room else '…' + name[1 - room :]}"
+
+
+def shares(run: Run, model: Trial | ModelRecord) -> dict[str, float]:
+    """Its prices over the source's by kind; of the best's latency the ratio that was measured in turns, if there is."""
+    whole = prices(run.source)
+    found = {kind: price / whole[kind] for kind, price in prices(model).items() if whole.get(kind)}
+    measured = number(run.latency.get("p50")) if model is run.best else None
+    return found if measured is None else found | {"latency": measured}
+
+
+def width_at(run: Run, scored: Trial | ModelRecord, width: str) -> int:
+    """A width's size there; a width that is not mentioned keeps the source's."""
+    return int(scored.widths.get(width, run.widths[width]["size"]))
+
+
+def changes(run: Run, trial: Trial) -> tuple[Change, ...]:
+    """The widths that differ from the parent's (from the source's where there is none)."""
+    parent = next((t for t in run.trials if t.number == trial.parent), run.source)
+    pairs = ((width, width_at(run, parent, width), width_at(run, trial, width)) for width in run.widths)
+    return tuple(change for change in pairs if change[1] != change[2])
