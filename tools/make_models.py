@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 import warnings
@@ -151,7 +152,7 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
 
 def table_row(path: Path, model: nn.Module, shape: tuple[int, ...], found: Evaluation) -> str:
     """The model's line in README.md."""
-    params = sum(p.numel() for p in model.parameters())
+    params = sum(math.prod(weight.dims) for weight in load(path).weights.values())
     cells = (f"`{path.name}`", f"{found.top1:.4f}", f"{params:,}", f"{macs(model, shape):,}", f"`{sha256_of([path])}`")
     return f"| {' | '.join(cells)} |"
 
