@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from onnx import checker, helper, inliner, numpy_helper, shape_inference
 
 from conet_onnx.errors import ModelError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
-from conet_onnx.shapes import Inference, infer
+from conet_onnx.shapes import Inference, copy_except, infer, skeleton
 
 __all__ = ["FLOATS", "Graph", "Node", "Value", "load"]
+
+Replace = Callable[[str, onnx.TensorProto], onnx.TensorProto | None]
 
 PROTOBUF_LIMIT = 2**31 - 1  # protobuf refuses to serialise more, so larger models need external data
 LONGEST_MESSAGE = 300  # characters of onnx's own words in an error
@@ -152,7 +154,6 @@ class Graph:
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Graph:
         """The same graph with other values in some weights: same shapes, cast to the weight's type."""
-        replaced = {}
         for name, array in arrays.items():
             old = self.weights.get(name)
             if old is None:
@@ -163,9 +164,11 @@ class Graph:
                 raise UsageError(
                     f"weight {name!r} has shape {tuple(old.dims)}, got {array.shape}: resize it with a plan."
                 )
-            dtype = helper.tensor_dtype_to_np_dtype(old.data_type)
-            replaced[name] = numpy_helper.from_array(np.ascontiguousarray(array, dtype=dtype), name)
-        return Graph(with_weights(self.model, replaced), input_shapes=self.input_shapes)
+
+        def make(name: str, tensor: onnx.TensorProto) -> onnx.TensorProto | None:
+            return with_values(tensor, arrays[name]) if name in arrays else None
+
+        return Graph(with_weights(self.model, make), input_shapes=self.input_shapes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model; the file appears whole or not at all. Over 2 GiB its weights go to `NAME.data` beside it."""
@@ -210,15 +213,15 @@ def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[in
         model.ParseFromString(data)
     except DecodeError as error:
         raise ModelError(f"{file} is not an ONNX model, or it is truncated ({len(data)} bytes).") from error
+    del data
     external = _external_files(model, file)
     try:
         _check_types(model)
-        checker.check_model(os.fspath(file) if external else data)
-        del data
+        checker.check_model(skeleton(model)[0])
         if external:
             onnx.load_external_data_for_model(model, os.fspath(file.parent))
-            for tensor in _all_tensors(model.graph):
-                checker.check_tensor(tensor)  # is there as much data as the shape needs?
+        for tensor in _all_tensors(model.graph):
+            checker.check_tensor(tensor)  # is there as much data as the shape needs?
     except (checker.ValidationError, ValueError, RuntimeError, OSError) as error:  # onnx raises all four
         raise ModelError(f"{file} is not a valid ONNX model: {_one_line(error)}") from error
     if model.functions:
@@ -231,23 +234,37 @@ def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[in
     return graph
 
 
-def with_weights(model: onnx.ModelProto, replaced: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
-    """A copy of the model with some weights replaced, in their places; no replaced weight is copied on the way."""
-    made: onnx.ModelProto = _copy_except(model, "graph")
-    graph = _copy_except(model.graph, "initializer", "node")
-    made.graph.CopyFrom(graph)
+def with_weights(model: onnx.ModelProto, make: Replace) -> onnx.ModelProto:
+    """A copy of the model in which `make(name, tensor)` has replaced some weights; None keeps one as it is.
+
+    Weights are made one at a time, in their places, so that no more than the two models are ever in memory.
+    """
+    made: onnx.ModelProto = copy_except(model, "graph")
+    made.graph.CopyFrom(copy_except(model.graph, "initializer", "node"))
     for tensor in model.graph.initializer:
-        made.graph.initializer.add().CopyFrom(replaced.get(tensor.name, tensor))
+        made.graph.initializer.add().CopyFrom(make(tensor.name, tensor) or tensor)
     for node in model.graph.node:
         new = made.graph.node.add()
-        tensor = replaced.get(node.output[0]) if node.op_type == "Constant" else None
-        if tensor is None:
+        value = _constant_value(node)
+        replaced = None if value is None else make(node.output[0], value)
+        if replaced is None:
             new.CopyFrom(node)
             continue
-        new.CopyFrom(_copy_except(node, "attribute"))
-        new.attribute.append(helper.make_attribute("value", tensor))
+        new.CopyFrom(copy_except(node, "attribute"))
+        new.attribute.append(helper.make_attribute("value", replaced))
     return made
 
+
+def with_values(tensor: onnx.TensorProto, array: np.ndarray[Any, Any]) -> onnx.TensorProto:
+    """The same tensor (name, type, doc string, metadata) with another value."""
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    made = numpy_helper.from_array(np.ascontiguousarray(array, dtype=dtype), tensor.name)
+    made.doc_string = tensor.doc_string
+    made.metadata_props.extend(tensor.metadata_props)
+    return made
+
+
+_DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 FLOATS = frozenset(  # element types that weights are made of
     {
@@ -259,20 +276,6 @@ FLOATS = frozenset(  # element types that weights are made of
         onnx.TensorProto.UINT8,
     }
 )
-
-
-def _copy_except(message: Message, *fields: str) -> Any:
-    made = type(message)()
-    for descriptor, value in message.ListFields():
-        if descriptor.name in fields:
-            continue
-        if descriptor.is_repeated:
-            getattr(made, descriptor.name).extend(value)
-        elif descriptor.message_type is not None:
-            getattr(made, descriptor.name).CopyFrom(value)
-        else:
-            setattr(made, descriptor.name, value)
-    return made
 
 
 def _nodes(model: onnx.ModelProto) -> tuple[Node, ...]:
@@ -332,11 +335,16 @@ def _captured(proto: onnx.NodeProto) -> tuple[str, ...]:
 def _weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    found[node.output[0]] = attribute.t
+        if (value := _constant_value(node)) is not None:
+            found[node.output[0]] = value
     return found
+
+
+def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor that a Constant node holds."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
 
 
 def _value(proto: onnx.ValueInfoProto) -> Value:
@@ -407,14 +415,15 @@ def _one_line(error: Exception) -> str:
 
 def _externalize(model: onnx.ModelProto, data: Path, location: str) -> onnx.ModelProto:
     """Write the weights to `data`; return a model that refers to them by `location`."""
-    moved: dict[str, onnx.TensorProto] = {}
     with data.open("wb") as stream:
-        for tensor in model.graph.initializer:
+
+        def move(_: str, tensor: onnx.TensorProto) -> onnx.TensorProto:
             raw = numpy_helper.to_array(tensor).tobytes()
-            new = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            new.data_location = onnx.TensorProto.EXTERNAL
+            made: onnx.TensorProto = copy_except(tensor, "raw_data", *_DATA_FIELDS)
+            made.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (("location", location), ("offset", stream.tell()), ("length", len(raw))):
-                new.external_data.add(key=key, value=str(value))
+                made.external_data.add(key=key, value=str(value))
             stream.write(raw)
-            moved[tensor.name] = new
-    return with_weights(model, moved)
+            return made
+
+        return with_weights(model, move)

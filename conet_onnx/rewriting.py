@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from conet_onnx.errors import UsageError
-from conet_onnx.graph import Graph, Node, with_weights
+from conet_onnx.graph import Graph, Node, with_values, with_weights
 from conet_onnx.planning import NULL, Integer, Take, WidthPlan
 
 __all__ = ["apply", "rewrite"]
@@ -29,31 +29,27 @@ def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
     if not plan.initializers and not plan.integers:
         return graph
     by_name = {node.name: node for node in graph.nodes}
-    replaced: dict[str, onnx.TensorProto] = {}
-    added: list[onnx.TensorProto] = []
-    inputs: list[tuple[Node, int, str]] = []
-    for name, made in plan.initializers.items():
+    for name in plan.initializers:
         if name not in graph.weights:
             raise UsageError(f"the plan resizes {name!r}, which is not a weight of {graph.file or 'this model'}.")
-        source = graph.array(name)
-        if isinstance(made, Take):
-            replaced[name] = numpy_helper.from_array(apply(source, made), name)
-            continue
-        for use in made:
-            tensor = numpy_helper.from_array(apply(source, use.take), use.name)
-            if use.name == name:
-                replaced[name] = tensor
-            else:
-                added.append(tensor)
-            inputs.append((by_name[use.node], use.input, use.name))
-    model = with_weights(graph.model, replaced)
-    model.graph.initializer.extend(added)
-    for node, index, name in inputs:
-        model.graph.node[node.index].input[index] = name
+
+    def make(name: str, tensor: onnx.TensorProto) -> onnx.TensorProto | None:
+        made = plan.initializers.get(name)
+        take = made if isinstance(made, Take) else next((u.take for u in made or () if u.name == name), None)
+        return None if take is None else with_values(tensor, apply(numpy_helper.to_array(tensor), take))
+
+    model = with_weights(graph.model, make)
+    for name, made in plan.initializers.items():
+        for use in made if isinstance(made, tuple) else ():
+            if use.name != name:
+                tensor = with_values(graph.weights[name], apply(graph.array(name), use.take))
+                tensor.name = use.name
+                model.graph.initializer.append(tensor)
+            model.graph.node[by_name[use.node].index].input[use.input] = use.name
     _edit_integers(graph, model, plan.integers, by_name)
     made_graph = Graph(model, input_shapes=graph.input_shapes)
     _drop_left_over(graph, made_graph)
-    _refresh_shapes(made_graph, replaced)
+    _refresh_shapes(made_graph)
     return made_graph
 
 
@@ -135,15 +131,13 @@ def _edit_input(
 
 
 def _overwrite(model: onnx.ModelProto, tensor: str, values: np.ndarray[Any, Any]) -> None:
-    new = numpy_helper.from_array(values, tensor)
     for initializer in model.graph.initializer:
         if initializer.name == tensor:
-            initializer.CopyFrom(new)
+            initializer.CopyFrom(with_values(initializer, values))
             return
     for node in model.graph.node:
         if tensor in node.output:
-            new.name = node.attribute[0].t.name
-            node.attribute[0].t.CopyFrom(new)
+            node.attribute[0].t.CopyFrom(with_values(node.attribute[0].t, values))
             return
 
 
@@ -157,19 +151,17 @@ def _drop_left_over(source: Graph, made: Graph) -> None:
                 del made.model.graph.initializer[k]
 
 
-def _refresh_shapes(graph: Graph, replaced: Mapping[str, onnx.TensorProto]) -> None:
+def _refresh_shapes(graph: Graph) -> None:
     """Bring the shapes that the model itself records up to date: of values, and of weights listed as inputs."""
     for value in graph.model.graph.input:
-        if value.name in replaced:
-            _set_sizes(value, replaced[value.name].dims)
+        if value.name in graph.weights:
+            _set_sizes(value, tuple(graph.weights[value.name].dims))
     for value in graph.model.graph.value_info:
         sizes = graph.shape(value.name)
         dims = value.type.tensor_type.shape.dim
         if sizes is not None and len(sizes) == len(dims):
-            _set_sizes(
-                value,
-                [s if s is not None and d.HasField("dim_value") else None for s, d in zip(sizes, dims, strict=True)],
-            )
+            static = (d.HasField("dim_value") for d in dims)
+            _set_sizes(value, [s if known else None for s, known in zip(sizes, static, strict=True)])
 
 
 def _set_sizes(value: onnx.ValueInfoProto, sizes: Sequence[int | None]) -> None:

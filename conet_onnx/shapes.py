@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-__all__ = ["Inference", "infer"]
+__all__ = ["Inference", "copy_except", "infer", "skeleton"]
 
 SMALL = 1024  # elements: weights up to here take part in data propagation, computed constants are kept up to here
 RANDOM = frozenset(
@@ -71,42 +72,59 @@ class Inference:
 
 def infer(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Inference:
     """Shapes and constants of a model; `input_shapes` replaces the sizes chosen for symbolic axes."""
-    skeleton, weights = _skeleton(model)
-    chosen = [_choose(model, skeleton, which, input_shapes or {}) for which in (0, 1)]
-    first = _assign(model, skeleton, chosen[0], weights)
-    return Inference(first, first if chosen[0] == chosen[1] else _assign(model, skeleton, chosen[1], weights))
+    light, weights = _unshaped(model)
+    chosen = [_choose(model, which, input_shapes or {}) for which in (0, 1)]
+    first = _assign(model, light, chosen[0], weights)
+    return Inference(first, first if chosen[0] == chosen[1] else _assign(model, light, chosen[1], weights))
 
 
-def _skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TypeProto]]:
-    """The model with large weights turned into inputs, and without stale shapes; the weights' types."""
-    made = onnx.ModelProto(ir_version=model.ir_version)
-    made.opset_import.extend(model.opset_import)
-    graph = made.graph
-    graph.name = model.graph.name or "graph"
+def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TypeProto]]:
+    """The model with its large weights turned into inputs of the same type, and every weight's type."""
+    made: onnx.ModelProto = copy_except(model, "graph")
+    made.graph.CopyFrom(copy_except(model.graph, "initializer", "node"))
+    listed = {value.name for value in model.graph.input}
     types: dict[str, onnx.TypeProto] = {}
 
     def keep(tensor: onnx.TensorProto, name: str) -> bool:
         types[name] = helper.make_tensor_type_proto(tensor.data_type, tuple(tensor.dims))
-        return int(np.prod(tensor.dims, dtype=np.int64)) <= SMALL
+        small = int(np.prod(tensor.dims, dtype=np.int64)) <= SMALL
+        if not small and name not in listed:
+            made.graph.input.add(name=name, type=types[name])
+        return small
 
     for tensor in model.graph.initializer:
         if keep(tensor, tensor.name):
-            graph.initializer.add().CopyFrom(tensor)
-        else:
-            graph.input.add(name=tensor.name, type=types[tensor.name])
+            made.graph.initializer.add().CopyFrom(tensor)
     for sparse in model.graph.sparse_initializer:
-        name = sparse.values.name
-        types[name] = helper.make_tensor_type_proto(sparse.values.data_type, tuple(sparse.dims))
-        graph.input.add(name=name, type=types[name])
+        types[sparse.values.name] = helper.make_tensor_type_proto(sparse.values.data_type, tuple(sparse.dims))
     for node in model.graph.node:
         value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
         if value is None or keep(value, node.output[0]):
-            graph.node.add().CopyFrom(node)
+            made.graph.node.add().CopyFrom(node)
+    return made, types
+
+
+def copy_except(message: Message, *fields: str) -> Any:
+    """A copy of a protobuf message without some of its fields, which are never copied on the way."""
+    made = type(message)()
+    for descriptor, value in message.ListFields():
+        if descriptor.name in fields:
+            continue
+        if descriptor.is_repeated:
+            getattr(made, descriptor.name).extend(value)
+        elif descriptor.message_type is not None:
+            getattr(made, descriptor.name).CopyFrom(value)
         else:
-            graph.input.add(name=node.output[0], type=types[node.output[0]])
-    graph.input.extend(value for value in model.graph.input if value.name not in types)
-    for value in model.graph.output:
-        graph.output.add(name=value.name, type=_without_sizes(value.type))
+            setattr(made, descriptor.name, value)
+    return made
+
+
+def _unshaped(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TypeProto]]:
+    """The skeleton without the shapes that the file records: they may hold symbols, or be stale."""
+    made, types = skeleton(model)
+    made.graph.ClearField("value_info")
+    for value in made.graph.output:
+        value.type.CopyFrom(_without_sizes(value.type))
     return made, types
 
 
@@ -118,9 +136,7 @@ def _without_sizes(declared: onnx.TypeProto) -> onnx.TypeProto:
     return made
 
 
-def _choose(
-    model: onnx.ModelProto, skeleton: onnx.ModelProto, which: int, given: Mapping[str, Sequence[int]]
-) -> dict[str, tuple[int, ...]]:
+def _choose(model: onnx.ModelProto, which: int, given: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """Concrete shapes for the model's own inputs; equal symbols get equal sizes."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in weights and v.type.tensor_type.HasField("shape")]
@@ -147,18 +163,18 @@ def _choose(
 
 def _assign(
     model: onnx.ModelProto,
-    skeleton: onnx.ModelProto,
+    light: onnx.ModelProto,
     shapes: Mapping[str, tuple[int, ...]],
     weights: Mapping[str, onnx.TypeProto],
 ) -> Assignment:
-    for value in skeleton.graph.input:
+    for value in light.graph.input:
         if value.name in shapes:
             elem_type = value.type.tensor_type.elem_type
             value.type.CopyFrom(helper.make_tensor_type_proto(elem_type, shapes[value.name]))
-    graph = shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    graph = shape_inference.infer_shapes(light, data_prop=True).graph
     types = {v.name: v.type for v in (*graph.value_info, *graph.output, *graph.input)} | dict(weights)
-    constants = {t.name: numpy_helper.to_array(t) for t in skeleton.graph.initializer}
-    for node in skeleton.graph.node:
+    constants = {t.name: numpy_helper.to_array(t) for t in light.graph.initializer}
+    for node in light.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             continue
