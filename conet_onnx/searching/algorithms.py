@@ -12,7 +12,7 @@ from conet_onnx.searching.random import RandomSearch
 from conet_onnx.searching.searcher import Searcher
 from conet_onnx.searching.space import WidthSpace
 
-__all__ = ["ALGORITHMS", "make_searcher"]
+__all__ = ["ALGORITHMS", "find_maker", "make_searcher"]
 
 Maker = Callable[..., Searcher]
 

@@ -103,7 +103,7 @@ def search(
     settings = {
         "source": graph.sha256,
         "data": workshop.data,
-        "normalisation": workshop.choice.as_json(),
+        "normalisation": {"name": workshop.choice.name, **workshop.choice.normalisation.as_json()},
         "backend": backend,
         "algorithm": algorithm,
         "budget": str(budget),
