@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from conet_onnx.errors import UsageError
 from conet_onnx.graph import Graph, Node, with_values, with_weights
-from conet_onnx.planning import NULL, Integer, Take, WidthPlan
+from conet_onnx.plans import NULL, Integer, Take, WidthPlan
 
 __all__ = ["apply", "rewrite"]
 

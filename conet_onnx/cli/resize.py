@@ -18,7 +18,7 @@ from conet_onnx.files import atomic_write
 if TYPE_CHECKING:
     from conet_onnx.analysis import Analysis
     from conet_onnx.graph import Graph
-    from conet_onnx.planning import WidthPlan
+    from conet_onnx.plans import WidthPlan
 
     Chooser = Callable[[Analysis], tuple[dict[str, int], dict[str, str]]]
 
@@ -27,6 +27,7 @@ __all__ = ["resize"]
 CRITERIA = ("l1", "l2", "random", "batchnorm-scale")
 TRANSFERS = ("slice", "net2net", "zero")
 LATER_TRANSFERS = ("svd", "evbmf", "least-squares")
+SMALLEST = 1e-9  # a scale at which every width that may shrink is 1
 SHOWN = 20  # widths in the table; the plan has them all
 
 
@@ -146,9 +147,14 @@ def _chooser(scale: float | None, widths: str | None, budget: Sequence[str], rou
     limit = Budget.parse(budget)
 
     def by_budget(analysis: Analysis) -> tuple[dict[str, int], dict[str, str]]:
-        from conet_onnx.planning import budgeted
+        from conet_onnx.planning import budgeted, scaled
 
-        return budgeted(analysis, limit.resolve(analysis.costs.price({})), **rounding)
+        source = analysis.costs.source
+        limits = limit.resolve(source)
+        smallest = analysis.costs.price(scaled(analysis, SMALLEST, **rounding)[0])
+        if not limits.fits(smallest):
+            raise limits.unreachable(smallest, source)
+        return budgeted(analysis, limits, multiple=rounding["multiple"], exact=rounding["exact"])
 
     return by_budget
 
@@ -164,21 +170,21 @@ def _write(resized: Graph, plan: WidthPlan, out: str, plan_to: str | None) -> No
 
 
 def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, str]) -> None:
-    changed = {name: sizes for name, sizes in plan.widths.items() if sizes[0] != sizes[1]}
+    changed = {name: change for name, change in plan.widths.items() if change.new != change.old}
     says(f"{len(changed)} of {len(analysis.widths)} widths change.")
     if changed:
         says()
         table(
             ("id", "name", "from", "to"),
-            [(name, analysis.widths[name].name, str(a), str(b)) for name, (a, b) in list(changed.items())[:SHOWN]],
+            [(name, c.name, str(c.old), str(c.new)) for name, c in list(changed.items())[:SHOWN]],
             right=("from", "to"),
         )
         if len(changed) > SHOWN:
             says(f"... and {len(changed) - SHOWN} more (--plan lists all)")
     for reason, names in by_reason(left_alone).items():
         says(f"Left alone: {', '.join(names)} ({reason}).")
-    before = analysis.costs.price({})
-    after = analysis.costs.price({name: to for name, (_, to) in plan.widths.items()})
+    before = analysis.costs.source
+    after = analysis.costs.price({name: change.new for name, change in plan.widths.items()})
     says()
     table(
         ("", "source", "resized", "share"),
