@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli_support import save, small_model
+from cli_support import save, small_model
 
 HEAVY = ("numpy", "onnx", "torch", "torchvision", "onnxruntime", "optuna", "plotly", "rich", "scipy", "networkx")
 HEAVY += ("pyarrow", "lightning", "PIL")

@@ -106,21 +106,23 @@ def _show_frozen(frozen: Sequence[Mapping[str, Any]]) -> None:
     table(
         ("why", "axes", "for example"),
         (
-            (kind, str(len(axes)), _few(dict.fromkeys(map(_example, axes)), EXAMPLES))
+            (kind, str(len(axes)), "\n".join(_examples(axes)))
             for kind, axes in sorted(kinds.items(), key=lambda item: -len(item[1]))
         ),
         right=("axes",),
     )
 
 
-def _example(axis: Mapping[str, Any]) -> str:
-    detail = axis["reason"]["detail"]
-    place = f"{axis['tensor']}[{axis['axis']}]"
-    return f"{place}: {detail}" if detail else place
+def _examples(axes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A few that differ in their reason, and how many axes there are besides."""
+    by_detail: dict[str, str] = {}
+    for axis in axes:
+        by_detail.setdefault(axis["reason"]["detail"], f"{axis['tensor']}[{axis['axis']}]")
+    shown = [f"{place}: {detail}" if detail else place for detail, place in list(by_detail.items())[:EXAMPLES]]
+    return [*shown, f"and {len(axes) - len(shown)} more"] if len(axes) > len(shown) else shown
 
 
-def _few(items: Sequence[str] | Mapping[str, Any], limit: int) -> str:
+def _few(items: Sequence[str], limit: int) -> str:
     """The first few, and how many more there are."""
-    listed = list(items)
-    more = f" (+{len(listed) - limit})" if len(listed) > limit else ""
-    return "; ".join(listed[:limit]) + more
+    more = f" (+{len(items) - limit})" if len(items) > limit else ""
+    return "; ".join(items[:limit]) + more

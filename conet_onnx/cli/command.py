@@ -17,8 +17,9 @@ __all__ = ["Command", "Interrupted", "LazyGroup", "State"]
 
 @dataclass
 class State:
-    """What the whole call has been told, for the one place that reports failures."""
+    """What the whole call has been told, for the places that report how it ended."""
 
+    arguments: tuple[str, ...] = ()
     debug: bool = False
 
 

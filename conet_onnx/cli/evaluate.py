@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,12 +13,10 @@ from conet_onnx.cli.output import Bar, check_writable, command, log, says, table
 from conet_onnx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from conet_onnx.data import DataSet, Normalisation
-    from conet_onnx.evaluation import Choice, Evaluation
+    from conet_onnx.evaluation import Evaluation
 
-__all__ = ["describe_choice", "evaluate", "given_normalisation"]
+__all__ = ["check_pair", "describe_choice", "evaluate", "given_normalisation"]
 
 
 @click.command(cls=Command)
@@ -36,7 +35,7 @@ def evaluate(
     input_shapes: dict[str, tuple[int, ...]],
 ) -> None:
     """Measure accuracy and loss on the test split with onnxruntime. Takes one pass over the data."""
-    _check_pair(mean, std)
+    check_pair(mean, std)
     check_writable(json_to)
     from conet_onnx.data import load_data
     from conet_onnx.evaluation import evaluate as evaluate_graph
@@ -50,7 +49,8 @@ def evaluate(
     provider = resolve(provider)
     given = given_normalisation(dataset, mean, std, "test")
     choice = resolve_normalisation(graph, dataset, given=given, provider=provider)
-    log(f"Evaluating {model} on {samples:,} test images of {dataset.name}, on {provider}. {describe_choice(choice)}")
+    log(f"Evaluating {model} on {samples:,} test images of {dataset.name}, with {provider}.")
+    log(describe_choice(choice.as_json()))
     with Bar(samples) as bar:
         bar.at(0, "Evaluating")
         found = evaluate_graph(
@@ -70,7 +70,6 @@ def given_normalisation(
     dataset: DataSet, mean: Sequence[float] | None, std: Sequence[float] | None, split: str
 ) -> Normalisation | None:
     """What --mean and --std say about pixels as this data set stores them; None without them."""
-    _check_pair(mean, std)
     if mean is None or std is None:
         return None
     from conet_onnx.data import Normalisation
@@ -78,18 +77,21 @@ def given_normalisation(
     return Normalisation.explicit(mean, std, dataset.split(split).images.dtype)
 
 
-def describe_choice(choice: Choice) -> str:
-    """Which normalisation, and where it comes from."""
-    if choice.name == "given":
-        return f"Inputs: {choice.normalisation}, as given."
-    if choice.name == "file":
-        return f"Inputs: {choice.normalisation}, from the file beside the model."
-    top1 = max((found.top1 for _, found in choice.scores), default=0.0)
-    tried = len(choice.scores)
-    return f"Inputs: {choice.normalisation}, the best of {tried} tried on training images ({top1:.1%} right)."
+def describe_choice(choice: Mapping[str, Any]) -> str:
+    """Which normalisation, and where it comes from; from evaluation.Choice.as_json()."""
+    from conet_onnx.data import Normalisation
+
+    chosen = f"Inputs: {Normalisation.from_json(choice['normalisation'])}"
+    if choice["name"] == "given":
+        return f"{chosen}, as given."
+    if choice["name"] == "file":
+        return f"{chosen}, from the file beside the model."
+    top1 = max((found["top1"] for found in choice["scores"]), default=0.0)
+    return f"{chosen}, the best of {len(choice['scores'])} tried on training images ({top1:.1%} right)."
 
 
-def _check_pair(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+def check_pair(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Raise UsageError for one of --mean and --std without the other."""
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std go together: give both, or neither.")
 

@@ -14,8 +14,6 @@ from conet_onnx.errors import ConetError
 
 __all__ = ["main"]
 
-BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
-
 # command -> the module in conet_onnx.cli that defines it
 COMMANDS = {
     "analyze": "analyze",
@@ -33,15 +31,16 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (sys.argv if None is given); return the exit code."""
-    state = State()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    state = State(arguments=tuple(given))
     try:
-        code = group.main(
-            None if arguments is None else list(arguments), prog_name="conet-onnx", standalone_mode=False, obj=state
-        )
+        code = group.main(given, prog_name="conet-onnx", standalone_mode=False, obj=state)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         _silence_stdout()
-        return BROKEN_PIPE
+        return 1
+    except SystemExit as stop:  # click ends so where it meets a broken pipe
+        return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:  # the boundary: whatever happened below, a user reads one line
         if state.debug:
             traceback.print_exc()

@@ -67,6 +67,8 @@ def check_writable(*paths: str | None) -> None:
         place = Path(str(path))
         if place.is_dir():
             raise OutputError(f"Cannot write {place}: it is a folder. Name a file.")
+        if place.exists() and not place.is_file():
+            raise OutputError(f"Cannot write {place}: it is no ordinary file. Name another.")
         if not place.parent.is_dir():
             raise OutputError(f"Cannot write {place}: there is no folder {place.parent}. Make it first.")
 
@@ -118,6 +120,7 @@ class Bar:
         self._done = 0.0
         self._begun = 0
         self._text = ""
+        self._left: float | None = None
         self._bar: Progress | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -138,15 +141,29 @@ class Bar:
             if self._bar is not None:
                 self._bar.stop()
 
+    @property
+    def drawn(self) -> bool:
+        """Whether it can be seen."""
+        return self._bar is not None
+
+    def log(self, text: str) -> None:
+        """A line above the bar."""
+        with self._lock:
+            if self._bar is None:
+                log(text)
+            else:
+                self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def step(self, text: str) -> None:
         """What was done is done, and this begins."""
         self._begun += 1
         self.at(self._begun - 1, text)
 
-    def at(self, done: float, text: str | None = None) -> None:
-        """So much of the total is done."""
+    def at(self, done: float, text: str | None = None, *, left: float | None = None) -> None:
+        """So much of the total is done; `left` are the seconds that the rest takes, where the caller knows better."""
         with self._lock:
             self._done = done
+            self._left = left
             self._text = self._text if text is None else text
             self._show()
 
@@ -156,34 +173,33 @@ class Bar:
             if self._closed:
                 return
             self._bar = bar
-            bar.add_task("", total=self._total)
+            bar.add_task("", total=self._total, left=None)
             self._show()
             bar.start()
 
     def _show(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, description=self._text)
+            self._bar.update(self._bar.task_ids[0], completed=self._done, description=self._text, left=self._left)
 
 
 def _progress() -> Progress:
-    """What is done, how far it is, how long it has taken, and how long is left; vanishes at the end."""
+    """What is done, how far it is, and how long is left; vanishes at the end."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+    from rich.text import Text
+
+    class Left(ProgressColumn):
+        """Seconds left as the caller knows them, else as the speed so far has it."""
+
+        def render(self, task: Task) -> Text:
+            left = task.time_remaining if task.fields["left"] is None else task.fields["left"]
+            return Text("" if left is None else f"{duration(left)} left")
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        Left(),
         console=Console(file=sys.stderr),
         transient=True,
     )

@@ -20,9 +20,7 @@ __all__ = ["verify"]
 @click.command(cls=Command)
 @click.argument("source", metavar="SOURCE.onnx")
 @click.argument("resized", metavar="RESIZED.onnx")
-@click.option(
-    "--plan", "plan_file", required=True, metavar="F", help="The plan that `resize --plan` or a search wrote."
-)
+@click.option("--plan", "plan_file", required=True, metavar="F", help="What `resize --plan` or a search wrote.")
 @provider_option
 @input_shape_option
 def verify(source: str, resized: str, plan_file: str, provider: str, input_shapes: dict[str, tuple[int, ...]]) -> None:

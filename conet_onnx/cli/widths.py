@@ -30,7 +30,7 @@ def read_widths(text: str) -> dict[str, int]:
 
 def check_widths(asked: Iterable[str], analysis: Analysis) -> None:
     """Raise UsageError for an id that the model does not have, with the nearest that it has."""
-    known = {width.id: width.name for width in analysis.widths.values()}
+    known = {width.id: width.name for width in analysis.all_widths.values()}
     for name in asked:
         if name in known:
             continue
