@@ -1,0 +1,228 @@
+"""`search`: the main job, from a trained model and a budget to a smaller trained model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conet_onnx.cli.command import Command, Interrupted, State
+from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation
+from conet_onnx.cli.options import (
+    data_options,
+    input_shape_option,
+    json_option,
+    model_argument,
+    not_yet,
+    provider_option,
+    threads_option,
+)
+from conet_onnx.cli.output import Bar, check_writable, command, count, duration, log, says, share, size, table, write
+from conet_onnx.errors import ConetError
+
+if TYPE_CHECKING:
+    from conet_onnx.data import DataSet
+    from conet_onnx.searching import ModelRecord, Run
+
+__all__ = ["search"]
+
+SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """90, 90s, 10min, 2h."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?([a-z]*)", value, re.ASCII)
+    if not match or match[2] not in SECONDS or float(match[1]) == 0:
+        raise click.BadParameter(f"{value!r} is not a time; write it as 90s, 10min or 2h.")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+@click.command(cls=Command)
+@model_argument
+@data_options
+@click.option("--budget", multiple=True, required=True, metavar="KIND=V", help="macs=0.5, bytes=4MB... (repeatable).")
+@click.option("--backend", default="torch", show_default=True, metavar="B", help="What trains: torch.")
+@click.option("--algorithm", default="auto", show_default=True, metavar="A", help="auto (anneal), anneal or random.")
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Sets of widths to try (default: 12).")
+@click.option("--epochs-per-trial", type=click.IntRange(min=1), metavar="E", help="Training of each (default: 4).")
+@click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 20).")
+@click.option("--time-limit", metavar="T", callback=_seconds, help="Ends the trials in time: 90s, 10min, 2h.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same models.")
+@provider_option
+@threads_option
+@click.option("--out", metavar="DIR", help="Where everything goes (default: runs/MODEL_STEM).")
+@click.option("--resume", is_flag=True, help="Go on with what --out holds.")
+@click.option("--storage", metavar="URL", help="(Not in this release.) A database for the trials.")
+@click.option("--jobs", metavar="N", help="(Not in this release.) Trials at a time.")
+@json_option
+@input_shape_option
+@click.pass_context
+def search(
+    ctx: click.Context,
+    /,
+    model: str,
+    data: str,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    budget: tuple[str, ...],
+    trials: int | None,
+    epochs_per_trial: int | None,
+    epochs: int | None,
+    out: str | None,
+    storage: str | None,
+    jobs: str | None,
+    json_to: str | None,
+    input_shapes: dict[str, tuple[int, ...]],
+    **settings: Any,
+) -> None:
+    """Search for better widths within a budget, training on data. Says how long it takes after the first trial."""
+    not_yet(storage=storage, jobs=jobs)
+    check_pair(mean, std)
+    check_writable(json_to)
+    from conet_onnx.searching import Budget
+
+    limits = Budget.parse(budget)
+    from conet_onnx.data import load_data
+    from conet_onnx.graph import load
+    from conet_onnx.searching import search as run_search
+
+    graph = load(model, input_shapes=input_shapes)
+    dataset = load_data(data)
+    folder = Path(out) if out is not None else Path("runs") / (Path(model).stem or "model")
+    lengths = {"trials": trials, "epochs_per_trial": epochs_per_trial, "epochs": epochs}
+    settings |= {name: value for name, value in lengths.items() if value is not None}
+    try:
+        with _Show(folder, dataset, f"{model} within {limits}") as show:
+            result = run_search(
+                graph,
+                data=dataset,
+                budget=limits,
+                normalisation=given_normalisation(dataset, mean, std, "train"),
+                out=folder,
+                progress=show,
+                **settings,
+            )
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(_how_to_go_on(folder, ctx.find_object(State))) from interrupt
+    document = result.run.as_json()
+    if json_to:
+        write(json_to, document)
+    if json_to != "-":
+        _report(result.run, data)
+
+
+class _Show:
+    """Tells on stderr what a search does: facts as lines; progress as a bar, or as lines where there is no terminal."""
+
+    def __init__(self, folder: Path, dataset: DataSet, what: str) -> None:
+        self._folder = folder
+        self._dataset = dataset
+        self._what = what
+        self._bar = Bar()
+        self._phase = ""
+        self._introduced = False
+        self._estimated = False
+
+    def __enter__(self) -> _Show:
+        train, validation = (len(self._dataset.split(name)) for name in ("train", "validation"))
+        log(
+            f"Searching widths for {self._what}, on {self._dataset.name}: {train:,} training and {validation:,} "
+            "validation images; its test split is used once, at the end."
+        )
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._bar.__exit__(*failure)
+
+    def __call__(self, phase: str, done: float, work: float, left: float | None) -> None:
+        """As searching.loop.Progress."""
+        if phase.startswith("trial") and not self._introduced:
+            self._introduced = True
+            self._introduce()
+        if left is not None and done < work and not self._estimated:
+            self._estimated = True
+            self._bar.log(f"About {duration(left)} to go, as far as can be told now.")
+        elif phase != self._phase and not self._bar.drawn:
+            self._bar.log(f"{phase}" + (f", {duration(left)} left" if left else ""))
+        self._phase = phase
+        self._bar.at(done / work, phase, left=left)
+
+    def _introduce(self) -> None:
+        from conet_onnx.searching import read_run
+
+        run = read_run(self._folder)
+        chosen = run.settings
+        limits = ", ".join(f"{kind} at most {_amount(kind, limit)}" for kind, limit in run.budget.items())
+        finished = sum(trial.state == "complete" for trial in run.trials)
+        for line in (
+            f"Source: {count(run.source.params)} parameters, {count(run.source.macs)} MACs, "
+            f"{run.source.validation['top1']:.2%} right on validation. Budget: {limits}.",
+            describe_choice(chosen["normalisation"]),
+            f"{chosen['trials']} trials of {chosen['epochs_per_trial']} epochs ({finished} are done), then "
+            f"{chosen['epochs']} epochs on the best; all in {self._folder}. How long it takes is said soon.",
+        ):
+            self._bar.log(line)
+
+
+def _amount(kind: str, limit: float) -> str:
+    return size(limit) if kind == "bytes" else count(limit)
+
+
+def _how_to_go_on(folder: Path, state: State | None) -> str:
+    if not folder.is_dir():
+        return "interrupted; nothing was written."
+    words = [word for word in (state.arguments if state else ()) if word != "--resume"]
+    again = command(*words, "--resume") if words else "the same command with --resume"
+    try:
+        from conet_onnx.searching import read_run
+
+        trials = read_run(folder).trials
+        kept = f"{sum(trial.state == 'complete' for trial in trials)} finished trials are kept in {folder}"
+    except ConetError:  # it had not begun
+        kept = f"{folder} is there, without a finished trial"
+    return f"interrupted; {kept}. Go on with: {again}"
+
+
+def _report(run: Run, data: str) -> None:
+    assert run.best is not None
+    table(("", "source", "best", "change"), _rows(run, run.source, run.best), right=("source", "best", "change"))
+    says()
+    seconds = run.seconds
+    says(
+        f"{sum(trial.state == 'complete' for trial in run.trials)} trials in {duration(seconds['total'])}: "
+        f"training {duration(seconds['training'])}, evaluation {duration(seconds['evaluation'])}, "
+        f"the rest {duration(seconds['overhead'])}."
+    )
+    folder = run.directory
+    says(f"Written: {run.best.file}, {len(run.pareto)} more models in {folder / 'pareto'}, {folder / 'report.html'}.")
+    says()
+    says("What next")
+    says(f"  {command('bench', run.source.file, run.best.file)}")
+    says(f"  {command('verify', run.source.file, run.best.file, '--plan', str(folder / 'plans' / 'best.json'))}")
+    says(f"  open {folder / 'report.html'} in a browser; it needs no network")
+
+
+def _rows(run: Run, source: ModelRecord, best: ModelRecord) -> Sequence[tuple[str, str, str, str]]:
+    rows = []
+    for split, a, b in (("validation", source.validation, best.validation), ("test", source.test, best.test)):
+        if a and b and (split == "test" or not source.test):
+            points = 100 * (b["top1"] - a["top1"])
+            rows.append((f"{split} accuracy", f"{a['top1']:.2%}", f"{b['top1']:.2%}", f"{points:+.2f} points"))
+    rows.append(("parameters", count(source.params), count(best.params), share(best.params, source.params)))
+    rows.append(("MACs", count(source.macs), count(best.macs), share(best.macs, source.macs)))
+    files = [os.path.getsize(file) for file in (source.file, best.file)]
+    rows.append(("file size", size(files[0]), size(files[1]), share(files[1], files[0])))
+    if source.latency_ms is not None and best.latency_ms is not None:
+        rows.append(("latency p50", f"{source.latency_ms:.3f} ms", f"{best.latency_ms:.3f} ms", _interval(run.latency)))
+    return rows
+
+
+def _interval(ratio: Mapping[str, float] | None) -> str:
+    return f"{ratio['p50']:.1%} ({ratio['low']:.1%} to {ratio['high']:.1%})" if ratio else ""
