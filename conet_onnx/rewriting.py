@@ -80,23 +80,21 @@ def _edit_integers(
         node = by_name[name]
         kind, _, what = where.partition(":")
         if kind == "attribute":
-            _edit_attribute(model.graph.node[node.index], node, what, edits)
+            _edit_attribute(model.graph.node[node.index], what, edits)
         else:
             _edit_input(graph, model, node, int(what), edits, taken)
 
 
-def _edit_attribute(proto: onnx.NodeProto, node: Node, name: str, edits: Mapping[int, int]) -> None:
-    old = node.attributes.get(name, ())
-    value: Any = edits[0]
-    if isinstance(old, tuple):
-        value = [edits.get(k, old[k] if k < len(old) else 0) for k in range(max(len(old), 1 + max(edits)))]
-    attribute = helper.make_attribute(name, value)
-    for existing in proto.attribute:
-        if existing.name == name:
-            attribute.doc_string = existing.doc_string
-            existing.CopyFrom(attribute)
+def _edit_attribute(proto: onnx.NodeProto, name: str, edits: Mapping[int, int]) -> None:
+    for attribute in proto.attribute:
+        if attribute.name == name and attribute.type == onnx.AttributeProto.INTS:
+            for position, value in edits.items():
+                attribute.ints[position] = value
             return
-    proto.attribute.append(attribute)
+        if attribute.name == name:
+            attribute.i = edits[0]
+            return
+    proto.attribute.append(helper.make_attribute(name, [edits[k] for k in range(len(edits))]))
 
 
 def _edit_input(
