@@ -1,0 +1,124 @@
+"""Lower normalisation layers and Dropout: what may differ between training and inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from conet_onnx.torch_backend.building import Builder, Node, Result, has
+from conet_onnx.torch_backend.ops.registry import lowers
+
+__all__ = ["BatchNormalization", "Dropout"]
+
+
+class BatchNormalization(nn.Module):
+    """Statistics of the batch in training, running ones else; the weights are the lowered module's."""
+
+    def __init__(self, momentum: float, eps: float) -> None:
+        super().__init__()
+        self.momentum = momentum  # torch's: the share of the batch in the running statistics
+        self.eps = eps
+
+    def forward(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
+    ) -> torch.Tensor:
+        """x: [batch, channels, ...], the others [channels]."""
+        return F.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
+
+    def extra_repr(self) -> str:
+        """What the constructor was given."""
+        return f"momentum={self.momentum}, eps={self.eps}"
+
+
+class Dropout(nn.Module):
+    """Zero elements at random in training, nothing else."""
+
+    def __init__(self, ratio: float) -> None:
+        super().__init__()
+        self.ratio = ratio
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Any shape."""
+        return F.dropout(x, self.ratio, self.training)
+
+    def extra_repr(self) -> str:
+        """What the constructor was given."""
+        return f"ratio={self.ratio}"
+
+
+@lowers("BatchNormalization")
+def batch_normalization(b: Builder, node: Node) -> Result:
+    """ONNX's momentum is the share of the old statistics, torch's of the new.
+
+    A node whose own training_mode is set uses the batch's statistics always, as onnxruntime does. Statistics that
+    several nodes share, or that are computed, are used as they are, in training too: nothing could update them.
+    """
+    if node.attributes.get("spatial", 1) != 1:
+        raise b.unsupported(node, "statistics for each position (spatial=0)")
+    if any(name and (b.graph.consumers(name) or _is_output(b, name)) for name in node.outputs[1:]):
+        raise b.unsupported(node, "its running statistics are used as outputs")
+    x, weight, bias, mean, variance = (b.tensor(name) for name in node.inputs)
+    eps = node.attributes.get("epsilon", 1e-5)
+    if node.attributes.get("training_mode", 0):
+        return b.call(F.batch_norm, x, None, None, weight, bias, True, 0.0, eps)
+    own = {b.registered[name] for name in b.registered.keys() - b.shared_statistics}
+    if mean.target not in own or variance.target not in own or mean is variance:
+        return b.call(F.batch_norm, x, mean, variance, weight, bias, False, 0.0, eps)
+    return b.module(BatchNormalization(1 - node.attributes.get("momentum", 0.9), eps), x, weight, bias, mean, variance)
+
+
+@lowers("Dropout")
+def dropout(b: Builder, node: Node) -> Result:
+    """The ratio is an attribute before opset 12, an input since."""
+    if len(node.outputs) > 1 and node.outputs[1]:
+        raise b.unsupported(node, "its mask is used as an output")
+    x = b.tensor(node.inputs[0])
+    ratio: Any = node.attributes.get("ratio", 0.5)
+    if has(node, 1):
+        ratio = b.number(node, 1, "the ratio")
+    return b.module(Dropout(float(ratio)), x) if ratio else x
+
+
+@lowers("InstanceNormalization")
+def instance_normalization(b: Builder, node: Node) -> Result:
+    """Statistics of each channel of each sample."""
+    x, weight, bias = (b.tensor(name) for name in node.inputs)
+    return b.call(F.instance_norm, x, weight=weight, bias=bias, eps=node.attributes.get("epsilon", 1e-5))
+
+
+@lowers("LayerNormalization")
+def layer_normalization(b: Builder, node: Node) -> Result:
+    """Statistics over the axes from `axis` on; scale and bias broadcast to them."""
+    if any(node.outputs[1:]):
+        raise b.unsupported(node, "its mean or deviation is used as an output")
+    name = node.inputs[0]
+    x, weight, bias = b.tensor(name), b.tensor(node.inputs[1]), b.optional(node, 2)
+    rank = b.rank(node, name)
+    axes = range(node.attributes.get("axis", -1) % rank, rank)
+    shape = [b.size(name, axis) for axis in axes]
+    eps = node.attributes.get("epsilon", 1e-5)
+    affine = [b.shape(node, n) for n in node.inputs[1:] if n]
+    if all(list(sizes) == shape for sizes in affine):
+        return b.call(F.layer_norm, x, shape, weight, bias, eps)
+    made = b.call(torch.mul, b.call(F.layer_norm, x, shape, None, None, eps), weight)
+    return made if bias is None else b.call(torch.add, made, bias)
+
+
+@lowers("GroupNormalization")
+def group_normalization(b: Builder, node: Node) -> Result:
+    """Scale and bias are one a channel since opset 21; before, one a group."""
+    x, weight, bias = (b.tensor(name) for name in node.inputs)
+    groups = node.attributes["num_groups"]
+    if node.since < 21:
+        channels = b.shape(node, node.inputs[0])[1]
+        if channels is None:
+            raise b.unsupported(node, "the number of channels varies")
+        weight, bias = (b.call(torch.repeat_interleave, t, channels // groups) for t in (weight, bias))
+    return b.call(F.group_norm, x, groups, weight, bias, node.attributes.get("epsilon", 1e-5))
+
+
+def _is_output(b: Builder, name: str) -> bool:
+    return any(value.name == name for value in b.graph.outputs)

@@ -1,0 +1,71 @@
+"""Lower reductions over axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from conet_onnx.torch_backend.building import Builder, Node, Result, has
+from conet_onnx.torch_backend.ops.registry import lowers
+
+__all__: list[str] = []
+
+_REDUCE: dict[str, Callable[..., Any]] = {
+    "ReduceMean": torch.mean,
+    "ReduceSum": torch.sum,
+    "ReduceSumSquare": torch.sum,
+    "ReduceL1": torch.sum,
+    "ReduceLogSum": torch.sum,
+    "ReduceL2": torch.linalg.vector_norm,
+    "ReduceMax": torch.amax,
+    "ReduceMin": torch.amin,
+    "ReduceLogSumExp": torch.logsumexp,
+}
+_BEFORE: dict[str, Callable[..., Any]] = {"ReduceL1": torch.abs, "ReduceSumSquare": torch.square}
+
+
+@lowers(*_REDUCE, "ReduceProd")
+def reduce(b: Builder, node: Node) -> Result:
+    """Axes are an attribute, or an input since opset 18 (ReduceSum: 13); none means all, unless the node says no-op."""
+    axes = _axes(b, node)
+    x = b.tensor(node.inputs[0])
+    keep = bool(node.attributes.get("keepdims", 1))
+    if node.op in _BEFORE:
+        x = b.call(_BEFORE[node.op], x)
+    if axes and node.op == "ReduceProd":
+        for axis in sorted(axes, reverse=True):
+            x = b.call(torch.prod, x, axis, keepdim=keep)
+    elif axes and node.op == "ReduceL2":
+        x = b.call(torch.linalg.vector_norm, x, 2, axes, keepdim=keep)
+    elif axes:
+        dtype = b.graph.dtype(node.inputs[0])
+        # torch sums small integers in int64.
+        more = (
+            {"dtype": _integer(b, node)}
+            if _REDUCE[node.op] is torch.sum and dtype is not None and dtype.kind in "iu"
+            else {}
+        )
+        x = b.call(_REDUCE[node.op], x, axes, keepdim=keep, **more)
+    return b.call(torch.log, x) if node.op == "ReduceLogSum" else x
+
+
+def _integer(b: Builder, node: Node) -> torch.dtype:
+    from conet_onnx.torch_backend.weights import torch_dtype
+
+    dtype = b.graph.dtype(node.inputs[0])
+    assert dtype is not None
+    return torch_dtype(dtype)
+
+
+def _axes(b: Builder, node: Node) -> tuple[int, ...]:
+    """Not negative; () where nothing is reduced."""
+    rank = b.rank(node, node.inputs[0])
+    given: Any = node.attributes.get("axes")
+    if has(node, 1):
+        found = b.setting(node, 1, "the axes")
+        given = None if found is None else found.flatten().tolist()
+    if given is None or len(given) == 0:
+        return () if node.attributes.get("noop_with_empty_axes", 0) else tuple(range(rank))
+    return tuple(sorted({axis % rank for axis in given}))

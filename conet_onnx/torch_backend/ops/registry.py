@@ -1,0 +1,31 @@
+"""The table of what each ONNX operator becomes in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from conet_onnx.graph import Node
+from conet_onnx.torch_backend.building import Builder, Result
+
+__all__ = ["LOWER", "REVIEWED", "Lowering", "lowers"]
+
+Lowering = Callable[[Builder, Node], Result]
+
+REVIEWED = 28  # the newest opset whose operators were compared with this table
+
+LOWER: dict[str, Lowering] = {}
+
+
+def lowers(*ops: str) -> Callable[[Lowering], Lowering]:
+    """Register a function for some operators of ai.onnx, in all versions from opset 7 to REVIEWED.
+
+    Where a version means something else, the function asks `node.since`.
+    """
+
+    def register(function: Lowering) -> Lowering:
+        for op in ops:
+            assert op not in LOWER, f"{op} is lowered twice"
+            LOWER[op] = function
+        return function
+
+    return register

@@ -1,0 +1,204 @@
+"""Lower Resize and Upsample: torch's interpolation where it provably is the same, else coordinates as ONNX has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from conet_onnx.torch_backend.building import Builder, Node, Result, has
+from conet_onnx.torch_backend.ops.registry import lowers
+
+__all__ = ["resize_linear", "resize_nearest"]
+
+_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
+_COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
+_ROUNDINGS = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is resized: spatial sizes or else scales, for all axes after the first two."""
+
+    mode: str
+    coordinates: str
+    rounding: str
+    sizes: list[int | fx.Node] | None
+    scales: list[float] | None
+
+
+@lowers("Resize", "Upsample")
+def resize(b: Builder, node: Node) -> Result:
+    """Nearest, linear and cubic, over the axes after the first two."""
+    x, name = b.tensor(node.inputs[0]), node.inputs[0]
+    rank = b.rank(node, name)
+    if rank not in _LINEAR:
+        raise b.unsupported(node, f"{rank} axes")
+    request = _request(b, node)
+    if request.sizes is None and all(scale == 1 for scale in request.scales or ()):
+        return x
+    if request.mode == "nearest":
+        return _nearest(b, node, x, request)
+    if request.mode == "linear":
+        return _linear(b, node, x, request)
+    return _cubic(b, node, x, request, rank)
+
+
+def _nearest(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
+    scales = request.scales or _static_scales(b, node)
+    doubling = scales is not None and all(s >= 1 and math.log2(s).is_integer() for s in scales)
+    if doubling and (request.coordinates, request.rounding) == ("asymmetric", "floor"):
+        # Powers of two are exact in floating point, so torch's source indices are ONNX's.
+        return b.call(F.interpolate, x, scale_factor=scales, mode="nearest")
+    return b.call(resize_nearest, x, request.sizes, request.scales, request.coordinates, request.rounding)
+
+
+def _linear(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
+    mode = _LINEAR[b.rank(node, node.inputs[0])]
+    corners = request.coordinates == "align_corners"
+    if request.sizes is not None and (corners or request.coordinates == "half_pixel" or _never_one(b, node, request)):
+        return b.call(F.interpolate, x, size=tuple(request.sizes), mode=mode, align_corners=corners)
+    if request.sizes is None and (request.coordinates == "half_pixel" or _never_one(b, node, request)):
+        return b.call(F.interpolate, x, scale_factor=request.scales, mode=mode, align_corners=False)
+    return b.call(resize_linear, x, request.sizes, request.scales, request.coordinates)
+
+
+def _cubic(b: Builder, node: Node, x: fx.Node, request: _Request, rank: int) -> fx.Node:
+    plain = node.attributes.get("cubic_coeff_a", -0.75) == -0.75 and not node.attributes.get("exclude_outside", 0)
+    corners = request.coordinates == "align_corners"
+    exact = request.coordinates == "half_pixel" or (corners and request.sizes is not None)
+    if rank != 4 or not plain or not (exact or _never_one(b, node, request)):
+        raise b.unsupported(node, f"cubic interpolation with these settings ({request.coordinates})")
+    if request.sizes is not None:
+        return b.call(F.interpolate, x, size=tuple(request.sizes), mode="bicubic", align_corners=corners)
+    return b.call(F.interpolate, x, scale_factor=request.scales, mode="bicubic", align_corners=False)
+
+
+def resize_nearest(
+    x: torch.Tensor, sizes: Sequence[int] | None, scales: Sequence[float] | None, coordinates: str, rounding: str
+) -> torch.Tensor:
+    """Take along each axis what its rounded source coordinate says."""
+    for axis, (size, scale) in enumerate(_targets(x, sizes, scales), 2):
+        source = _source(size, scale, x.shape[axis], coordinates, x.device)
+        index = _ROUND[rounding](source).clamp(0, x.shape[axis] - 1).long()
+        x = x.index_select(axis, index)
+    return x
+
+
+def resize_linear(
+    x: torch.Tensor, sizes: Sequence[int] | None, scales: Sequence[float] | None, coordinates: str
+) -> torch.Tensor:
+    """Mix along each axis the two neighbours of its source coordinate; beyond the ends, the end."""
+    for axis, (size, scale) in enumerate(_targets(x, sizes, scales), 2):
+        last = x.shape[axis] - 1
+        source = _source(size, scale, x.shape[axis], coordinates, x.device).clamp(0, last)
+        low = source.floor().long()
+        share = (source - low).to(x.dtype).reshape(-1, *[1] * (x.dim() - 1 - axis))
+        x = torch.lerp(x.index_select(axis, low), x.index_select(axis, (low + 1).clamp(max=last)), share)
+    return x
+
+
+_ROUND: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "round_prefer_floor": lambda source: torch.ceil(source - 0.5),
+    "round_prefer_ceil": lambda source: torch.floor(source + 0.5),
+}
+
+
+def _targets(x: torch.Tensor, sizes: Sequence[int] | None, scales: Sequence[float] | None) -> list[tuple[int, float]]:
+    """(output size, scale) of each spatial axis; the scale that is given, else the ratio of sizes."""
+    if sizes is not None:
+        return [(size, size / n) for size, n in zip(sizes, x.shape[2:], strict=True)]
+    assert scales is not None
+    return [(math.floor(n * scale), scale) for scale, n in zip(scales, x.shape[2:], strict=True)]
+
+
+def _source(size: int, scale: float, original: int, coordinates: str, device: torch.device) -> torch.Tensor:
+    """Where each output element comes from (ONNX Resize, coordinate_transformation_mode), in float32."""
+    at = torch.arange(size, dtype=torch.float32, device=device)
+    ratio = torch.tensor(scale, dtype=torch.float32, device=device)
+    if coordinates == "asymmetric":
+        return at / ratio
+    if coordinates == "align_corners":
+        return at * (original - 1) / (size - 1) if size > 1 else at * 0
+    if coordinates == "pytorch_half_pixel" and size == 1:
+        return at * 0
+    return (at + 0.5) / ratio - 0.5
+
+
+def _request(b: Builder, node: Node) -> _Request:
+    """What the node asks for. Raises UnsupportedOp for all that is not understood to the letter."""
+    attributes = node.attributes
+    mode = attributes.get("mode", "nearest")
+    old = node.op == "Upsample" or node.since < 11
+    coordinates = "asymmetric" if old else attributes.get("coordinate_transformation_mode", "half_pixel")
+    rounding = "floor" if old else attributes.get("nearest_mode", "round_prefer_floor")
+    if mode not in ("nearest", "linear", "cubic") or coordinates not in _COORDINATES or rounding not in _ROUNDINGS:
+        raise b.unsupported(node, f"mode {mode!r}, coordinates {coordinates!r}, rounding {rounding!r}")
+    if attributes.get("antialias", 0) or attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise b.unsupported(node, "antialias or keep_aspect_ratio_policy")
+    if not old and has(node, 3):
+        return _Request(mode, coordinates, rounding, _spatial_sizes(b, node), None)
+    scales = _spatial_scales(b, node)
+    if old and node.op == "Resize" and mode == "nearest" and min(scales) < 1:
+        raise b.unsupported(node, "the rounding of nearest downsampling is not specified before opset 11")
+    if coordinates == "align_corners":
+        # Depends on sizes alone, which follow from the scales.
+        sizes = b.shape(node, node.outputs[0])[2:]
+        if None in sizes:
+            raise b.unsupported(node, "align_corners with scales of an input whose size varies")
+        return _Request(mode, coordinates, rounding, [size for size in sizes if size is not None], None)
+    return _Request(mode, coordinates, rounding, None, scales)
+
+
+def _spatial_sizes(b: Builder, node: Node) -> list[int | fx.Node]:
+    rank = b.rank(node, node.inputs[0])
+    axes = _axes(node, rank)
+    before, after = b.graph.sizes(node.inputs[0]), b.graph.sizes(node.outputs[0])
+    if before is None or after is None or before[:2] != after[:2]:
+        raise b.unsupported(node, "the first two axes may be resized")
+    sizes: list[int | fx.Node] = [b.size(node.inputs[0], axis) for axis in range(2, rank)]
+    for axis, size in zip(axes, b.integers(node, 3), strict=True):
+        if axis >= 2:
+            sizes[axis - 2] = size
+    return sizes
+
+
+def _spatial_scales(b: Builder, node: Node) -> list[float]:
+    rank = b.rank(node, node.inputs[0])
+    index = 1 if node.op == "Upsample" or node.since < 11 else 2
+    given: Any = node.attributes.get("scales")
+    if given is None:
+        found = b.setting(node, index, "the scales")
+        given = None if found is None else found.flatten().tolist()
+    if given is None:
+        raise b.unsupported(node, "neither scales nor sizes")
+    scales = [1.0] * rank
+    for axis, scale in zip(_axes(node, rank), given, strict=True):
+        scales[axis] = float(scale)
+    if scales[:2] != [1.0, 1.0]:
+        raise b.unsupported(node, f"the first two axes are resized, scales {scales}")
+    return scales[2:]
+
+
+def _axes(node: Node, rank: int) -> list[int]:
+    return [axis % rank for axis in node.attributes.get("axes") or range(rank)]
+
+
+def _static_scales(b: Builder, node: Node) -> list[float] | None:
+    """Ratios of fixed sizes."""
+    before, after = b.shape(node, node.inputs[0])[2:], b.shape(node, node.outputs[0])[2:]
+    pairs = [(n, m) for n, m in zip(before, after, strict=True) if n is not None and m is not None]
+    return [m / n for n, m in pairs] if len(pairs) == len(before) else None
+
+
+def _never_one(b: Builder, node: Node, request: _Request) -> bool:
+    """pytorch_half_pixel is half_pixel, except where an output has size one."""
+    sizes = b.shape(node, node.outputs[0])[2:]
+    return request.coordinates == "pytorch_half_pixel" and all(size is not None and size != 1 for size in sizes)

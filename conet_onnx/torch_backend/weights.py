@@ -1,0 +1,123 @@
+"""Tell the weights that are learned from the constants that a model merely carries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import TensorProto, helper
+
+from conet_onnx.graph import Graph, Node
+from conet_onnx.torch_backend.known import Array
+
+__all__ = ["onnx_dtype", "shared_statistics", "to_numpy", "to_tensor", "torch_dtype", "trainable"]
+
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+# Inputs that set how an operator works; None: all of them.
+_SETTINGS: dict[str, frozenset[int] | None] = {
+    "BatchNormalization": frozenset({3, 4}),
+    "CastLike": frozenset({1}),
+    "Clip": frozenset({1, 2}),
+    "ConstantOfShape": None,
+    "Dropout": frozenset({1, 2}),
+    "Equal": None,
+    "Expand": frozenset({1}),
+    "Greater": None,
+    "GreaterOrEqual": None,
+    "Less": None,
+    "LessOrEqual": None,
+    "Pad": frozenset({1, 2, 3}),
+    "Pow": frozenset({1}),
+    "Range": None,
+    "Reshape": frozenset({1}),
+    "Resize": frozenset({1, 2, 3}),
+    "Shape": None,
+    "Size": None,
+    "Upsample": frozenset({1}),
+}
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "Mod", "Where"})
+_BFLOAT16 = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+_COLOURS = 4  # a mean or deviation that prepares raw images has at most so many elements
+
+
+def trainable(graph: Graph) -> frozenset[str]:
+    """Names of the floating-point weights that training may change.
+
+    Not: running statistics; what bounds, pads or scales (Clip, Pad, Resize ...); single numbers in element-wise
+    arithmetic (GELU's 0.5, an attention's 1/sqrt(d)); a mean and deviation that prepare the raw input.
+    """
+    raw = _raw(graph)
+    return frozenset(
+        name
+        for name, tensor in graph.weights.items()
+        if tensor.data_type in _FLOATS
+        and (uses := list(_uses(graph, name)))
+        and not any(_is_setting(node, index, int(np.prod(tensor.dims)), raw) for node, index in uses)
+    )
+
+
+def shared_statistics(graph: Graph) -> frozenset[str]:
+    """Running means and variances that more than one BatchNormalization reads, or that one reads twice.
+
+    Exporters merge equal initializers. Two layers cannot update one statistic, so such layers use it as it is.
+    """
+    return frozenset(
+        name
+        for name in graph.weights
+        if sum(node.op == "BatchNormalization" and index in (3, 4) for node, index in _uses(graph, name)) > 1
+    )
+
+
+def to_tensor(array: Array) -> torch.Tensor:
+    """A tensor of its own with the array's values and type. Raises TypeError for types that torch has not."""
+    if array.dtype == _BFLOAT16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """The values of a tensor, bit by bit."""
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:
+        return plain.view(torch.int16).numpy().view(_BFLOAT16)
+    return plain.numpy()
+
+
+def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """The torch type that a numpy type is. Raises TypeError where there is none."""
+    return to_tensor(np.zeros((), dtype)).dtype
+
+
+def onnx_dtype(code: int) -> np.dtype[Any]:
+    """The numpy type of an ONNX element type, as in Cast's `to`."""
+    return np.dtype(helper.tensor_dtype_to_np_dtype(code))
+
+
+def _uses(graph: Graph, name: str) -> Iterator[tuple[Node, int]]:
+    """Who reads a value, and as which input, also through Identity, by which exporters merge equal initializers."""
+    for node in graph.consumers(name):
+        for index, read in enumerate(node.inputs):
+            if read == name and node.op == "Identity":
+                yield from _uses(graph, node.outputs[0])
+            elif read == name:
+                yield node, index
+
+
+def _is_setting(node: Node, index: int, size: int, raw: frozenset[str]) -> bool:
+    if node.op in _ELEMENTWISE:
+        return size == 1 or (size <= _COLOURS and not raw.isdisjoint(node.inputs))
+    settings = _SETTINGS.get(node.op, frozenset())
+    return settings is None or index in settings
+
+
+def _raw(graph: Graph) -> frozenset[str]:
+    """The graph's inputs, and what is computed from them and constants alone by element-wise arithmetic."""
+    found = {value.name for value in graph.inputs}
+    for node in graph.nodes:
+        if node.op not in {*_ELEMENTWISE, "Cast", "Identity", "Transpose"} or found.isdisjoint(node.inputs):
+            continue
+        if all(not name or name in found or name in graph.weights for name in node.inputs):
+            found.update(node.outputs)
+    return frozenset(found)
