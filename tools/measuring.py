@@ -70,12 +70,16 @@ def compared(bench: str, case: str, pairs: list[tuple[float, float]], what: str,
 
 
 def timed(call: Callable[..., Any], *arguments: Any) -> float:
-    """Seconds that a call takes; freeing what it returns is not part of it."""
+    """Seconds that a call takes, its own garbage collection included; freeing what it returns is not part of it."""
     gc.collect()
-    started = time.perf_counter()
-    kept = call(*arguments)
-    seconds = time.perf_counter() - started
-    del kept
+    gc.freeze()  # what torch and others keep alive would be scanned again and again on this call's account
+    try:
+        started = time.perf_counter()
+        kept = call(*arguments)
+        seconds = time.perf_counter() - started
+        del kept
+    finally:
+        gc.unfreeze()
     return seconds
 
 
