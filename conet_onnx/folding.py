@@ -128,6 +128,10 @@ class _Fold:
         self._settle_contractions()
         for values, kind in ((self.graph.outputs, "output"), (self.graph.inputs, "input")):
             for value in values:
+                detail = f"it is an axis of the model's {kind} {value.name!r}"
+                self._pin(
+                    value.name, Reason(kind, value.name, f"the model's {kind} {value.name!r} is computed from it")
+                )
                 for segment in self._known(value.name) or ():
                     self.solver.freeze(
                         segment, Reason(kind, value.name, f"it is an axis of the model's {kind} {value.name!r}")

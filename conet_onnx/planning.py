@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -59,6 +61,12 @@ def plan(
         raise UsageError(f"transfer {transfer!r} is not known; choose one of {', '.join(TRANSFERS)}.")
     for name, size in widths.items():
         _check(analysis, name, size, exact=exact, inexact=inexact)
+    if not inexact:
+        for name, node in _uneven(analysis, widths).items():
+            raise UsageError(
+                f"width {name} ({analysis.widths[name].name}) is averaged over by {node} together with others: all of "
+                "them must grow by the same whole multiple. Grow them so, or allow an approximation (--inexact)."
+            )
     moving = {name: int(size) for name, size in widths.items() if int(size) != analysis.widths[name].size}
     if scores is None and moving:
         scores = importance(analysis.graph, "l2", analysis=analysis)
@@ -107,6 +115,11 @@ def scaled(
                 left[name] = f"averaged over by {width.mixed_by[0]}: it keeps its function only at whole multiples"
         else:
             widths[name] = size
+    if not inexact:
+        while uneven := _uneven(analysis, widths):
+            for name in uneven:
+                widths[name] = analysis.widths[name].size
+                left[name] = f"averaged over by {uneven[name]}, together with channels that do not grow as much"
     return {n: s for n, s in widths.items() if s != analysis.widths[n].size}, left
 
 
@@ -159,6 +172,26 @@ def _check(analysis: Analysis, name: str, size: int, *, exact: bool, inexact: bo
             f"width {name} ({width.name}) is averaged over by {by}: it keeps its function only at multiples of "
             f"{width.size}, got {size}. Choose one, or allow an approximation (--inexact)."
         )
+
+
+def _uneven(analysis: Analysis, widths: Mapping[str, int]) -> dict[str, str]:
+    """Widths that grow inside an average whose other parts grow by another factor; and the node that averages.
+
+    A mean over copies is the mean over the originals only where every part of the axis has as many copies.
+    """
+    factors = {
+        analysis.widths[name].dim: Fraction(int(size), analysis.widths[name].size) for name, size in widths.items()
+    }
+    ids = {width.dim: name for name, width in analysis.widths.items()}
+    found = {}
+    for node, segment in analysis.mixes:
+        ax = analysis.axis(segment)
+        grown = [d for d in analysis.solver.leaves(ax) if factors.get(d, 1) > 1]
+        ratios = {prod((factors.get(d, Fraction(1)) for d in s.dims), start=Fraction(1)) for s in ax.segments}
+        composite = any(analysis.solver.is_composite(d) for d in ax.dims)
+        if grown and (composite or len(ratios) > 1):
+            found.update({ids[d]: analysis.graph.nodes[node].name for d in grown})
+    return found
 
 
 def _choose(width: Width, size: int, scores: Floats, transfer: str, rng: np.random.Generator) -> Selection:

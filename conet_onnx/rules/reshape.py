@@ -57,6 +57,8 @@ def reshape(op: Op, x: Shape, _: Shape | None = None) -> Facts:
             if literal != -1 and s.size[0] == s.size[1] and not (literal == 0 and s == x[i])
         )
         return Facts(outputs=(output,), equal=equal, sites=sites, sees=(1,), passes=(0,))
+    if op.node.inputs[1] not in op.origins:
+        raise Opaque("computed target", f"{op.node} reads its target from data")
     dynamic = [i for i, s in enumerate(output) if s.size[0] != s.size[1]]
     if len(dynamic) <= 1:
         sites = tuple(Site("input:1", i, _axis(s), None) for i, s in enumerate(output))
