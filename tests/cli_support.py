@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -30,11 +31,11 @@ class Result:
     err: str
 
 
-def call(*arguments: str | Path) -> Result:
-    """`conet-onnx ARGUMENTS` in this process."""
+def call(line: str = "", *more: str | Path) -> Result:
+    """`conet-onnx LINE MORE...` in this process; the line is split into words, the others are words."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = main([str(argument) for argument in arguments])
+        code = main([*shlex.split(line), *map(str, more)])
     return Result(code, out.getvalue(), err.getvalue())
 
 

@@ -33,10 +33,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def refused(folder: Path, code: int, *arguments: str) -> str:
+def refused(folder: Path, code: int, line: str, *more: str) -> str:
     """Call; check the exit code, the single line, stdout and that no file came or changed. Give back the line."""
     before = listing(folder)
-    result = call(*arguments)
+    result = call(line, *more)
     assert (result.code, result.out) == (code, ""), result
     assert listing(folder) == before
     return only_line(result)
@@ -59,7 +59,7 @@ READERS = {
 def reader(request: pytest.FixtureRequest, folder: Path) -> Callable[[str], str]:
     """A command that must refuse the model that it is given, with exit code 3."""
     (folder / "plan.json").write_text("{}")
-    return lambda model: refused(folder, 3, *READERS[request.param].replace("MODEL", model).split())
+    return lambda model: refused(folder, 3, READERS[request.param].replace("MODEL", model))
 
 
 class TestModelFile:
@@ -243,36 +243,36 @@ WRITERS = {
 
 
 @pytest.fixture(params=WRITERS)
-def writer(request: pytest.FixtureRequest) -> Callable[[str], list[str]]:
+def writer(request: pytest.FixtureRequest) -> Callable[[str], str]:
     """A command that writes to the given place."""
-    return lambda out: WRITERS[request.param].replace("OUT", out).split()
+    return lambda out: WRITERS[request.param].replace("OUT", out)
 
 
 class TestOutput:
     @pytest.mark.parametrize("out", ["good.onnx/out", "no/such/folder/out", "sub", "pipe"])
-    def test_a_place_that_cannot_hold_a_file(self, folder: Path, writer: Callable[[str], list[str]], out: str) -> None:
+    def test_a_place_that_cannot_hold_a_file(self, folder: Path, writer: Callable[[str], str], out: str) -> None:
         (folder / "sub").mkdir()
         os.mkfifo(folder / "pipe")
-        assert f"Cannot write {out}" in refused(folder, 2, *writer(out))
+        assert f"Cannot write {out}" in refused(folder, 2, writer(out))
 
     def test_a_folder_without_permission(
-        self, folder: Path, writer: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+        self, folder: Path, writer: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Permissions do not bind root, who may run this test.
         def denied(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr("conet_onnx.files.tempfile.mkstemp", denied)
-        assert "Cannot write out: Permission denied" in refused(folder, 2, *writer("out"))
+        assert "Cannot write out: Permission denied" in refused(folder, 2, writer("out"))
 
     def test_a_full_disk_when_the_bytes_reach_it(
-        self, folder: Path, writer: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+        self, folder: Path, writer: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(_descriptor: int) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("conet_onnx.files.os.fsync", full)
-        assert "No space left on device" in refused(folder, 2, *writer("out"))
+        assert "No space left on device" in refused(folder, 2, writer("out"))
 
     def test_a_disk_that_fills_up_while_writing(self, folder: Path) -> None:
         before = listing(folder)
@@ -310,7 +310,7 @@ class TestOutput:
         "places", ["-o good.onnx", "-o ./good.onnx", "-o new.onnx --plan good.onnx", "-o new.onnx --plan ./new.onnx"]
     )
     def test_resize_never_overwrites_its_own_files(self, folder: Path, places: str) -> None:
-        assert "different files" in refused(folder, 2, "resize", "good.onnx", "--scale", "0.5", *places.split())
+        assert "different files" in refused(folder, 2, f"resize good.onnx --scale 0.5 {places}")
 
     def test_a_file_that_stands_there_survives_a_failure(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "out.onnx").write_bytes(b"precious")
@@ -320,11 +320,11 @@ class TestOutput:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("conet_onnx.files.os.fsync", full)
-        refused(folder, 2, *["resize", "good.onnx", "-o", "out.onnx", "--scale", "0.5", "--plan", "plan.json"])
+        refused(folder, 2, "resize good.onnx -o out.onnx --scale 0.5 --plan plan.json")
 
 
-def resize(folder: Path, code: int, *arguments: str) -> str:
-    return refused(folder, code, "resize", "good.onnx", "-o", "out.onnx", *arguments)
+def resize(folder: Path, code: int, line: str = "", *more: str) -> str:
+    return refused(folder, code, f"resize good.onnx -o out.onnx {line}", *more)
 
 
 class TestWidths:
@@ -376,7 +376,7 @@ class TestWidths:
 
     @pytest.mark.parametrize("arguments", ["", "--scale 0.5 --widths w0=3", "--scale 0.5 --budget macs=0.5"])
     def test_not_exactly_one_request(self, folder: Path, arguments: str) -> None:
-        assert "exactly one of" in resize(folder, 2, *arguments.split())
+        assert "exactly one of" in resize(folder, 2, arguments)
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -397,22 +397,22 @@ class TestWidths:
         ],
     )
     def test_an_option_that_cannot_be(self, folder: Path, arguments: str, expected: str) -> None:
-        assert expected in resize(folder, 2, *arguments.split())
+        assert expected in resize(folder, 2, arguments)
 
 
 class TestBudget:
     @pytest.mark.parametrize("budget", ["macs=0.5%", "flops=0.5", "macs", "macs=0", "macs=-1", "macs=nan", "macs=40"])
     @pytest.mark.parametrize("command", ["resize good.onnx -o out.onnx", "search good.onnx --data digits --out run"])
     def test_that_is_none(self, folder: Path, command: str, budget: str) -> None:
-        assert "budget" in refused(folder, 2, *command.split(), "--budget", budget)
+        assert "budget" in refused(folder, 2, command, "--budget", budget)
 
     @pytest.mark.parametrize("command", ["resize good.onnx -o out.onnx", "search good.onnx --data digits --out run"])
     def test_of_latency_comes_later(self, folder: Path, command: str) -> None:
-        assert "not in this release" in refused(folder, 2, *command.split(), "--budget", "latency=5ms")
+        assert "not in this release" in refused(folder, 2, command, "--budget", "latency=5ms")
 
     @pytest.mark.parametrize("command", ["resize good.onnx -o out.onnx", "search good.onnx --data digits --out run"])
     def test_that_cannot_be_met_names_the_nearest_that_can(self, folder: Path, command: str) -> None:
-        line = refused(folder, 4, *command.split(), "--budget", "macs=0.0001")
+        line = refused(folder, 4, command, "--budget", "macs=0.0001")
         nearest = next(word for word in line.replace(",", " ").split() if word.startswith("macs="))
         assert call("resize", "good.onnx", "-o", "met.onnx", "--budget", nearest).code == 0
 
@@ -430,7 +430,7 @@ def npz(folder: Path, *, shape: tuple[int, ...] = (1, 8, 8), labels: int = 10) -
 @pytest.fixture(params=["evaluate good.onnx --data DATA", "search good.onnx --budget macs=0.5 --data DATA --out run"])
 def consumer(request: pytest.FixtureRequest, folder: Path) -> Callable[[str], str]:
     """A command that must refuse its data with exit code 3."""
-    return lambda data: refused(folder, 3, *request.param.replace("DATA", data).split())
+    return lambda data: refused(folder, 3, request.param.replace("DATA", data))
 
 
 class TestData:
@@ -463,7 +463,7 @@ class TestData:
         ],
     )
     def test_a_normalisation_that_is_none(self, folder: Path, command: str, arguments: str, expected: str) -> None:
-        assert expected in refused(folder, 2, *command.split(), "--data", "digits", *arguments.split())
+        assert expected in refused(folder, 2, f"{command} --data digits {arguments}")
 
 
 class TestPlan:
@@ -479,16 +479,16 @@ class TestPlan:
 
     def test_of_another_model_proves_nothing(self, folder: Path) -> None:
         save(small_model(seed=1), folder / "other.onnx")
-        assert call(*["resize", "good.onnx", "-o", "out.onnx", "--scale", "0.5", "--plan", "plan.json"]).code == 0
-        refused(folder, 5, *["verify", "other.onnx", "out.onnx", "--plan", "plan.json"])
+        assert call("resize good.onnx -o out.onnx --scale 0.5 --plan plan.json").code == 0
+        refused(folder, 5, "verify other.onnx out.onnx --plan plan.json")
 
     def test_that_the_resized_model_does_not_follow(self, folder: Path) -> None:
-        assert call(*["resize", "good.onnx", "-o", "out.onnx", "--scale", "0.5", "--plan", "plan.json"]).code == 0
+        assert call("resize good.onnx -o out.onnx --scale 0.5 --plan plan.json").code == 0
         model = onnx.load(folder / "out.onnx")
         weight = next(t for t in model.graph.initializer if t.name == "c2.w")
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 1e-3, "c2.w"))
         save(model, folder / "out.onnx")
-        assert "c2.w" in refused(folder, 5, *["verify", "good.onnx", "out.onnx", "--plan", "plan.json"])
+        assert "c2.w" in refused(folder, 5, "verify good.onnx out.onnx --plan plan.json")
 
 
 class TestVerification:

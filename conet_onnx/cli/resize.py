@@ -110,11 +110,11 @@ def resize(
         proof = None if no_verify else verify(graph, resized, plan, provider=provider)
         bar.step(f"Writing {out}")
         _write(resized, plan, out, plan_to)
-    _show_change(analysis, plan, left_alone)
+    smaller = _show_change(analysis, plan, left_alone)
     for line in proof.lines() if proof else ["not verified, as asked"]:
         says(line)
     says()
-    _show_next(model, out, plan_to)
+    _show_next(model, out, plan_to, smaller=smaller)
 
 
 def _check_places(model: str, out: str, plan_to: str | None) -> None:
@@ -169,7 +169,8 @@ def _write(resized: Graph, plan: WidthPlan, out: str, plan_to: str | None) -> No
         resized.save(out)
 
 
-def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, str]) -> None:
+def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, str]) -> bool:
+    """Print what changes, and what it saves; whether anything shrinks."""
     changed = {name: change for name, change in plan.widths.items() if change.new != change.old}
     says(f"{len(changed)} of {len(analysis.widths)} widths change.")
     if changed:
@@ -196,11 +197,13 @@ def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, s
         right=("source", "resized", "share"),
     )
     says()
+    return any(change.new < change.old for change in changed.values())
 
 
-def _show_next(model: str, out: str, plan_to: str | None) -> None:
+def _show_next(model: str, out: str, plan_to: str | None, *, smaller: bool) -> None:
     says(f"Written: {out} ({size(os.path.getsize(out))})" + (f", {plan_to}." if plan_to else "."))
-    says("Nothing was trained: a smaller model has lost accuracy that `search` wins back.")
+    if smaller:
+        says("Nothing was trained: it has lost accuracy that `search` wins back.")
     says()
     says("What next")
     says(f"  {command('bench', model, out)}")
