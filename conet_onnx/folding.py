@@ -128,14 +128,10 @@ class _Fold:
         self._settle_contractions()
         for values, kind in ((self.graph.outputs, "output"), (self.graph.inputs, "input")):
             for value in values:
-                detail = f"it is an axis of the model's {kind} {value.name!r}"
-                self._pin(
-                    value.name, Reason(kind, value.name, f"the model's {kind} {value.name!r} is computed from it")
-                )
-                for segment in self._known(value.name) or ():
-                    self.solver.freeze(
-                        segment, Reason(kind, value.name, f"it is an axis of the model's {kind} {value.name!r}")
-                    )
+                name = value.name
+                self._pin(name, Reason(kind, name, f"the model's {kind} {name!r} is computed from it"))
+                for segment in self._known(name) or ():
+                    self.solver.freeze(segment, Reason(kind, name, f"it is an axis of the model's {kind} {name!r}"))
 
     def _visit(self, node: Node) -> None:
         shapes = [self._shape(node, k) for k in range(len(node.inputs))]
