@@ -1,0 +1,325 @@
+"""Two oracles for resized models, which know the axes of each tensor and nothing of how plans are made.
+
+Masking: a resized model is its source with the dropped channels hidden from every sum, and duplication: copies of
+channels are equal to what they are copies of. Both are one comparison: every tensor of the resized model against the
+masked source's tensor, taken along its axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from conet_onnx.analysis import Analysis
+from conet_onnx.dims import Axis, Dim, Segment
+from conet_onnx.folding import Use
+from conet_onnx.graph import Graph
+from conet_onnx.planning import Selection, WidthPlan, select
+from conet_onnx.rewriting import rewrite
+from conet_onnx.runtime import run_all, session
+
+TOLERANCE = 2e-5
+LEAST = 0.05  # tensors whose largest element is below this are compared as if it were this
+CONTRACTED = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1}  # the axis of the first input that is summed over
+
+Tensors = Mapping[str, np.ndarray]
+Chosen = Mapping[Dim, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison found: how many tensors agree, the worst of them, and what the mask did to the outputs."""
+
+    compared: int
+    worst: float
+    moved: float  # largest change of an output by the mask, relative to its largest element; 0 without a mask
+
+
+# Which source elements are in a resized tensor
+
+
+def positions(analysis: Analysis, ax: Axis | Segment, chosen: Chosen) -> np.ndarray:
+    """The source positions along an axis, in the order of the resized one: blocks of a reshaped range are taken."""
+    solver = analysis.solver
+    resolved = solver.resolve(ax)
+    rest, parts = np.arange(resolved.size[0]), []
+    for segment in resolved.segments:
+        block, rest = np.split(rest, [segment.size[0]])
+        block = block.reshape([f if isinstance(f, int) else f.size[0] for f in segment.factors])
+        for k, factor in enumerate(segment.factors):
+            if not isinstance(factor, Dim):
+                continue
+            if factor in chosen:
+                block = np.take(block, chosen[factor], axis=k)
+            elif solver.is_composite(factor):
+                block = np.take(block, positions(analysis, solver.resolve_dim(factor), chosen), axis=k)
+        parts.append(block.ravel())
+    return np.concatenate(parts) if parts else rest
+
+
+def taken(analysis: Analysis, array: np.ndarray, shape: Sequence[Segment], chosen: Chosen) -> np.ndarray:
+    """A source tensor along each of its axes."""
+    for axis, segment in enumerate(shape):
+        where = positions(analysis, segment, chosen)
+        if not np.array_equal(where, np.arange(array.shape[axis])):
+            array = np.take(array, where, axis=axis)
+    return array
+
+
+# The masked source
+
+
+def masked(analysis: Analysis, chosen: Chosen) -> Graph | None:
+    """The source whose contractions see zeros in place of the dropped channels; None where nothing is dropped.
+
+    The sum over i of w[i]·x[i] with w zeroed outside the kept i is that with x zeroed there: so each contraction's
+    first input is multiplied by a mask, whatever way the weight takes to get there, and however it is grouped.
+    """
+    graph = analysis.graph
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    nodes: list[onnx.NodeProto] = []
+    count = 0
+    for node, proto in zip(graph.nodes, list(model.graph.node), strict=True):
+        axis = summed_axis(node.op, node.attributes) if not node.domain else None
+        shape = shape_of(analysis, node.index, 0) if axis is not None else None
+        if axis is not None and shape is not None:
+            size = shape[axis].size[0]
+            mask = np.zeros(size, graph.dtype(node.inputs[0]))
+            mask[positions(analysis, shape[axis], chosen)] = 1
+            if not mask.all():
+                name = f"mask of {node.name}"
+                mask = mask.reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
+                model.graph.initializer.append(numpy_helper.from_array(mask, name))
+                nodes.append(helper.make_node("Mul", [proto.input[0], name], [f"{name}, applied"]))
+                proto.input[0] = f"{name}, applied"
+                count += 1
+        nodes.append(proto)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return Graph(model, input_shapes=graph.input_shapes) if count else None
+
+
+def summed_axis(op: str, attributes: Mapping[str, object]) -> int | None:
+    """The axis of a contraction's first input that it sums over; None for other operators."""
+    return (0 if attributes.get("transA", 0) else 1) if op == "Gemm" else CONTRACTED.get(op)
+
+
+def shape_of(analysis: Analysis, node: int, index: int) -> tuple[Segment, ...] | None:
+    """The axes of a node's input, as that node reads it."""
+    uses: dict[tuple[int, int], Use] = {(u.node, u.input): u for u in analysis.uses}
+    if (node, index) in uses:
+        return uses[node, index].shape
+    return analysis.shapes.get(analysis.graph.nodes[node].inputs[index])
+
+
+# Running and comparing
+
+
+def feeds_of(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+    """Standard normal inputs (small integers for integer inputs) at the sizes that the analysis assumed."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for value in graph.inputs:
+        shape = [a for a, _ in graph.sizes(value.name) or ()]
+        floating = np.issubdtype(value.dtype, np.floating)
+        made[value.name] = (rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)).astype(value.dtype)
+    return made
+
+
+def constant_values(graph: Graph) -> set[str]:
+    """Values that no model input reaches."""
+    found = set(graph.weights)
+    for node in graph.nodes:
+        if all(not name or name in found for name in (*node.inputs, *node.captured)):
+            found.update(node.outputs)
+    return found
+
+
+def through_json(plan: WidthPlan) -> WidthPlan:
+    """A plan as it comes back from its file."""
+    import json
+
+    return WidthPlan.from_json(json.loads(json.dumps(plan.as_json())))
+
+
+def compare(
+    analysis: Analysis,
+    selections: Mapping[str, Selection],
+    *,
+    feeds: Tensors | None = None,
+    tolerance: float = TOLERANCE,
+) -> Outcome:
+    """Resize by these selections and compare every tensor with the masked source. Raises AssertionError."""
+    plan = through_json(select(analysis, selections))
+    chosen = {analysis.widths[name].dim: s.indices for name, s in selections.items()}
+    return compare_with(analysis, rewrite(analysis.graph, plan), chosen, feeds=feeds, tolerance=tolerance)
+
+
+def compare_with(
+    analysis: Analysis,
+    resized: Graph,
+    chosen: Chosen,
+    *,
+    feeds: Tensors | None = None,
+    tolerance: float = TOLERANCE,
+) -> Outcome:
+    """Compare every tensor of a resized model with the masked source's, taken along its axes."""
+    graph = analysis.graph
+    feeds = feeds_of(graph) if feeds is None else feeds
+    hidden = masked(analysis, chosen)
+    expected = run_all(hidden or graph, feeds, threads=1)
+    got = run_all(resized, feeds, threads=1)
+    constants = constant_values(graph)
+    grown = any(len(set(c.tolist())) < len(c) for c in chosen.values())
+    compared, worst = 0, 0.0
+    for node in graph.nodes:
+        for name in node.outputs:
+            if not name or node.index in analysis.region.nodes or (grown and name in constants):
+                continue  # integers that carry sizes; weights whose copies are divided
+            if name in constants and analysis.graph.producer(name).op == "Constant":  # type: ignore[union-attr]
+                continue
+            if name in constants and analysis.is_alias(node):
+                continue  # a second name of a scale or bias that has been unshared
+            reference, value = expected[name], got[name]
+            if name in analysis.shapes:
+                reference = taken(analysis, reference, analysis.shapes[name], chosen)
+            assert value.shape == reference.shape, f"{node} makes {name}: {value.shape}, expected {reference.shape}"
+            assert value.dtype == reference.dtype, f"{node} makes {name}: {value.dtype}, expected {reference.dtype}"
+            error = distance(value, reference)
+            assert error <= tolerance, f"{node} makes {name} {value.shape}, off by {error:.2g}"
+            compared, worst = compared + 1, max(worst, error)
+    moved = 0.0
+    if hidden is not None:
+        plain = run_all(graph, feeds, threads=1)
+        produced = [v.name for v in graph.outputs if v.name in plain]
+        moved = max((distance(expected[name], plain[name]) for name in produced), default=0.0)
+    return Outcome(compared, worst, moved)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference, relative to the largest element of b; not-a-numbers must be in the same places."""
+    if not b.size:
+        return 0.0
+    if not np.issubdtype(b.dtype, np.floating):
+        return float((a != b).any())
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if not np.isfinite(b).all():
+        return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), LEAST))
+
+
+# Selections
+
+
+def shrunk(analysis: Analysis, rng: np.random.Generator, only: Sequence[str] | None = None) -> dict[str, Selection]:
+    """Random kept channels, in order, for every width without statistics across it: about half of each."""
+    made = {}
+    for name, width in analysis.widths.items():
+        if width.exact and (only is None or name in only) and width.size > 1:
+            kept = np.sort(rng.permutation(width.size)[: max(1, width.size // 2)])
+            made[name] = Selection(kept, np.ones(len(kept)))
+    return made
+
+
+def doubled(analysis: Analysis, rng: np.random.Generator) -> dict[str, Selection]:
+    """Every width a random permutation of itself twice, in uneven shares."""
+    return {
+        name: uneven(rng.permutation(np.tile(np.arange(w.size), 2)), rng, shuffled_shares=True)
+        for name, w in analysis.widths.items()
+    }
+
+
+def resized_at_random(analysis: Analysis, rng: np.random.Generator) -> dict[str, Selection]:
+    """Some widths smaller (down to one), some larger, in any order; mixed ones twice or as they are."""
+    made = {}
+    for name, width in analysis.widths.items():
+        way = rng.integers(4)
+        if way == 0:
+            continue
+        if not width.exact:
+            made[name] = uneven(rng.permutation(np.tile(np.arange(width.size), 2)), rng)
+        elif way == 1:
+            size = int(rng.integers(1, width.size + 1))
+            made[name] = Selection(rng.permutation(width.size)[:size], np.ones(size))
+        elif way == 2:
+            extra = rng.integers(0, width.size, int(rng.integers(1, width.size + 3)))
+            made[name] = uneven(rng.permutation(np.concatenate([np.arange(width.size), extra])), rng)
+        else:  # fewer channels, some of them twice
+            kept = rng.permutation(width.size)[: int(rng.integers(1, width.size + 1))]
+            made[name] = uneven(np.concatenate([kept, rng.choice(kept, int(rng.integers(0, 3)))]), rng)
+    return made
+
+
+def uneven(indices: np.ndarray, rng: np.random.Generator, *, shuffled_shares: bool = True) -> Selection:
+    """Copies with divisors such that those of one channel satisfy sum(1/divide) = 1."""
+    shares = rng.uniform(0.3, 1.0, len(indices)) if shuffled_shares else np.ones(len(indices))
+    totals = np.zeros(int(indices.max()) + 1)
+    np.add.at(totals, indices, shares)
+    return Selection(np.asarray(indices, dtype=np.int64), totals[indices] / shares)
+
+
+# Counting
+
+
+def counted(graph: Graph) -> tuple[int, int, int]:
+    """Elements of the floating-point weights of rank one or more, MACs at batch one, bytes of the initializers."""
+    kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+    params = sum(int(np.prod(t.dims)) for t in graph.weights.values() if t.data_type in kinds and len(t.dims))
+    raw = sum(numpy_helper.to_array(t).nbytes for t in graph.model.graph.initializer)
+    return params, macs(graph), raw
+
+
+def macs(graph: Graph) -> int:
+    """Multiply-accumulates of one sample, from the shapes of what each contraction reads and makes."""
+    batch = (graph.sizes(graph.inputs[0].name) or ((1, 1),))[0][0]
+    total = 0
+    for node in graph.nodes:
+        if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.domain:
+            continue
+        x, w, y = ([a for a, _ in graph.sizes(n) or ()] for n in (node.inputs[0], node.inputs[1], node.outputs[0]))
+        if node.op == "Conv":
+            total += int(np.prod(w)) * y[0] * int(np.prod(y[2:]))
+        elif node.op == "ConvTranspose":
+            total += int(np.prod(w)) * x[0] * int(np.prod(x[2:]))
+        else:
+            inner = x[summed_axis(node.op, node.attributes)]
+            total += int(np.prod(y)) * inner
+    return total // batch
+
+
+# Structure
+
+
+def assert_valid(graph: Graph, source: Graph | None = None) -> None:
+    """The checker, strict shape inference and an optimising onnxruntime session accept the model.
+
+    With a source: its inputs and outputs are unchanged, and its nodes are the same but for integers.
+    """
+    onnx.checker.check_model(graph.model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(graph.model, check_type=True, strict_mode=True, data_prop=True)
+    recorded = {v.name: v for v in inferred.graph.value_info}
+    for value in graph.model.graph.value_info:  # what the file says must be what follows from it
+        sizes = graph.shape(value.name)
+        if sizes is not None and value.name in recorded:
+            said = [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
+            assert all(a is None or b is None or a == b for a, b in zip(said, sizes, strict=True)), value
+    session(graph, provider="cpu", threads=1)
+    if source is not None:
+        names = {t.name for t in source.model.graph.initializer}
+        assert [v for v in graph.model.graph.input if v.name not in names] == [
+            v for v in source.model.graph.input if v.name not in names
+        ]
+        assert list(graph.model.graph.output) == list(source.model.graph.output)
+        assert [(n.op_type, n.name, list(n.output)) for n in graph.model.graph.node] == [
+            (n.op_type, n.name, list(n.output)) for n in source.model.graph.node
+        ]
+
+
+def initializer_bytes(graph: Graph) -> dict[str, bytes]:
+    """Every initializer as it is serialised."""
+    return {t.name: t.SerializeToString(deterministic=True) for t in graph.model.graph.initializer}
