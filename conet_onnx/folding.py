@@ -141,6 +141,9 @@ class _Fold:
                 self.solver.equate(left, right, str(node))
         except Opaque as obstacle:
             facts = self._opaque(node, shapes, Reason(obstacle.kind, node.name, obstacle.detail))
+        except (IndexError, ValueError):  # fewer inputs, axes or integers than the operator's text demands
+            detail = f"{node} does not fit its operator's definition: its inputs have the wrong ranks or lengths"
+            facts = self._opaque(node, shapes, Reason("malformed", node.name, detail))
         except Conflict as error:
             facts = self._opaque(node, shapes, Reason("conflict", node.name, f"{node} contradicts the shapes: {error}"))
         self._record(node, shapes, facts)
