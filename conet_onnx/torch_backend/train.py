@@ -1,0 +1,280 @@
+"""Train a graph's weights on data, on labels and on what a teacher says."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from conet_onnx.errors import DataError, UsageError
+from conet_onnx.graph import Graph
+from conet_onnx.torch_backend.distill import Classifier, Data, Lessons, Normalise, divergence, flat
+from conet_onnx.torch_backend.known import Array
+from conet_onnx.torch_backend.lower import from_torch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Diverged", "Fitted", "Progress", "fit"]
+
+Progress = Callable[[float], None]  # the share of the work that is done, 0..1
+Optimizer = Literal["sgd", "adamw"]
+
+LR = {"sgd": 0.02, "adamw": 1e-3}
+DECAY = {"sgd": 5e-4, "adamw": 1e-2}
+CLIP = 5.0  # gradients longer than this are shortened: without BatchNormalization, one bad step can end a training
+
+
+class Diverged(UsageError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A trained graph; for each epoch its mean losses, its accuracy on what it trained on, and its seconds."""
+
+    graph: Graph
+    history: tuple[dict[str, float], ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """(1 - distill) · cross-entropy + distill · divergence from a teacher; one of them where there is no other."""
+
+    distill: float
+    temperature: float
+
+    def __call__(
+        self, scores: torch.Tensor, labels: torch.Tensor | None, told: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """`loss`, and what it is made of; scores and what the teacher told: [batch, classes]."""
+        parts: dict[str, torch.Tensor] = {}
+        if labels is not None:
+            parts["cross_entropy"] = F.cross_entropy(scores, labels)
+        if told is not None:
+            parts["distillation"] = divergence(scores, told, self.temperature)
+        if not parts:
+            raise UsageError("there is nothing to learn from: the data has no labels, and there is no teacher.")
+        if len(parts) == 1:
+            return {"loss": next(iter(parts.values())), **parts}
+        loss = (1 - self.distill) * parts["cross_entropy"] + self.distill * parts["distillation"]
+        return {"loss": loss, **parts}
+
+
+def fit(
+    student: Graph,
+    data: Data,
+    *,
+    epochs: int,
+    teacher: Graph | Array | None = None,
+    labels: bool = True,
+    normalise: Normalise | None = None,
+    batch: int = 64,
+    optimizer: Optimizer = "sgd",
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    warmup: float = 0.1,
+    distill: float = 0.5,
+    temperature: float = 4.0,
+    clip: float | None = CLIP,
+    seed: int = 0,
+    threads: int | None = None,
+    accelerator: str = "auto",
+    precision: Any = "32-true",
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train all learned weights, by SGD with Nesterov momentum or by AdamW; return the graph with the new ones.
+
+    The learning rate rises over the first `warmup` of the steps, then falls to zero along a cosine; weights with one
+    axis (biases, norms) do not decay. `teacher` is a graph, or its scores of `data` in order (`teacher_scores`);
+    `labels=False` learns from the teacher alone. `normalise` turns what `data` yields into what the model takes. A
+    graph that only runs at its own batch size is trained at that. `accelerator` and `precision` are Fabric's; one
+    device is used. The same seed on the same CPU with as many threads gives the same bits; global random state is
+    left as it was.
+
+    Raises UsageError where the settings make no sense, DataError where the data does not fit, Diverged.
+    """
+    _check(epochs, batch, lr, distill, temperature, optimizer)
+    from lightning_fabric import Fabric  # a second to import, which lowering alone need not pay
+
+    begun = time.perf_counter()
+    with _repeatable(seed, threads):
+        lessons = Lessons.of(data, teacher, normalise, epochs)
+        model = Classifier(student, lessons.sample)
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        rate, decay = LR[optimizer] if lr is None else lr, DECAY[optimizer] if weight_decay is None else weight_decay
+        run = _Run(fabric, model, lessons, optimizer, rate, decay, Objective(distill, temperature), labels, clip)
+        plan = _Plan.of(len(data), model.batch or batch, fixed=model.batch is not None, epochs=epochs, warmup=warmup)
+        history = []
+        for epoch in range(epochs):
+            history.append(run.epoch(epoch, plan, seed, progress))
+        trained = from_torch(student, model.module)
+    return Fitted(trained, tuple(history), time.perf_counter() - begun)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How many steps of which size."""
+
+    size: int
+    fixed: bool  # whether every batch must have this size
+    steps: int  # in an epoch
+    total: int
+    rising: int  # steps until the learning rate is at its height
+
+    @classmethod
+    def of(cls, samples: int, size: int, *, fixed: bool, epochs: int, warmup: float) -> _Plan:
+        if fixed and samples < size:
+            raise DataError(
+                f"{samples} samples do not fill one batch of {size}, the model's fixed batch size; export it with a "
+                "dynamic one."
+            )
+        full, rest = divmod(samples, size)
+        steps = full + (rest > 0 and not fixed and (rest > 1 or full == 0))
+        return cls(size, fixed, steps, steps * epochs, round(steps * epochs * warmup))
+
+    def takes(self, count: int) -> bool:
+        """Whether a batch of so many is trained on: one sample that is left over has no statistics of a batch."""
+        return count == self.size or (not self.fixed and (count > 1 or self.steps == 1))
+
+    def scale(self, step: int) -> float:
+        """The learning rate's share at a step."""
+        if step < self.rising:
+            return (step + 1) / (self.rising + 1)
+        return 0.5 + 0.5 * math.cos(math.pi * (step - self.rising) / max(1, self.total - self.rising))
+
+
+class _Run:
+    """A student in training."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: Classifier,
+        lessons: Lessons,
+        optimizer: Optimizer,
+        lr: float,
+        weight_decay: float,
+        objective: Objective,
+        labels: bool,
+        clip: float | None,
+    ) -> None:
+        self.fabric = fabric
+        self.model = model
+        self.lessons = lessons
+        self.objective = objective
+        self.labels = labels
+        self.clip = clip
+        self.lr = lr
+        made = _optimizer(model.module, optimizer, lr, weight_decay)
+        self.module, self.optimizer = fabric.setup(model.module.train(), made)
+        if lessons.teacher is not None:
+            lessons.teacher.module.to(fabric.device)
+
+    def epoch(self, epoch: int, plan: _Plan, seed: int, progress: Progress | None) -> dict[str, float]:
+        """All samples once, in an order of the epoch's own."""
+        begun = time.perf_counter()
+        sums: dict[str, float] = {}
+        seen, step = 0, epoch * plan.steps
+        for x, y, told in self.lessons.batches(plan.size, seed=(seed + epoch) % 2**63):
+            if not plan.takes(len(x)):
+                continue
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * plan.scale(step)
+            for name, value in self.step(x, y if self.labels else None, told).items():
+                sums[name] = sums.get(name, 0.0) + value * len(x)
+            if not math.isfinite(sums["loss"]):
+                raise Diverged(
+                    f"training diverged: the loss is {sums['loss']} after {step + 1} steps at learning rate "
+                    f"{self.lr:g}. Lower it, or check that the input is normalised as the model wants."
+                )
+            seen, step = seen + len(x), step + 1
+            if progress is not None:
+                progress(step / plan.total)
+        means = {name: value / seen for name, value in sums.items()}
+        return {"epoch": float(epoch + 1), **means, "seconds": time.perf_counter() - begun}
+
+    def step(self, x: Array, y: Array | None, told: Array | None) -> dict[str, float]:
+        """One batch: losses and the share of labels that were guessed right, before the step."""
+        device = self.fabric.device
+        images = self.model.tensor(x, device)
+        labels = None if y is None else torch.from_numpy(y).to(device)
+        target = None if told is None else torch.from_numpy(told).to(device)
+        if self.lessons.teacher is not None:
+            target = self.lessons.teacher.scores(images)
+        self.optimizer.zero_grad(set_to_none=True)
+        scores = flat(self._forward(images))
+        _check_classes(scores, labels, target)
+        losses = self.objective(scores, labels, target)
+        self.fabric.backward(losses["loss"])
+        if self.clip is not None:
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        if labels is not None:
+            losses["accuracy"] = (scores.argmax(1) == labels).float().mean()
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        try:
+            made: torch.Tensor = self.module(images)
+        except (RuntimeError, ValueError) as error:  # torch's way to say that shapes do not fit
+            where = self.model.graph.file or "the model"
+            raise DataError(f"{where} does not take images of shape {tuple(images.shape)}: {error}") from error
+        return made
+
+
+def _optimizer(module: nn.Module, name: Optimizer, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        axes = sum(size > 1 for size in parameter.shape)
+        (decayed if axes > 1 else plain).append(parameter)
+    if not decayed and not plain:
+        raise UsageError("the model has no weights that training could change.")
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr)
+
+
+def _check(epochs: int, batch: int, lr: float | None, distill: float, temperature: float, optimizer: str) -> None:
+    if epochs < 0 or batch < 1:
+        raise UsageError(f"{epochs} epochs with batches of {batch}: neither can be trained.")
+    if lr is not None and not 0 < lr < math.inf:
+        raise UsageError(f"learning rate {lr}: it must be positive.")
+    if not 0 <= distill <= 1 or not 0 < temperature < math.inf:
+        raise UsageError(f"distill {distill}, temperature {temperature}: a share of 0..1, and a positive number.")
+    if optimizer not in LR:
+        raise UsageError(f"optimizer {optimizer!r}: it is one of {', '.join(LR)}.")
+
+
+def _check_classes(scores: torch.Tensor, labels: torch.Tensor | None, told: torch.Tensor | None) -> None:
+    classes = scores.shape[1]
+    if labels is not None and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise DataError(f"labels run from {int(labels.min())} to {int(labels.max())}; the model has {classes} classes.")
+    if told is not None and told.shape[1] != classes:
+        raise UsageError(f"the teacher has {told.shape[1]} classes, the student {classes}: they must be the same.")
+
+
+@contextmanager
+def _repeatable(seed: int, threads: int | None) -> Iterator[None]:
+    """Seeded, with repeatable algorithms; everything is put back at the end."""
+    before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before[0])
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
