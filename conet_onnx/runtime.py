@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import math
 import os
 import re
 import sys
@@ -43,6 +44,7 @@ PROVIDERS = {  # short name -> onnxruntime's name
     "cpu": "CPUExecutionProvider",
 }
 SILENT = 4  # onnxruntime's "fatal": whatever it logs as an error it also raises, and that is explained once
+MARGIN = 1 << 26  # bytes for what is not a weight
 EXTENT = 224  # size for a symbolic axis that is not the first
 FULL_PRECISION = ("cuda", "cpu")  # the providers that compute float32 as float32 when asked to
 
@@ -254,7 +256,7 @@ def _start(model: Model, outputs: Sequence[str], create: Callable[[bytes | str],
         if isinstance(model, bytes):
             return create(model if not outputs else _exposed(onnx.load_from_string(model), outputs))
         proto = model.model if isinstance(model, Graph) else model
-        if proto.ByteSize() <= PROTOBUF_LIMIT:
+        if _weight_bytes(proto) <= PROTOBUF_LIMIT - MARGIN:
             return create(_exposed(proto, outputs))
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             large = onnx.ModelProto()
@@ -266,6 +268,12 @@ def _start(model: Model, outputs: Sequence[str], create: Callable[[bytes | str],
         raise
     except Exception as error:  # onnxruntime's errors share no base class below Exception
         raise ModelError(f"{file or 'The model'} does not load in onnxruntime: {_first_line(error)}") from error
+
+
+def _weight_bytes(proto: onnx.ModelProto) -> int:
+    """What the weights take; asking protobuf for the exact size costs as much as serialising."""
+    sizes = ((t.dims, helper.tensor_dtype_to_np_dtype(t.data_type).itemsize) for t in proto.graph.initializer)
+    return sum(math.prod(dims) * itemsize for dims, itemsize in sizes)
 
 
 def _exposed(proto: onnx.ModelProto, outputs: Sequence[str]) -> bytes:

@@ -136,7 +136,7 @@ class TestSession:
         sources = []
         create = runtime._create
         monkeypatch.setattr(runtime, "_create", lambda source, *rest: sources.append(source) or create(source, *rest))
-        monkeypatch.setattr(runtime, "PROTOBUF_LIMIT", 10)
+        monkeypatch.setattr(runtime, "PROTOBUF_LIMIT", runtime.MARGIN + 11)  # the weight has 12 bytes
         found = run(made, {"x": X}, ["t", "y"], provider="cpu")
         assert isinstance(sources[0], str)
         assert np.array_equal(found["t"], X + np.array([1, 2, 3], np.float32))

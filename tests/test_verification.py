@@ -285,6 +285,32 @@ class TestWhatAPlanMakesVerifies:
         wanted["initializers"]["w2"]["take"]["1"][-1] = None
         proved(source, wanted)
 
+    def test_growth_by_zero_slices_shrinks_what_is_only_there_as_zeros(self):
+        source = plain()
+        wanted = plain_plan(source, [0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5])
+        wanted["initializers"]["w2"]["divide"] = {"1": [1, 1, 1, None, 1, 1, 1, 1]}  # channel 3 is dropped in effect
+        proof = proved(source, wanted)
+        assert "masked" in proof.checks[-1].detail
+
+    def test_a_zero_slice_is_zero_even_of_what_is_not_finite(self):
+        source = plain()
+        put(named(source.model, "unused"), np.array([1, np.inf, np.nan, 2], np.float32))
+        source = Graph(source.model)
+        wanted = plan(source, {"unused": take({0: [2, None, None, 1]}, a0=[0, 1, 2, 3])})
+        made = resize(source, plan(source, {}))
+        put(named(made.model, "unused"), np.array([0.5, 0, -0.0, 2], np.float32))
+        proved(source, wanted, Graph(made.model))
+
+    def test_whole_numbers_that_are_taken_stay_whole(self):
+        source = plain()
+        source.model.graph.initializer.append(ints("big", 2**53 + 1, 2**53 + 3, -(2**60) - 1))
+        source = Graph(source.model)
+        wanted = plan(source, {"big": take(a0=[2, 1])})
+        proved(source, wanted)
+        made = resize(source, wanted).model
+        put(named(made, "big"), np.array([-(2**60) - 1, 2**53 + 2]))
+        refused(source, made, wanted, "tensor 'big': element .1,. is 9007199254740994, expected 9007199254740995")
+
     def test_a_plan_object_that_prints_itself(self):
         source, wanted = shrunk()
 
@@ -748,6 +774,37 @@ def shared_bias() -> tuple[Graph, Json]:
         },
     )
     return source, wanted
+
+
+class TestRounding:
+    def cancelling(self) -> tuple[Graph, Json]:
+        """Two large terms whose difference is small: a unit in the last place of a weight moves it by 1e-3."""
+        source = chain(
+            node("MatMul", "x,w", "h"), node("MatMul", "h,v", "y"), weights=[weight("w", 4, 2), weight("v", 2, 3)]
+        )
+        w, v = source.array("w").copy(), source.array("v").copy()
+        w[:, 1], v[1] = w[:, 0] * (1 + 1e-4), -v[0]
+        source = source.with_arrays({"w": w, "v": v})
+        by = {0: [3, 1.5, 7, 7 / 6]}
+        return source, plan(source, {"w": take(a1=[0, 0, 1, 1]), "v": take(by, a0=[0, 0, 1, 1])})
+
+    def test_is_granted_as_far_as_the_source_amplifies_it(self):
+        source, wanted = self.cancelling()
+        proof = verify(source, resize(source, wanted), wanted, provider="cpu")
+        assert proof.checks[-1].name == "function"
+        assert proof.difference > 1e-4
+
+    def test_is_not_granted_beyond(self):
+        source, wanted = self.cancelling()
+        wanted["initializers"]["v"]["divide"]["0"][0] = 3.001
+        refused(source, resize(source, wanted), wanted, "outputs differ from the source's")
+
+    def test_the_tolerance_may_be_given(self):
+        source, wanted = grown()
+        wanted["initializers"]["w3"]["divide"]["1"][0] = 3.03
+        refused(source, resize(source, wanted), wanted, "rounding is 1e-04 at most")
+        made = resize(source, wanted)
+        assert verify(source, made, wanted, provider="cpu", tolerance=0.1).checks[-1].name == "function"
 
 
 class TestUnsharedTensors:
