@@ -9,7 +9,7 @@ import click
 
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.options import freeze_option, input_shape_option, json_option, model_argument, not_yet
-from conet_onnx.cli.output import Bar, check_writable, command, count, says, share, table, write
+from conet_onnx.cli.output import Bar, check_writable, command, count, says, several, share, table, write
 
 __all__ = ["analyze"]
 
@@ -55,10 +55,9 @@ def _show(file: str, document: Mapping[str, Any]) -> None:
         f"{count(model['macs'])} MACs at batch 1."
     )
     if groups:
-        noun = "width group touches" if len(groups) == 1 else "width groups touch"
         says(
-            f"{len(groups)} {noun} {coverage['params']:.1%} of the weights' parameters and "
-            f"{coverage['macs']:.1%} of their MACs."
+            f"Can be resized: {several(len(groups), 'width group')}, in weights with {coverage['params']:.1%} of the "
+            f"parameters and {coverage['macs']:.1%} of the MACs."
         )
         says()
         _show_groups(groups, model)

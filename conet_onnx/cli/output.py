@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,7 +21,20 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
 
-__all__ = ["Bar", "check_writable", "command", "count", "duration", "log", "says", "share", "size", "table", "write"]
+__all__ = [
+    "Bar",
+    "check_writable",
+    "command",
+    "count",
+    "duration",
+    "log",
+    "says",
+    "several",
+    "share",
+    "size",
+    "table",
+    "write",
+]
 
 PLAIN_WIDTH = 160  # columns where stdout is no terminal: wide enough not to cut names
 PATIENCE = 2.0  # seconds of silence before a bar is drawn
@@ -50,8 +64,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Itera
 
 
 def write(destination: str, value: object) -> None:
-    """JSON to a file (whole or not at all) or, for '-', to stdout."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """JSON to a file (whole or not at all) or, for '-', to stdout. JSON has no NaN and no infinity: they are null."""
+    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if destination == "-":
         click.echo(text, nl=False)
         return
@@ -79,6 +93,11 @@ def count(number: float) -> str:
         if number >= limit:
             return f"{number / (limit if limit != 1e4 else 1e3):.3g}{unit}"
     return f"{number:,.0f}"
+
+
+def several(number: int, noun: str) -> str:
+    """1 trial, 2 trials."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def size(number: float) -> str:
@@ -203,6 +222,14 @@ def _progress() -> Progress:
         console=Console(file=sys.stderr),
         transient=True,
     )
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print(renderable: RenderableType) -> None:

@@ -10,7 +10,7 @@ import click
 
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.options import freeze_option, input_shape_option, model_argument, not_yet, positive, provider_option
-from conet_onnx.cli.output import Bar, check_writable, command, count, says, share, size, table
+from conet_onnx.cli.output import Bar, check_writable, command, count, says, several, share, size, table
 from conet_onnx.cli.widths import by_reason, check_widths, read_widths
 from conet_onnx.errors import NotYet, UsageError
 from conet_onnx.files import atomic_write
@@ -172,7 +172,7 @@ def _write(resized: Graph, plan: WidthPlan, out: str, plan_to: str | None) -> No
 def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, str]) -> bool:
     """Print what changes, and what it saves; whether anything shrinks."""
     changed = {name: change for name, change in plan.widths.items() if change.new != change.old}
-    says(f"{len(changed)} of {len(analysis.widths)} widths change.")
+    says(f"{len(changed)} of {several(len(analysis.widths), 'width')} change.")
     if changed:
         says()
         table(

@@ -21,7 +21,20 @@ from conet_onnx.cli.options import (
     provider_option,
     threads_option,
 )
-from conet_onnx.cli.output import Bar, check_writable, command, count, duration, log, says, share, size, table, write
+from conet_onnx.cli.output import (
+    Bar,
+    check_writable,
+    command,
+    count,
+    duration,
+    log,
+    says,
+    several,
+    share,
+    size,
+    table,
+    write,
+)
 from conet_onnx.errors import ConetError
 
 if TYPE_CHECKING:
@@ -114,7 +127,7 @@ def search(
     if json_to:
         write(json_to, document)
     if json_to != "-":
-        _report(result.run, data)
+        _report(result.run)
 
 
 class _Show:
@@ -160,13 +173,14 @@ class _Show:
         run = read_run(self._folder)
         chosen = run.settings
         limits = ", ".join(f"{kind} at most {_amount(kind, limit)}" for kind, limit in run.budget.items())
-        finished = sum(trial.state == "complete" for trial in run.trials)
+        finished = _finished(run)
+        trained = f"{several(chosen['trials'], 'trial')} of {several(chosen['epochs_per_trial'], 'epoch')}"
         for line in (
             f"Source: {count(run.source.params)} parameters, {count(run.source.macs)} MACs, "
             f"{run.source.validation['top1']:.2%} right on validation. Budget: {limits}.",
             describe_choice(chosen["normalisation"]),
-            f"{chosen['trials']} trials of {chosen['epochs_per_trial']} epochs ({finished} are done), then "
-            f"{chosen['epochs']} epochs on the best; all in {self._folder}. How long it takes is said soon.",
+            f"{trained}{f' ({finished} done already)' if finished else ''}, then "
+            f"{several(chosen['epochs'], 'epoch')} on the best; all in {self._folder}. How long it takes is said soon.",
         ):
             self._bar.log(line)
 
@@ -183,25 +197,30 @@ def _how_to_go_on(folder: Path, state: State | None) -> str:
     try:
         from conet_onnx.searching import read_run
 
-        trials = read_run(folder).trials
-        kept = f"{sum(trial.state == 'complete' for trial in trials)} finished trials are kept in {folder}"
+        kept = f"{several(_finished(read_run(folder)), 'finished trial')} kept in {folder}"
     except ConetError:  # it had not begun
         kept = f"{folder} is there, without a finished trial"
     return f"interrupted; {kept}. Go on with: {again}"
 
 
-def _report(run: Run, data: str) -> None:
+def _finished(run: Run) -> int:
+    return sum(trial.state == "complete" for trial in run.trials)
+
+
+def _report(run: Run) -> None:
     assert run.best is not None
     table(("", "source", "best", "change"), _rows(run, run.source, run.best), right=("source", "best", "change"))
     says()
     seconds = run.seconds
     says(
-        f"{sum(trial.state == 'complete' for trial in run.trials)} trials in {duration(seconds['total'])}: "
+        f"{several(_finished(run), 'trial')} in {duration(seconds['total'])}: "
         f"training {duration(seconds['training'])}, evaluation {duration(seconds['evaluation'])}, "
         f"the rest {duration(seconds['overhead'])}."
     )
     folder = run.directory
-    says(f"Written: {run.best.file}, {len(run.pareto)} more models in {folder / 'pareto'}, {folder / 'report.html'}.")
+    says(
+        f"Written: {run.best.file}, {several(len(run.pareto), 'more model')} in {folder / 'pareto'}, {folder / 'report.html'}."
+    )
     says()
     says("What next")
     says(f"  {command('bench', run.source.file, run.best.file)}")
