@@ -131,11 +131,13 @@ def command(*words: str) -> str:
 class Bar:
     """What is being done, on stderr: a bar on a terminal, drawn once two seconds have passed; elsewhere nothing.
 
-    Used as a context manager. Its length is `total` steps (`step` begins the next) or a share of one (`at`).
+    Used as a context manager. Its length is `total` steps (`step` begins the next) or a share of one (`at`). The time
+    that is left follows from the speed so far, unless told not to `guess`.
     """
 
-    def __init__(self, total: float = 1.0, *, patience: float = PATIENCE) -> None:
+    def __init__(self, total: float = 1.0, *, guess: bool = True, patience: float = PATIENCE) -> None:
         self._total = total
+        self._guess = guess
         self._done = 0.0
         self._begun = 0
         self._text = ""
@@ -187,7 +189,7 @@ class Bar:
             self._show()
 
     def _draw(self) -> None:
-        bar = _progress()
+        bar = _progress(self._guess)
         with self._lock:
             if self._closed:
                 return
@@ -201,7 +203,7 @@ class Bar:
             self._bar.update(self._bar.task_ids[0], completed=self._done, description=self._text, left=self._left)
 
 
-def _progress() -> Progress:
+def _progress(guess: bool) -> Progress:
     """What is done, how far it is, and how long is left; vanishes at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
@@ -211,7 +213,8 @@ def _progress() -> Progress:
         """Seconds left as the caller knows them, else as the speed so far has it."""
 
         def render(self, task: Task) -> Text:
-            left = task.time_remaining if task.fields["left"] is None else task.fields["left"]
+            left = task.fields["left"]
+            left = task.time_remaining if left is None and guess else left
             return Text("" if left is None else f"{duration(left)} left")
 
     return Progress(

@@ -137,8 +137,9 @@ class _Show:
         self._folder = folder
         self._dataset = dataset
         self._what = what
-        self._bar = Bar()
+        self._bar = Bar(guess=False)
         self._phase = ""
+        self._begun: float | None = None
         self._introduced = False
         self._estimated = False
 
@@ -159,11 +160,14 @@ class _Show:
         if phase.startswith("trial") and not self._introduced:
             self._introduced = True
             self._introduce()
+        self._begun = done if self._begun is None else self._begun
+        if done < self._begun + 1:  # the first trial also pays for imports: what it foretells is far off
+            left = None
         if left is not None and done < work and not self._estimated:
             self._estimated = True
-            self._bar.log(f"About {duration(left)} to go, as far as can be told now.")
-        elif phase != self._phase and not self._bar.drawn:
-            self._bar.log(f"{phase}" + (f", {duration(left)} left" if left else ""))
+            self._bar.log(f"The first trial is done: about {duration(left)} to go.")
+        if phase != self._phase and not self._bar.drawn:
+            self._bar.log(phase + (f" ({duration(left)} left)" if left else ""))
         self._phase = phase
         self._bar.at(done / work, phase, left=left)
 
@@ -218,9 +222,8 @@ def _report(run: Run) -> None:
         f"the rest {duration(seconds['overhead'])}."
     )
     folder = run.directory
-    says(
-        f"Written: {run.best.file}, {several(len(run.pareto), 'more model')} in {folder / 'pareto'}, {folder / 'report.html'}."
-    )
+    more = several(len(run.pareto), "model")
+    says(f"Written: {run.best.file}, {more} in {folder / 'pareto'}, {folder / 'report.html'}.")
     says()
     says("What next")
     says(f"  {command('bench', run.source.file, run.best.file)}")

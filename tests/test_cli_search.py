@@ -1,0 +1,239 @@
+"""The search as a user meets it: what it says, what it leaves, how it is interrupted and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_support import Result, call, listing, only_line, save, small_model
+
+from conet_onnx.searching import read_run
+
+QUICK = "--data digits --budget macs=0.5 --trials 2 --epochs-per-trial 1 --epochs 1 --threads 1"
+SLOW = QUICK.replace("--trials 2", "--trials 500")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A folder with a finished search in `run`, and what it printed."""
+    folder = tmp_path_factory.mktemp("searched")
+    save(small_model(), folder / "model.onnx")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        return folder, call(f"search model.onnx {QUICK} --out run --json out.json")
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    save(small_model(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class TestOutcome:
+    def test_the_files_of_the_contract_are_there(self, searched: tuple[Path, Result]) -> None:
+        folder, result = searched
+        assert result.code == 0, result.err
+        files = set(listing(folder / "run"))
+        assert {"best.onnx", "report.html", "trials.db"} <= files
+        assert any(file.startswith("pareto/") and file.endswith(".onnx") for file in files)
+        assert any(file.startswith("plans/") and file.endswith(".json") for file in files)
+        assert not [file for file in files if file.endswith(".part")]
+
+    def test_the_json_is_the_contracts(self, searched: tuple[Path, Result]) -> None:
+        found = json.loads((searched[0] / "out.json").read_text())
+        assert found["format"] == "conet-onnx-search/1"
+        assert found["trials"] == 2
+        assert set(found["seconds"]) == {"total", "training", "evaluation", "overhead"}
+        for model in (found["source"], found["best"], *found["pareto"]):
+            assert {"file", "params", "macs", "bytes", "latency_ms", "validation", "test"} <= set(model)
+        assert 2 * found["best"]["macs"] <= found["source"]["macs"]
+        assert found["best"]["test"]["top1"] >= 0
+        assert all(model["test"] is None for model in found["pareto"])
+
+    def test_it_says_up_front_what_will_happen(self, searched: tuple[Path, Result]) -> None:
+        err = searched[1].err
+        for expected in (
+            "Searching widths for model.onnx within macs=0.5, on digits",
+            "training and",
+            "validation images",
+            "Source: 590 parameters",
+            "macs at most 15.6 k",
+            "tried on training images",
+            "2 trials of 1 epoch, then 1 epoch on the best",
+            "all in run",
+        ):
+            assert expected in err
+
+    def test_it_estimates_the_time_once_the_first_trial_is_known(self, searched: tuple[Path, Result]) -> None:
+        lines = searched[1].err.splitlines()
+        estimate = next(i for i, line in enumerate(lines) if line.startswith("The first trial is done: about "))
+        first, second = (next(i for i, x in enumerate(lines) if x.startswith(f"trial {n} of 2")) for n in (1, 2))
+        assert first < estimate < second + 2
+
+    def test_it_ends_with_source_against_best_and_what_next(self, searched: tuple[Path, Result]) -> None:
+        out = searched[1].out
+        for expected in ("source", "best", "test accuracy", "parameters", "MACs", "file size", "latency p50"):
+            assert expected in out
+        for expected in (
+            "2 trials in ",
+            "run/best.onnx",
+            "run/report.html",
+            "conet-onnx bench model.onnx run/best.onnx",
+        ):
+            assert expected in out
+
+    def test_the_best_is_the_source_resized_by_its_plan(self, searched: tuple[Path, Result]) -> None:
+        folder, _ = searched
+        plan = folder / "run" / "plans" / "best.json"
+        result = call("verify", folder / "model.onnx", folder / "run" / "best.onnx", "--plan", plan)
+        assert result.code == 0, result.err
+
+    def test_the_report_is_rebuilt(self, searched: tuple[Path, Result]) -> None:
+        page = searched[0] / "run" / "report.html"
+        before = page.read_bytes()
+        page.unlink()
+        result = call("report", searched[0] / "run")
+        assert result.code == 0
+        assert f"Written: {page}" in result.out
+        assert page.read_bytes() == before
+
+
+class TestRequest:
+    def test_json_on_stdout_is_pure(self, folder: Path) -> None:
+        result = call(f"search model.onnx {QUICK} --json - --trials 1 --epochs 0")
+        assert json.loads(result.out)["trials"] == 1
+        assert (folder / "runs" / "model" / "best.onnx").exists()
+
+    def test_an_existing_folder_is_refused(self, folder: Path) -> None:
+        (folder / "run").mkdir()
+        result = call(f"search model.onnx {QUICK} --out run")
+        assert result.code == 2
+        assert "--resume" in only_line(result)
+
+    @pytest.mark.parametrize(
+        ("option", "expected"),
+        [
+            ("--algorithm conet-sa", "later release"),
+            ("--algorithm conet-greedy", "later release"),
+            ("--algorithm network-adjustment", "later release"),
+            ("--algorithm compound", "later release"),
+            ("--algorithm annael", "anneal"),
+            ("--backend jax", "jax"),
+            ("--storage sqlite:///x.db", "later release"),
+            ("--jobs 2", "later release"),
+            ("--trials 0", "--trials"),
+            ("--epochs -1", "--epochs"),
+            ("--epochs-per-trial 0", "--epochs-per-trial"),
+            ("--time-limit soon", "90s, 10min or 2h"),
+            ("--time-limit 0", "90s, 10min or 2h"),
+            ("--seed many", "--seed"),
+            ("--provider abacus", "abacus"),
+            ("--freeze w0 --freeze w1", "--freeze"),
+            ("--out model.onnx/run", "model.onnx/run"),
+        ],
+    )
+    def test_what_cannot_be_is_one_line_and_writes_nothing(self, folder: Path, option: str, expected: str) -> None:
+        before = listing(folder)
+        result = call(f"search model.onnx {QUICK} {option}")
+        assert (result.code, result.out) == (2, "")
+        assert expected in only_line(result)
+        assert listing(folder) == before
+
+    @pytest.mark.parametrize("text", ["0.5", "90", "90s", "1.5min", "2m", "1h"])
+    def test_a_time_may_be_written_in_units(self, folder: Path, text: str) -> None:
+        assert "is not a time" not in call(f"search missing.onnx {QUICK} --time-limit {text}").err
+
+    def test_the_defaults_that_help_tells_are_the_searchs(self) -> None:
+        from conet_onnx.searching import job
+
+        text = " ".join(call("search --help").out.split())
+        for option, default in (
+            ("--trials N Sets of widths to try", job.TRIALS),
+            ("--epochs-per-trial E Training of each", job.EPOCHS_PER_TRIAL),
+            ("--epochs E Further training of the best", job.EPOCHS),
+        ):
+            assert f"{option} (default: {default})" in text
+
+
+def started(folder: Path, line: str) -> subprocess.Popen[str]:
+    # A shell gives background jobs a SIGINT that is ignored, and children inherit it.
+    return subprocess.Popen(
+        [sys.executable, "-m", "conet_onnx", *line.split()],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def interrupted(process: subprocess.Popen[str]) -> Result:
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return Result(process.returncode, out, err)
+
+
+class TestInterruption:
+    def test_while_a_trial_trains_it_keeps_what_is_done_and_goes_on(self, folder: Path) -> None:
+        def finished() -> int:
+            return sum(t.state == "complete" for t in read_run(folder / "run").trials)
+
+        process = started(folder, f"search model.onnx {SLOW} --out run")
+        wait_for(lambda: (folder / "run" / "run.json").exists() and finished() >= 2, process)
+        result = interrupted(process)
+        assert (result.code, result.out) == (130, "")
+        assert "Traceback" not in result.err
+        last = result.err.splitlines()[-1]
+        assert last.startswith("conet-onnx: error: interrupted;")
+        kept = finished()
+        assert f"{kept} finished trials kept in run" in last
+        assert last.endswith(f"conet-onnx search model.onnx {SLOW} --out run --resume")
+        left = set(listing(folder / "run"))
+        assert not {"best.onnx", "report.html"} & left
+        assert not [file for file in left if file.endswith(".part")]
+        before = {t.number: t for t in read_run(folder / "run").trials if t.state == "complete"}
+        again = call(f"search model.onnx {SLOW} --out run --resume --trials {kept + 1}")
+        assert again.code == 0, again.err
+        after = {t.number: t for t in read_run(folder / "run").trials}
+        assert before.items() <= after.items()
+        assert len(after) == kept + 1
+        assert (folder / "run" / "best.onnx").exists()
+
+    def test_before_anything_is_written_nothing_is_written(self, folder: Path) -> None:
+        (folder / "slow.py").write_text(
+            "import time\ndef data():\n    open('asked', 'w').close()\n    time.sleep(60)\n"
+        )
+        process = started(folder, f"search model.onnx {SLOW.replace('digits', 'slow:data')} --out run")
+        wait_for((folder / "asked").exists, process)
+        result = interrupted(process)
+        assert (result.code, result.out) == (130, "")
+        assert only_line(result) == "conet-onnx: error: interrupted; nothing was written."
+        assert not (folder / "run").exists()
+
+    def test_of_other_commands_is_one_line(self, folder: Path) -> None:
+        os.mkfifo(folder / "slow.onnx")
+        process = started(folder, "analyze slow.onnx --json out.json")
+        time.sleep(1.0)
+        result = interrupted(process)
+        assert (result.code, result.out) == (130, "")
+        assert only_line(result) == "conet-onnx: error: interrupted; nothing was written."
+        assert not (folder / "out.json").exists()
