@@ -103,7 +103,7 @@ def search(
     settings = {
         "source": graph.sha256,
         "data": workshop.data,
-        "normalisation": {"name": workshop.choice.name, **workshop.choice.normalisation.as_json()},
+        "normalisation": workshop.choice.as_json(),
         "backend": backend,
         "algorithm": algorithm,
         "budget": str(budget),
@@ -154,11 +154,12 @@ class _Job:
         if not (self.folder / RUN_FILE).exists():
             return None
         run = read_run(self.folder)
+        before, now = (_fixed(settings) for settings in (run.settings, self.settings))
         for key in FIXED:
-            if run.settings.get(key) != self.settings[key]:
+            if before[key] != now[key]:
                 raise UsageError(
-                    f"{self.folder} holds a search with another {key} ({run.settings.get(key)!r}, now "
-                    f"{self.settings[key]!r}): resume with the same, or choose another --out."
+                    f"{self.folder} holds a search with another {key} ({before[key]!r}, now {now[key]!r}): resume with "
+                    "the same, or choose another --out."
                 )
         same_end = run.settings.get("epochs") == self.settings["epochs"]
         return replace(run, settings=self.settings, best=run.best if same_end else None)
@@ -259,6 +260,11 @@ def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
         return a is not b and all(x <= y for x, y in zip(a[:-2], b[:-2], strict=True)) and a[:-1] < b[:-1]
 
     return [row[-1] for row in rows if not any(beats(other, row) for other in rows)]
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = (settings.get("normalisation") or {}).get("normalisation")  # without scores, which are rounded anew
+    return {**{key: settings.get(key) for key in FIXED}, "normalisation": chosen}
 
 
 def _record(trial: Trial, file: Path) -> ModelRecord:

@@ -49,7 +49,7 @@ class TrialTask:
 
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
-    """What came of a trial: validation numbers (`loss` among them), seconds of training and of evaluation."""
+    """What came of a trial: validation numbers (a finite `loss`, or it failed), seconds of training and evaluation."""
 
     validation: Mapping[str, float]
     seconds: float
@@ -168,11 +168,11 @@ class Loop:
         )
         clock.says(phase, trial.number)
         outcome = self.evaluate(task, lambda share: clock.says(phase, trial.number + share))
-        loss = outcome.validation["loss"]
+        loss = outcome.validation.get("loss", math.nan)
         done = replace(
             trial,
             state="complete" if math.isfinite(loss) else "failed",
-            validation=dict(outcome.validation),
+            validation={name: value for name, value in outcome.validation.items() if math.isfinite(value)},
             objective=objective(loss, self.limits.utilisation(trial)) if math.isfinite(loss) else math.nan,
             seconds=outcome.seconds,
             evaluation_seconds=outcome.evaluation_seconds,

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from functools import cached_property
 
 from conet_onnx.analysis import Analysis, analyze
-from conet_onnx.data import DataSet, Normalisation, check_fits, load_data
+from conet_onnx.data import DataSet, Normalisation, check_fits, classes_of, load_data
+from conet_onnx.data.dataset import Array
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
 from conet_onnx.graph import Graph, load
 from conet_onnx.planning import plan
 from conet_onnx.rewriting import rewrite
 from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
+from conet_onnx.torch_backend.distill import teacher_scores
+from conet_onnx.torch_backend.train import Diverged, fit
 
 __all__ = ["Workshop", "inherit"]
+
+MOST_SCORES = 2**28  # bytes of a teacher's scores that are kept
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,44 @@ class Workshop:
 
     def __call__(self, task: TrialTask, report: Report) -> TrialOutcome:
         """The outcome of a task. Its weights and its plan are written, whole, before this returns."""
+        begun = time.perf_counter()
         structure = plan(self.analysis, task.widths, inexact=True).changed()
         student = inherit(rewrite(self.source, structure), self.source, task, analysis=self.analysis)
-        trained, seconds = self.train(student, epochs=self.epochs, seed=task.seed, report=report)
+        try:
+            trained, seconds = self.train(student, epochs=self.epochs, seed=task.seed, report=report)
+        except Diverged:
+            return TrialOutcome({}, time.perf_counter() - begun, 0.0)
         validation, evaluation_seconds = self.judge(trained)
         structure.save(task.plan)
         trained.save(task.weights)
         return TrialOutcome(validation, seconds, evaluation_seconds)
 
     def train(self, student: Graph, *, epochs: int, seed: int, report: Report) -> tuple[Graph, float]:
-        """Train on the train split, against labels and the source; also the seconds that it took."""
-        raise NotImplementedError
+        """Train on the train split, against labels and the source; also the seconds that it took. Raises Diverged."""
+        fitted = fit(
+            student,
+            self.dataset.split("train"),
+            epochs=epochs,
+            teacher=self.teacher,
+            normalise=self.normalise,
+            labels=self.dataset.split("train").labels is not None,
+            seed=seed,
+            threads=self.threads,
+            progress=report,
+        )
+        return fitted.graph, fitted.seconds
+
+    @cached_property
+    def teacher(self) -> Graph | Array:
+        """The source's scores of the train split, computed once; the source itself where they would fill the memory."""
+        data, classes = self.dataset.split("train"), classes_of(self.source)
+        if classes is None or 4 * classes * len(data) > MOST_SCORES:
+            return self.source
+        return teacher_scores(self.source, data, normalise=self.normalise)
+
+    def normalise(self, pixels: Array) -> Array:
+        """Pixels as the source takes them."""
+        return self.choice.normalisation.apply(pixels, self.source.inputs[0].dtype)
 
     def judge(self, graph: Graph, split: str = "validation") -> tuple[dict[str, float], float]:
         """Numbers on one split, and the seconds that they took."""
@@ -99,7 +129,7 @@ def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analys
     return skeleton.with_arrays({name: array for name, array in arrays.items() if _fits(skeleton, name, array)})
 
 
-def _fits(skeleton: Graph, name: str, array: np.ndarray[Any, Any]) -> bool:
+def _fits(skeleton: Graph, name: str, array: Array) -> bool:
     return bool(array.dtype.kind == "f") and array.shape == tuple(skeleton.weights[name].dims)
 
 
