@@ -179,7 +179,8 @@ def _edited(place: Place, table: Table, widths: NDArray[Any]) -> NDArray[np.bool
     sizes = np.rint(table(widths)).astype(np.int64)
     governed = [k for k, ax in enumerate(place.sizes) if ax is not None and ax.size[0] == ax.size[1]]
     old = np.array([place.values[k] if place.values[k] is not None else -1 for k in governed])
-    return np.asarray((sizes[:, governed] != old).any(axis=1) | place.always)
+    signs = np.array([place.signs[k] for k in governed])
+    return np.asarray((sizes[:, governed] * signs != old).any(axis=1) | place.always)
 
 
 def _total(polynomials: list[Polynomial]) -> Polynomial:

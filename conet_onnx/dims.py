@@ -8,10 +8,11 @@ Every size is a pair: its value at two assignments of the model's symbolic input
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 
-__all__ = ["ONE", "Axis", "Dim", "Factor", "Segment", "Size", "axis", "product", "total"]
+__all__ = ["ONE", "Axis", "Dim", "Factor", "Segment", "Size", "axis", "concatenation", "product", "total"]
 
 Size = tuple[int, int]
 
@@ -38,7 +39,8 @@ class Segment:
     """A product of dimensions, outermost first; () has size one. Make one with `product`, which normalises."""
 
     factors: tuple[Factor, ...]
-    size: Size
+    size: Size = field(compare=False)
+    dims: tuple[Dim, ...] = field(compare=False)  # the named factors
 
     def __str__(self) -> str:
         return "·".join(str(f) for f in self.factors) or "1"
@@ -46,18 +48,12 @@ class Segment:
     @property
     def lone(self) -> Dim | None:
         """The one Dim that the segment consists of."""
-        first = self.factors[0] if len(self.factors) == 1 else None
-        return first if isinstance(first, Dim) else None
+        return self.dims[0] if len(self.factors) == len(self.dims) == 1 else None
 
     @property
     def fixed(self) -> bool:
         """Whether it is a plain integer."""
-        return not any(isinstance(f, Dim) for f in self.factors)
-
-    @property
-    def dims(self) -> tuple[Dim, ...]:
-        """The named factors."""
-        return tuple(f for f in self.factors if isinstance(f, Dim))
+        return not self.dims
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,8 @@ class Axis:
     """A concatenation of segments. Make one with `axis` or `total`, which normalise."""
 
     segments: tuple[Segment, ...]
-    size: Size
+    size: Size = field(compare=False)
+    dims: tuple[Dim, ...] = field(compare=False)  # the named factors of all segments, with repetitions
 
     def __str__(self) -> str:
         return " + ".join(str(s) for s in self.segments) or "0"
@@ -78,12 +75,7 @@ class Axis:
     @property
     def fixed(self) -> bool:
         """Whether it is a plain integer."""
-        return all(s.fixed for s in self.segments)
-
-    @property
-    def dims(self) -> tuple[Dim, ...]:
-        """The named factors of all segments, with repetitions."""
-        return tuple(d for s in self.segments for d in s.dims)
+        return not self.dims
 
 
 def product(*factors: Factor | Segment) -> Segment:
@@ -100,7 +92,7 @@ def product(*factors: Factor | Segment) -> Segment:
                 flat[-1] *= f
             else:
                 flat.append(f)
-    return Segment(tuple(flat), (first, second))
+    return Segment(tuple(flat), (first, second), tuple(f for f in flat if isinstance(f, Dim)))
 
 
 def total(segments: Iterable[Segment]) -> Axis:
@@ -115,7 +107,17 @@ def total(segments: Iterable[Segment]) -> Axis:
                 merged[-1] = product(m + n, *rest)
                 continue
         merged.append(segment)
-    return Axis(tuple(merged), (sum(s.size[0] for s in merged), sum(s.size[1] for s in merged)))
+    return concatenation(merged)
+
+
+def concatenation(segments: Sequence[Segment]) -> Axis:
+    """Segments side by side, as they are."""
+    if len(segments) == 1:
+        return Axis((segments[0],), segments[0].size, segments[0].dims)
+    first = second = 0
+    for segment in segments:
+        first, second = first + segment.size[0], second + segment.size[1]
+    return Axis(tuple(segments), (first, second), tuple(chain.from_iterable(s.dims for s in segments)))
 
 
 def axis(*factors: Factor | Segment) -> Axis:

@@ -31,11 +31,16 @@ class Place:
     whole: bool  # the source has no such attribute or constant: an edit gives every element
     itemsize: int
 
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """-1 for an element that counts from the end, as negative bounds of Slice do."""
+        return tuple(-1 if old is not None and old < 0 else 1 for old in self.values)
+
     def edits(self, size: Callable[[Axis], int]) -> tuple[int, ...] | None:
         """The new elements, given new sizes; None where nothing changes. An element that follows the batch is -1."""
         new = tuple(
-            old if ax is None and old is not None else -1 if ax is None or ax.size[0] != ax.size[1] else size(ax)
-            for old, ax in zip(self.values, self.sizes, strict=True)
+            old if ax is None and old is not None else -1 if ax is None or ax.size[0] != ax.size[1] else sign * size(ax)
+            for old, ax, sign in zip(self.values, self.sizes, self.signs, strict=True)
         )
         same = all(a == b for a, b in zip(self.values, new, strict=True))
         return None if same and not self.always else new

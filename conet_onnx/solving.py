@@ -7,10 +7,10 @@ walked from the outermost factor, and the larger factor is split by the smaller.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from conet_onnx.dims import Axis, Dim, Factor, Segment, Size, axis, product, total
+from conet_onnx.dims import Axis, Dim, Factor, Segment, Size, axis, concatenation, product, total
 
 __all__ = ["Reason", "Solver"]
 
@@ -45,7 +45,9 @@ class Solver:
 
     def __init__(self) -> None:
         self._bound: dict[Dim, Axis] = {}
-        self._latest: dict[Dim, Axis] = {}
+        self._latest: dict[Dim, tuple[Axis, int]] = {}  # resolved, when so many dims were bound
+        self._leaves: dict[Axis | Segment, tuple[tuple[Dim, ...], int]] = {}
+        self._depth: dict[Dim, int] = {}
         self._reasons: dict[Dim, Reason | _Equation] = {}
         self._cause: Reason | _Equation | None = None
 
@@ -53,30 +55,40 @@ class Solver:
 
     def resolve(self, ax: Axis | Segment) -> Axis:
         """The axis in terms of unbound dims only, but for composite atoms: sums behind a product, resolved apart."""
+        if self._bound.keys().isdisjoint(ax.dims):
+            return ax if isinstance(ax, Axis) else concatenation((ax,))
+        if (dim := ax.lone) is not None:
+            return self.resolve_dim(dim)
         segments = ax.segments if isinstance(ax, Axis) else (ax,)
-        if not any(d in self._bound for s in segments for d in s.dims):
-            return ax if isinstance(ax, Axis) else total(segments)
         return total(part for s in segments for part in self._expand(s))
 
     def resolve_dim(self, dim: Dim) -> Axis:
         """What a dim is bound to, resolved; the dim itself where it is unbound."""
         if dim not in self._bound:
             return axis(dim)
-        resolved = self.resolve(self._latest.get(dim) or self._bound[dim])
-        self._latest[dim] = resolved  # path compression, apart from the bindings: those say where a reason came from
+        known, at = self._latest.get(dim, (self._bound[dim], -1))
+        if at == len(self._bound):
+            return known
+        resolved = self.resolve(known)
+        # Path compression, apart from the bindings: those say where a reason came from.
+        self._latest[dim] = resolved, len(self._bound)
         return resolved
 
     def is_composite(self, dim: Dim) -> bool:
         """Whether a dim left in a resolved axis is a sum that could not be written out there."""
         return dim in self._bound
 
-    def leaves(self, ax: Axis | Segment) -> Iterator[Dim]:
+    def leaves(self, ax: Axis | Segment) -> tuple[Dim, ...]:
         """The unbound dims of an axis, those inside composite atoms included."""
-        for dim in self.resolve(ax).dims:
-            if dim in self._bound:
-                yield from self.leaves(self.resolve_dim(dim))
-            else:
-                yield dim
+        known, at = self._leaves.get(ax, ((), -1))
+        if at != len(self._bound):
+            known = tuple(
+                leaf
+                for dim in self.resolve(ax).dims
+                for leaf in (self.leaves(self.resolve_dim(dim)) if dim in self._bound else (dim,))
+            )
+            self._leaves[ax] = known, len(self._bound)
+        return known
 
     def reason(self, ax: Axis | Segment) -> Reason | None:
         """Why (a part of) the axis became a plain integer: the first known cause, followed to where it came from."""
@@ -97,7 +109,7 @@ class Solver:
 
     def freeze(self, ax: Axis | Segment, reason: Reason) -> None:
         """Bind every unbound dim of the axis to its size. Rigid dims are left alone: they never change anyway."""
-        for dim in tuple(self.leaves(ax)):
+        for dim in self.leaves(ax):
             if not dim.rigid and dim not in self._bound:
                 if dim.size[0] != dim.size[1]:
                     continue  # follows a symbolic size; nothing here can be bound to one number
@@ -109,7 +121,9 @@ class Solver:
         left, right = self.resolve(left), self.resolve(right)
         if left == right:
             return []
-        for one, other in ((left, right), (right, left)):
+        for one, other in (
+            ((left, right), (right, left)) if self._deeper(left, right) else ((right, left), (left, right))
+        ):
             dim = one.lone
             if dim is not None and self._may_bind(dim, other):
                 self._bind(dim, other)
@@ -122,6 +136,11 @@ class Solver:
         if heads is None or tails is None:
             return [(left, right)]  # a binding was made; resolve again
         return [(heads[1], tails[1]), (heads[0], tails[0])]  # the last is solved first: from the left
+
+    def _deeper(self, left: Axis, right: Axis) -> bool:
+        """Of two lone dims the shallower is bound to the deeper, so that chains of bindings stay short."""
+        a, b = left.lone, right.lone
+        return a is None or b is None or self._depth.get(a, 0) < self._depth.get(b, 0)
 
     def _shorter(self, left: Axis, right: Axis) -> bool:
         return left.segments[0].size <= right.segments[0].size
@@ -138,7 +157,7 @@ class Solver:
         if count is None and isinstance(first, int):  # inside a block of n·inner: take whole blocks out first
             whole = at[0] // inner.size[0]
             after = [product(n, inner) for n in (first - whole - 1,) if n]
-            rest = Axis((inner, *after, *ax.segments[1:]), _minus(ax.size, _times(inner.size, whole)))
+            rest = concatenation((inner, *after, *ax.segments[1:]))
             cut = self._cut(rest, _minus(at, _times(inner.size, whole)))
             before = [product(n, inner) for n in (whole,) if n]
             return None if cut is None else (total((*before, *cut[0].segments)), cut[1])
@@ -198,6 +217,8 @@ class Solver:
         assert dim.size == to.size, f"{dim} has size {dim.size}, not {to.size}"
         assert dim not in set(self.leaves(to)), f"{dim} would contain itself"
         self._bound[dim] = to
+        if (target := to.lone) is not None:
+            self._depth[target] = max(self._depth.get(target, 0), self._depth.get(dim, 0) + 1)
         found = cause or self._cause
         if found is not None and any(isinstance(f, int) for s in to.segments for f in s.factors):
             self._reasons[dim] = found
@@ -258,7 +279,7 @@ class Solver:
 
 
 def _as_axis(ax: Axis | Segment) -> Axis:
-    return ax if isinstance(ax, Axis) else total((ax,))
+    return ax if isinstance(ax, Axis) else concatenation((ax,))
 
 
 def _size(factor: Factor) -> Size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conet_onnx.dims import ONE, Axis, Segment, product
+from conet_onnx.dims import ONE, Axis, Segment, axis, product
 from conet_onnx.rules.elementwise import joined
 from conet_onnx.rules.registry import Contraction, Facts, Op, Opaque, Operand, Shape, Site, fixed, rule, spatial
 
@@ -41,7 +41,7 @@ def conv(op: Op, x: Shape, w: Shape, b: Shape | None = None) -> Facts:
         outputs=(y,),
         equal=equal if b is None else (*equal, (b[0], product(g, o))),
         contracts=(contraction,),
-        sites=() if groups == 1 else (Site("attribute:group", 0, _axis(g), groups),),
+        sites=() if groups == 1 else (Site("attribute:group", 0, axis(g), groups),),
         frozen=spatial(op, x[2:]) + spatial(op, w[2:]),
     )
 
@@ -64,7 +64,7 @@ def conv_transpose(op: Op, x: Shape, w: Shape, b: Shape | None = None) -> Facts:
         outputs=(y,),
         equal=equal if b is None else (*equal, (b[0], product(g, o))),
         contracts=(contraction,),
-        sites=() if groups == 1 else (Site("attribute:group", 0, _axis(g), groups),),
+        sites=() if groups == 1 else (Site("attribute:group", 0, axis(g), groups),),
         frozen=spatial(op, x[2:]) + spatial(op, w[2:]),
     )
 
@@ -97,7 +97,3 @@ def matmul(op: Op, a: Shape, b: Shape) -> Facts:
         macs=product(*outer, *rows, *columns, a[ka]),
     )
     return Facts(outputs=((*outer, *rows, *columns),), equal=((a[ka], b[kb]), *equal), contracts=(contraction,))
-
-
-def _axis(segment: Segment) -> Axis:
-    return Axis((segment,), segment.size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conet_onnx.dims import ONE, Axis, Segment, product, total
+from conet_onnx.dims import ONE, Axis, Segment, axis, product, total
 from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, rule
 from conet_onnx.solving import Reason
 
@@ -33,7 +33,7 @@ def split(op: Op, x: Shape, _: Shape | None = None) -> Facts:
     where = "attribute:split" if op.node.since < 13 else "input:1"
     if op.has(1) and op.integers(1) is None:
         raise Opaque("computed split", f"{op.node} computes its sizes while the model runs")
-    sites = tuple(Site(where, k, _axis(p), p.size[0]) for k, p in enumerate(pieces) if p.size[0] == p.size[1])
+    sites = tuple(Site(where, k, axis(p), p.size[0]) for k, p in enumerate(pieces) if p.size[0] == p.size[1])
     outputs = tuple((*x[:along], p, *x[along + 1 :]) for p in pieces)
     return Facts(outputs=outputs, equal=((x[along], total(pieces)),), sites=sites, sees=(1,), passes=(0,))
 
@@ -65,14 +65,13 @@ def slice_(op: Op, x: Shape, *_: Shape | None) -> Facts:
         if end <= start:
             raise Opaque("empty", f"{op.node} takes nothing")
         cut = [product(op.fresh(f"{n}{along}", (m, m))) if m else None for n, m in _parts(start, end, size)]
-        before, piece = cut[:2]
-        output[along] = piece or ONE
+        output[along] = cut[1] or ONE
         equal.append((segment, total(p for p in cut if p is not None)))
-        head = total((before,) if before else ())
         names = ("input:1", "input:2") if by_input else ("attribute:starts", "attribute:ends")
-        sites.append(Site(names[0], k, head, starts[k]))
-        if ends[k] < UNBOUNDED:
-            sites.append(Site(names[1], k, total(p for p in (before, piece) if p is not None), ends[k]))
+        for where, bound, parts in ((names[0], starts[k], 1), (names[1], ends[k], 2)):
+            if bound < UNBOUNDED:  # a negative bound counts what lies behind it
+                counted = cut[:parts] if bound >= 0 else cut[parts:]
+                sites.append(Site(where, k, total(p for p in counted if p is not None), bound))
     return Facts(
         (tuple(output),), tuple(equal), sites=tuple(sites), frozen=tuple(frozen), sees=SLICE_INPUTS, passes=(0,)
     )
@@ -112,7 +111,7 @@ def pad(op: Op, x: Shape, *_: Shape | None) -> Facts:
         parts = (new.get(k), segment, new.get(k + len(axes)))
         output[along] = y
         equal.append((y, total(p for p in parts if p is not None)))
-        sites.extend(Site(where, position, _axis(p), p.size[0]) for position, p in new.items())
+        sites.extend(Site(where, position, axis(p), p.size[0]) for position, p in new.items())
     return Facts((tuple(output),), tuple(equal), sites=tuple(sites), frozen=tuple(frozen), sees=(1, 3))
 
 
@@ -122,7 +121,3 @@ def _clamp(bound: int, size: int) -> int:
 
 def _parts(start: int, end: int, size: int) -> tuple[tuple[str, int], ...]:
     return (("before", start), ("piece", end - start), ("after", size - end))
-
-
-def _axis(segment: Segment) -> Axis:
-    return Axis((segment,), segment.size)

@@ -112,7 +112,8 @@ class Contraction:
 class Site:
     """An integer that carries a size: attribute:NAME or input:N, at a position, equal to an axis's size.
 
-    `literal` is what stands there in the source; None where it is computed while the model runs.
+    `literal` is what stands there in the source; None where it is computed while the model runs. Where it is negative,
+    so is what takes its place: Slice counts from the end.
     """
 
     where: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conet_onnx.dims import ONE, Axis, Segment, Size, product
+from conet_onnx.dims import ONE, Axis, Segment, Size, axis, product
 from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, rule
 
 __all__ = ["flatten", "reshape"]
@@ -52,7 +52,7 @@ def reshape(op: Op, x: Shape, _: Shape | None = None) -> Facts:
     target = op.integers(1)
     if target is not None:
         sites = tuple(
-            Site("input:1", i, _axis(s), literal)
+            Site("input:1", i, axis(s), literal)
             for i, (s, literal) in enumerate(zip(output, target, strict=True))
             if literal != -1 and s.size[0] == s.size[1] and not (literal == 0 and s == x[i])
         )
@@ -61,7 +61,7 @@ def reshape(op: Op, x: Shape, _: Shape | None = None) -> Facts:
         raise Opaque("computed target", f"{op.node} reads its target from data")
     dynamic = [i for i, s in enumerate(output) if s.size[0] != s.size[1]]
     if len(dynamic) <= 1:
-        sites = tuple(Site("input:1", i, _axis(s), None) for i, s in enumerate(output))
+        sites = tuple(Site("input:1", i, axis(s), None) for i, s in enumerate(output))
         return Facts(outputs=(output,), equal=equal, sites=sites, sees=(1,), passes=(0,))
     return Facts(outputs=(output,), equal=(*equal, *_computed(op, output)), sees=(1,), passes=(0,))
 
@@ -87,7 +87,3 @@ def flatten(op: Op, x: Shape, _: Shape | None = None) -> Facts:
 
 def _times(a: Size, b: Size) -> Size:
     return a[0] * b[0], a[1] * b[1]
-
-
-def _axis(segment: Segment) -> Axis:
-    return Axis((segment,), segment.size)

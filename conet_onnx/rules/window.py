@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conet_onnx.dims import ONE, Axis
+from conet_onnx.dims import ONE, axis
 from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, rule, spatial
 
 __all__ = ["global_pool", "pool", "resize"]
@@ -43,7 +43,7 @@ def resize(op: Op, x: Shape, *_: Shape | None) -> Facts:
         return Facts(outputs=(y,), frozen=moved)
     target = op.integers(3)
     if target is not None:
-        sites = tuple(Site("input:3", i, Axis((s,), s.size), target[i]) for i, s in enumerate(y))
+        sites = tuple(Site("input:3", i, axis(s), target[i]) for i, s in enumerate(y))
         return Facts(outputs=(y,), sites=sites, frozen=moved, sees=(3,))
     equal = []
     for segment, origin in zip(y, op.origin(3) or (None,) * len(y), strict=False):
