@@ -37,7 +37,9 @@ def reduce(b: Builder, node: Node) -> Result:
     if axes and node.op == "ReduceProd":
         for axis in sorted(axes, reverse=True):
             x = b.call(torch.prod, x, axis, keepdim=keep)
-    elif axes and node.op == "ReduceL2":
+    elif node.op == "ReduceL2" and not axes:
+        x = b.call(torch.abs, x)  # of each element alone
+    elif node.op == "ReduceL2":
         x = b.call(torch.linalg.vector_norm, x, 2, axes, keepdim=keep)
     elif axes:
         dtype = b.graph.dtype(node.inputs[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from conet_onnx.torch_backend.ops.registry import lowers
 
 __all__ = ["resize_linear", "resize_nearest"]
 
+HALF = 1e-6
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
-_ROUNDINGS = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +104,18 @@ def resize_linear(
     return x
 
 
+def _round(source: torch.Tensor, prefer: int) -> torch.Tensor:
+    """To the nearest; halves, which float32 hits to within 1e-6 as in onnxruntime, go down (0) or up (1)."""
+    low = source.floor()
+    half = (source.double() - low - 0.5).abs() <= HALF
+    return torch.where(half, low + prefer, (source + 0.5).floor())
+
+
 _ROUND: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "floor": torch.floor,
     "ceil": torch.ceil,
-    "round_prefer_floor": lambda source: torch.ceil(source - 0.5),
-    "round_prefer_ceil": lambda source: torch.floor(source + 0.5),
+    "round_prefer_floor": partial(_round, prefer=0),
+    "round_prefer_ceil": partial(_round, prefer=1),
 }
 
 
@@ -139,7 +147,7 @@ def _request(b: Builder, node: Node) -> _Request:
     old = node.op == "Upsample" or node.since < 11
     coordinates = "asymmetric" if old else attributes.get("coordinate_transformation_mode", "half_pixel")
     rounding = "floor" if old else attributes.get("nearest_mode", "round_prefer_floor")
-    if mode not in ("nearest", "linear", "cubic") or coordinates not in _COORDINATES or rounding not in _ROUNDINGS:
+    if mode not in ("nearest", "linear", "cubic") or coordinates not in _COORDINATES or rounding not in _ROUND:
         raise b.unsupported(node, f"mode {mode!r}, coordinates {coordinates!r}, rounding {rounding!r}")
     if attributes.get("antialias", 0) or attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise b.unsupported(node, "antialias or keep_aspect_ratio_policy")
