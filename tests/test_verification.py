@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from conet_onnx.errors import UsageError, VerificationFailed
 from conet_onnx.graph import Graph
 from conet_onnx.verification import Proof, verify
+from conet_onnx.verification.running import _problem
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 Json = dict[str, Any]
@@ -457,6 +458,10 @@ DEPARTURES: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
         clear("graph.input.0.type.tensor_type.shape.dim.1", "denotation"),
         "graph.input 'x'.*denotation",
     ),
+    "input size": (
+        assign("graph.input.0.type.tensor_type.shape.dim.2", "dim_value", 9),
+        "graph.input 'x'.*dim_value is 9",
+    ),
     "input frozen": (assign("graph.input.0.type.tensor_type.shape.dim.0", "dim_value", 2), "graph.input 'x'.*dim"),
     "extra input": (lambda m: m.graph.input.append(value("z", 1)), "graph.input: expected None, got 'z'"),
     "value info dropped": (lambda m: m.graph.value_info.pop(), "graph.value_info: expected 'f', got None"),
@@ -487,6 +492,10 @@ DEPARTURES: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "nodes swapped": (swap_nodes, "not at this place|not at its place"),
     "node renamed": (assign("graph.node.2", "name", "relu"), "node Relu 'n_r1'.name is 'relu', the source has 'n_r1'"),
     "node doc string": (clear("graph.node.2", "doc_string"), "node Relu 'n_r1'.doc_string"),
+    "node doc string made": (
+        assign("graph.node.0", "doc_string", ""),
+        "n_c1'.doc_string is '', the source has nothing",
+    ),
     "node operator": (assign("graph.node.2", "op_type", "Abs"), "op_type is 'Abs', the source has 'Relu'"),
     "node domain": (assign("graph.node.2", "domain", "ai.onnx"), "node Relu 'n_r1'.domain"),
     "node overload": (assign("graph.node.2", "overload", "o"), "node Relu 'n_r1'.overload"),
@@ -528,6 +537,10 @@ DEPARTURES: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
         "not in the source's order",
     ),
     "doc string of a planned tensor": (clear("graph.initializer.0", "doc_string"), "initializer 'w1'.doc_string"),
+    "doc string made": (
+        assign("graph.initializer.1", "doc_string", ""),
+        "initializer 'k1'.doc_string is '', the source",
+    ),
     "doc string of another tensor": (assign("graph.initializer.9", "doc_string", "d"), "initializer 'k3'.doc_string"),
     "truncated data": (
         assign("graph.initializer.0", "raw_data", b"1234"),
@@ -677,6 +690,16 @@ class TestChangedValues:
         wanted["values"] = "source"
         refused(source, made, wanted, "tensor 'w1'")
 
+    def test_whole_numbers_are_never_trained(self):
+        source = plain()
+        source.model.graph.initializer.append(ints("big", 1, 2, 3))
+        source = Graph(source.model)
+        wanted = plan(source, {"big": take(a0=[2, 1])}, values="changed")
+        made = resize(source, wanted).model
+        proved(source, wanted, Graph(made), function=False)
+        put(named(made, "big"), np.array([3, 4]))
+        refused(source, made, wanted, "tensor 'big': element .1,. is 4, expected 2")
+
     @pytest.mark.parametrize("name", ["w1", "k3"])
     def test_a_wrong_size_is_found(self, name: str):
         source, wanted = shrunk()
@@ -693,7 +716,39 @@ class TestChangedValues:
         refused(source, made, wanted, "initializer 'axes': element")
 
 
+class TestWhatTheCheckerShows:
+    def test_a_size_that_only_constants_reveal(self):
+        source, wanted = computed()
+        made = resize(source, wanted).model
+        made.graph.value_info[2].type.tensor_type.shape.dim[1].dim_value = 24
+        refused(source, made, wanted, "checker refuses it.*24")
+
+    def test_names_that_are_made_twice(self):
+        made = plain().model
+        assert _problem(made) is None
+        made.graph.node[5].output[0] = "p"
+        made.graph.node[6].input[0] = "p"
+        assert "single static assignment" in (_problem(made) or "")
+
+
 class TestWhatTheSessionShows:
+    def test_an_output_of_another_shape(self):
+        source = graph(
+            [node("Gemm", "x,w", "h"), node("Reshape", "h,target", "y")],
+            [weight("w", 4, 6), ints("target", -1, 6)],
+            [value("x", "n", 4)],
+            [value("y", "p", "q")],
+        )
+        wanted = plan(source, {}, [("n_y", "input:1", 0, -1, 1), ("n_y", "input:1", 1, 6, -1)])
+        refused(
+            source, resize(source, wanted), wanted, r"output 'y' is float32\[1, 12\], the source's is float32\[2, 6\]"
+        )
+
+    def test_an_unknown_provider_is_a_usage_error(self):
+        source, wanted = shrunk()
+        with pytest.raises(UsageError, match="Unknown provider 'gpu'"):
+            verify(source, resize(source, wanted), wanted, provider="gpu")
+
     def test_a_batch_frozen_in_a_reshape(self):
         source, wanted = reshaped(batch=2)
         refused(source, resize(source, wanted), wanted, "does not run|is float32")
@@ -1231,48 +1286,54 @@ class TestContractions:
     @pytest.mark.parametrize("trans_a", [0, 1])
     @pytest.mark.parametrize("trans_b", [0, 1])
     def test_gemm(self, trans_a: int, trans_b: int):
-        nodes = [node("MatMul", "x,w", "h"), node("Relu", "h", "r")]
+        nodes = [node("MatMul", "x,w", "h0"), node("Add", "h0,k", "h"), node("Relu", "h", "r")]
         if trans_a:
             nodes += [node("Transpose", "r", "t", perm=[1, 0])]
         nodes += [node("Gemm", f"{'t' if trans_a else 'r'},v", "y", transA=trans_a, transB=trans_b)]
-        source = chain(*nodes, weights=[weight("w", 4, 6), weight("v", *((5, 6) if trans_b else (6, 5)))])
+        source = chain(
+            *nodes, weights=[weight("w", 4, 6), weight("v", *((5, 6) if trans_b else (6, 5))), weight("k", 1)]
+        )
         self.check(source, take(a1=[3, 0, 5]), take(**{f"a{trans_b}": [3, 0, 5]}), str(trans_b))
 
     @pytest.mark.parametrize("trans_a", [0, 1])
     def test_gemm_whose_first_input_is_the_weight(self, trans_a: int):
         source = chain(
-            node("MatMul", "w,x", "h"),
+            node("MatMul", "w,x", "h0"),
+            node("Add", "h0,k", "h"),
             node("Relu", "h", "r"),
             node("Gemm", "v,r", "y", transA=trans_a),
-            weights=[weight("w", 6, 2), weight("v", *((6, 5) if trans_a else (5, 6)))],
+            weights=[weight("w", 6, 2), weight("v", *((6, 5) if trans_a else (5, 6))), weight("k", 1)],
         )
         self.check(source, take(a0=[3, 0, 5]), take(**{f"a{1 - trans_a}": [3, 0, 5]}), str(1 - trans_a))
 
     def test_matmul_with_a_stack_of_matrices(self):
         source = chain(
-            node("MatMul", "x,w", "h"),
+            node("MatMul", "x,w", "h0"),
+            node("Add", "h0,k", "h"),
             node("Relu", "h", "r"),
             node("MatMul", "r,v", "y"),
-            weights=[weight("w", 3, 4, 6), weight("v", 3, 6, 5)],
+            weights=[weight("w", 3, 4, 6), weight("v", 3, 6, 5), weight("k", 1)],
             shape=(2, 3, 2, 4),
         )
         self.check(source, take(a2=[3, 0, 5]), take(a1=[3, 0, 5]), "1")
 
     def test_matmul_whose_first_input_is_the_weight(self):
         source = chain(
-            node("MatMul", "w,x", "h"),
+            node("MatMul", "w,x", "h0"),
+            node("Add", "h0,k", "h"),
             node("Relu", "h", "r"),
             node("MatMul", "v,r", "y"),
-            weights=[weight("w", 6, 2), weight("v", 5, 6)],
+            weights=[weight("w", 6, 2), weight("v", 5, 6), weight("k", 1)],
         )
         self.check(source, take(a0=[3, 0, 5]), take(a1=[3, 0, 5]), "1")
 
     def test_transposed_convolution(self):
         source = chain(
-            node("ConvTranspose", "x,w", "h", strides=[2, 2]),
+            node("ConvTranspose", "x,w", "h0", strides=[2, 2]),
+            node("Add", "h0,k", "h"),
             node("Relu", "h", "r"),
             node("ConvTranspose", "r,v", "y"),
-            weights=[weight("w", 3, 6, 2, 2), weight("v", 6, 5, 3, 3)],
+            weights=[weight("w", 3, 6, 2, 2), weight("v", 6, 5, 3, 3), weight("k", 1)],
             shape=(2, 3, 4, 4),
         )
         self.check(source, take(a1=[3, 0, 5]), take(a0=[3, 0, 5]), "0")
@@ -1314,6 +1375,46 @@ class TestContractions:
         wanted = plan(source, {"w": take(a1=[3, 0, 5]), "v": take(a0=[3, 0, 5])})
         proof = proved(source, wanted, function=False)
         assert "MatMul 'n_y' contracts 'm', which comes from Mul 'n_m'" in proof.skipped[0].detail
+
+    def test_weights_that_are_joined_to_others_that_are_not_planned(self):
+        source = chain(
+            node("MatMul", "x,w", "h"),
+            node("Concat", "h,x", "r", axis=1),
+            node("Concat", "v,u", "m", axis=0),
+            node("MatMul", "r,m", "y"),
+            weights=[weight("w", 4, 6), weight("v", 6, 5), weight("u", 4, 5)],
+        )
+        self.check(source, take(a1=[3, 0, 5]), take(a0=[3, 0, 5]), "0")
+
+    def einsum(self) -> Graph:
+        return chain(
+            node("MatMul", "x,w", "h"),
+            node("Einsum", "h,v", "y", equation="ij,jk->ik"),
+            weights=[weight("w", 4, 6), weight("v", 6, 5)],
+        )
+
+    def test_a_contraction_that_is_not_masked_is_left_open_with_its_reason_where_outputs_differ(self):
+        source = self.einsum()
+        wanted = plan(source, {"w": take(a1=[3, 0, 5]), "v": take(a0=[3, 0, 5])})
+        proof = proved(source, wanted, function=False)
+        assert "Einsum 'n_y' may sum over 'v'" in proof.skipped[0].detail
+
+    def test_growth_through_it_is_proved(self):
+        source = self.einsum()
+        by = {0: [3, 1, 1, 1, 1, 1, 1.5]}
+        tensors = {"w": take(a1=[*range(6), 0]), "v": take(by, a0=[*range(6), 0])}
+        proved(source, plan(source, tensors))
+
+    def test_an_operand_that_a_branch_computes_from_the_input_is_no_constant(self):
+        body = helper.make_graph([node("Relu", "x", "z")], "body", [], [value("z", 4, 4)])
+        source = chain(
+            node("If", "yes", "b", then_branch=body, else_branch=body),
+            node("MatMul", "x,b", "h"),
+            node("MatMul", "h,v", "y"),
+            weights=[weight("v", 4, 5), numpy_helper.from_array(np.array(True), "yes")],
+            shape=(4, 4),
+        )
+        proved(source, plan(source, {"v": take(a1=[0, 1, 2, 3, 4])}))
 
     def test_growth_needs_no_mask(self):
         source = chain(
@@ -1364,6 +1465,17 @@ class TestConstantsInNodes:
         made = resize(source, wanted)
         made.model.graph.initializer.append(numpy_helper.from_array(made.array("v"), "v"))
         refused(source, without(made, "v"), wanted, "Constant 'n_v' is missing")
+
+    def test_a_value_that_the_resized_nodes_cannot_compute_is_found(self):
+        source = chain(
+            node("Mul", "v,s", "m"),
+            node("MatMul", "x,m", "y"),
+            weights=[weight("v", 4, 5), weight("s", 4, 1)],
+        )
+        wanted = plan(source, {"m": {"shape": [4, 5], **take(a0=[0, 1])}, "v": take(a0=[0, 1])})
+        made = resize(source, plan(source, {}))
+        put(named(made.model, "v"), source.array("v")[:2])
+        refused(source, made.model, wanted, "constants of the resized model cannot be computed")
 
     def test_a_value_that_nodes_compute_may_be_planned_and_folded(self):
         source = chain(
@@ -1430,6 +1542,26 @@ class TestBeforeVersionFour:
         proved(source, wanted, Graph(made))
         made.graph.input[1].doc_string = "d"
         refused(source, made, wanted, "graph.input 'w1'.doc_string")
+
+    def test_unshared_weights_bring_their_inputs(self):
+        source, wanted = shared_bias()
+        source.model.ir_version = 3
+        source.model.graph.input.extend(value(t.name, *t.dims) for t in source.model.graph.initializer)
+        source = Graph(source.model)
+        wanted["source"]["sha256"] = source.sha256
+        made = resize(source, wanted).model
+        made.graph.input.extend(value(name, *named(made, name).dims) for name in ("k.a", "k.b"))
+        proved(source, wanted, Graph(made))
+
+    def test_a_weight_that_can_be_overridden_stays_so(self):
+        source = plain()
+        source.model.graph.input.append(value("w1", 8, 3, 3, 3))
+        source = Graph(source.model)
+        wanted = plain_plan(source, [0, 2, 3, 7], [5, 1, 4])
+        made = resize(source, wanted).model
+        proved(source, wanted, Graph(made))
+        made.graph.input.pop()
+        refused(source, made, wanted, "graph.input: expected 'w1', got None")
 
 
 class TestControlFlow:

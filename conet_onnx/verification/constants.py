@@ -53,7 +53,7 @@ def constant_names(graph: Graph) -> set[str]:
     """Weights, and what nodes compute from nothing else."""
     found = set(graph.weights)
     for node in graph.nodes:
-        if not node.captured and not node.op.startswith("Random") and all(i in found for i in node.inputs if i):
+        if not node.captured and all(name in found for name in node.inputs if name):
             found.update(node.outputs)
     return found
 
