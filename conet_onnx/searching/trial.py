@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from conet_onnx.analysis import Analysis, analyze
@@ -18,9 +19,35 @@ from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.train import Diverged, fit
 
-__all__ = ["Workshop", "inherit"]
+__all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit"]
 
 MOST_SCORES = 2**28  # bytes of a teacher's scores that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSettings:
+    """All that an evaluation needs beside its task, as plain values: a process anywhere can start from them."""
+
+    source: str  # files
+    data: str
+    normalisation: Normalisation | None = None
+    epochs: int = 1
+    provider: str = "auto"
+    threads: int | None = None
+    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+def evaluate_trial(task: TrialTask, settings: TrialSettings) -> TrialOutcome:
+    """One evaluation from nothing but files: the same values give the same outcome and the same bytes, wherever."""
+    workshop = Workshop.open(
+        load(settings.source, input_shapes=settings.input_shapes),
+        settings.data,
+        normalisation=settings.normalisation,
+        epochs=settings.epochs,
+        provider=settings.provider,
+        threads=settings.threads,
+    )
+    return workshop(task, lambda _: None)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,173 @@
+"""One evaluation with real training: what is inherited, what is written, and that it depends on its task alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import conet_onnx as co
+from conet_onnx.data.dataset import Array
+from conet_onnx.graph import Graph
+from conet_onnx.runtime import run
+from conet_onnx.searching import read_run
+from conet_onnx.searching.loop import Parent, TrialTask
+from conet_onnx.searching.record import Trial
+from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial, inherit
+
+MODEL = Path(__file__).parent.parent / "models" / "digits_resnet8.onnx"
+SETTINGS = TrialSettings(str(MODEL), "digits", threads=1)
+SOURCE = {"w0": 16, "w1": 16, "w2": 32, "w3": 32, "w4": 64, "w5": 64}
+
+
+@pytest.fixture(scope="module")
+def source() -> Graph:
+    return co.load(MODEL)
+
+
+@pytest.fixture
+def images() -> Array:
+    return np.random.default_rng(0).random((16, 1, 8, 8), dtype=np.float32)
+
+
+def task(folder: Path, widths: Mapping[str, int], parent: Parent | None = None, *, number: int = 0) -> TrialTask:
+    weights, plan = folder / f"{number}.onnx", folder / f"{number}.json"
+    return TrialTask(number, {**SOURCE, **widths}, parent, str(weights), str(plan), seed=7 + number)
+
+
+def start_of(source: Graph, one: TrialTask) -> Graph:
+    """What a task's training starts from."""
+    analysis = co.analyze(source)
+    return inherit(co.rewrite(source, co.plan(analysis, one.widths, inexact=True)), source, one, analysis=analysis)
+
+
+def scores(graph: Graph, images: Array) -> Array:
+    return next(iter(run(graph, {graph.inputs[0].name: images}).values()))
+
+
+class TestInheritance:
+    def test_growing_from_a_trained_parent_keeps_its_function(
+        self, source: Graph, tmp_path: Path, images: Array
+    ) -> None:
+        small = task(tmp_path, {"w1": 9, "w4": 30, "w0": 12})
+        evaluate_trial(small, SETTINGS)
+        trained = co.load(small.weights)
+        grown = start_of(source, task(tmp_path, {"w1": 13, "w4": 70, "w0": 12}, Parent(small.weights, small.widths)))
+        expected, before = scores(trained, images), scores(source, images)
+        assert scores(grown, images) == pytest.approx(expected, abs=1e-4)
+        assert np.abs(before - expected).max() > 1e-2
+
+    def test_the_parents_own_widths_give_the_parents_own_weights(self, source: Graph, tmp_path: Path) -> None:
+        small = task(tmp_path, {"w1": 9, "w4": 30})
+        evaluate_trial(small, SETTINGS)
+        same = start_of(source, task(tmp_path, small.widths, Parent(small.weights, small.widths), number=1))
+        trained = co.load(small.weights)
+        assert trained.weights.keys() == same.weights.keys()
+        for name in trained.weights:
+            np.testing.assert_array_equal(trained.array(name), same.array(name))
+
+    def test_shrinking_keeps_rows_of_the_parent(self, source: Graph, tmp_path: Path) -> None:
+        small = task(tmp_path, {"w5": 40})
+        evaluate_trial(small, SETTINGS)
+        start = start_of(source, task(tmp_path, {"w5": 24}, Parent(small.weights, small.widths), number=1))
+        trained = co.load(small.weights)
+        last = next(n for n, t in trained.weights.items() if tuple(t.dims) == (10, 40))
+        columns = {column.tobytes() for column in np.ascontiguousarray(trained.array(last).T)}
+        assert all(column.tobytes() in columns for column in np.ascontiguousarray(start.array(last).T))
+
+    def test_a_parent_that_has_lost_a_width_leaves_the_sources_weights(self, source: Graph, tmp_path: Path) -> None:
+        """At one channel an axis is no width any more; ids would shift, and nothing may be inherited by a wrong one."""
+        thin = task(tmp_path, {"w1": 1})
+        evaluate_trial(thin, SETTINGS)
+        again = task(tmp_path, {"w1": 5}, Parent(thin.weights, thin.widths), number=1)
+        start, plain = start_of(source, again), start_of(source, task(tmp_path, {"w1": 5}))
+        for name in plain.weights:
+            np.testing.assert_array_equal(start.array(name), plain.array(name))
+
+
+class TestPurity:
+    def test_the_same_task_gives_the_same_bytes_in_any_process(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+        here = task(tmp_path / "a", {"w2": 20})
+        there = task(tmp_path / "b", {"w2": 20})
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            future = pool.submit(evaluate_trial, there, SETTINGS)
+            first, second = evaluate_trial(here, SETTINGS), future.result()
+        assert first.validation == second.validation
+        assert Path(here.weights).read_bytes() == Path(there.weights).read_bytes()
+        assert Path(here.plan).read_bytes() == Path(there.plan).read_bytes()
+
+    def test_tasks_are_plain_values(self, tmp_path: Path) -> None:
+        one = task(tmp_path, {"w2": 20}, Parent("x", SOURCE))
+        assert pickle.loads(pickle.dumps((one, SETTINGS))) == (one, SETTINGS)
+
+    def test_another_seed_trains_otherwise(self, source: Graph) -> None:
+        workshop = Workshop.open(source, "digits", normalisation=None, epochs=1, provider="auto", threads=1)
+        a, b = (workshop.train(source, epochs=1, seed=seed, report=lambda _: None)[0] for seed in (0, 1))
+        assert any((a.array(name) != b.array(name)).any() for name in a.weights)
+
+    def test_a_diverging_training_is_a_failed_trial(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from conet_onnx.searching import trial
+        from conet_onnx.torch_backend.train import Diverged
+
+        def fit(*_: object, **__: object) -> None:
+            raise Diverged("loss is nan")
+
+        monkeypatch.setattr(trial, "fit", fit)
+        outcome = evaluate_trial(task(tmp_path, {"w2": 20}), SETTINGS)
+        assert "loss" not in outcome.validation
+        assert not list(tmp_path.iterdir())
+
+
+SEARCH = """
+import sys
+import conet_onnx as co
+
+if __name__ == "__main__":
+    co.search(
+        co.load(sys.argv[1]), data="digits", budget="macs=0.5", trials=3, epochs_per_trial=2, epochs=2, threads=1,
+        out=sys.argv[2], resume=True,
+    )
+"""
+
+
+def test_a_search_halves_the_macs_and_survives_kills(tmp_path: Path) -> None:
+    """Real training, killed twice; another search is left alone. Both end with the same model."""
+    script = tmp_path / "search.py"
+    script.write_text(SEARCH)
+    command = [sys.executable, str(script), str(MODEL)]
+    for trials in (1, 2):
+        with subprocess.Popen([*command, str(tmp_path / "killed")]) as victim:
+            while len(_trials(tmp_path / "killed")) < trials and victim.poll() is None:
+                time.sleep(0.02)
+            time.sleep(0.3)
+            victim.send_signal(signal.SIGKILL)
+    subprocess.run([*command, str(tmp_path / "killed")], check=True)
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    killed, whole = (read_run(tmp_path / name) for name in ("killed", "whole"))
+    assert [_untimed(trial) for trial in killed.trials] == [_untimed(trial) for trial in whole.trials]
+    assert (tmp_path / "killed" / "best.onnx").read_bytes() == (tmp_path / "whole" / "best.onnx").read_bytes()
+    assert whole.best is not None
+    assert whole.best.macs <= whole.source.macs / 2
+    assert whole.best.validation["top1"] > whole.source.validation["top1"] - 0.03
+    assert os.path.getsize(whole.best.file) < os.path.getsize(MODEL)
+
+
+def _trials(folder: Path) -> tuple[Trial, ...]:
+    return read_run(folder).trials if (folder / "run.json").exists() else ()
+
+
+def _untimed(trial: Trial) -> dict[str, object]:
+    return {name: value for name, value in trial.as_json().items() if "seconds" not in name}
