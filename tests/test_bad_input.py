@@ -17,7 +17,7 @@ import pytest
 from cli_support import Result, call, listing, only_line, save, small_model
 from onnx import TensorProto, helper, numpy_helper
 
-from conet_onnx.errors import ModelError
+from conet_onnx.errors import ModelError, OutputError
 from conet_onnx.graph import load
 
 FILE_SIZE = 1000  # bytes: the largest file that a process may write in the test of a full disk
@@ -254,6 +254,20 @@ class TestOutput:
         (folder / "sub").mkdir()
         os.mkfifo(folder / "pipe")
         assert f"Cannot write {out}" in refused(folder, 2, writer(out))
+
+    def test_a_pipe_or_a_device_is_never_replaced_by_a_file(self, folder: Path) -> None:
+        os.mkfifo(folder / "pipe")
+        (folder / "link").symlink_to("pipe")
+        for out in ("pipe", "link"):
+            with pytest.raises(OutputError, match="no ordinary file"):
+                load(folder / "good.onnx").save(folder / out)
+        assert (folder / "pipe").is_fifo()
+
+    def test_a_link_stays_one(self, folder: Path) -> None:
+        (folder / "link.onnx").symlink_to("target.onnx")
+        assert call("resize good.onnx -o link.onnx --scale 1").code == 0
+        assert (folder / "link.onnx").is_symlink()
+        assert (folder / "target.onnx").read_bytes() == (folder / "good.onnx").read_bytes()
 
     def test_a_folder_without_permission(
         self, folder: Path, writer: Callable[[str], str], monkeypatch: pytest.MonkeyPatch

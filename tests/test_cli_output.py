@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -64,6 +65,9 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
         output.check_writable(str(tmp_path / "no" / "new"))
     with pytest.raises(OutputError, match="it is a folder"):
         output.check_writable(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="no ordinary file"):
+        output.check_writable(str(tmp_path / "pipe"))
 
 
 class TestBar:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,11 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = State(arguments=tuple(given))
     try:
         code = group.main(given, prog_name="conet-onnx", standalone_mode=False, obj=state)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough
-        _silence_stdout()
-        return 1
-    except SystemExit as stop:  # click ends so where it meets a broken pipe
+    except SystemExit as stop:  # click ends so, in silence, where the reader of stdout has seen enough
         return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:  # the boundary: whatever happened below, a user reads one line
         if state.debug:
@@ -85,14 +80,3 @@ def _explain(error: Exception) -> tuple[str, int]:
         return "error: out of memory; close other programs, or use a smaller model or batch.", 1
     fact = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"internal error: {fact}; run with --debug for the traceback, and please report it.", 1
-
-
-def _silence_stdout() -> None:
-    """Let the interpreter's last flush of stdout go nowhere instead of failing again (Python docs, signal)."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, sys.stdout.fileno())
-    except (OSError, ValueError):  # a captured stream has no descriptor, and needs no silencing
-        pass
-    finally:
-        os.close(null)

@@ -30,7 +30,6 @@ from conet_onnx.cli.output import (
     log,
     says,
     several,
-    share,
     size,
     table,
     write,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from conet_onnx.data import DataSet
     from conet_onnx.searching import ModelRecord, Run
 
-__all__ = ["search"]
+__all__ = ["Show", "search"]
 
 SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
@@ -111,7 +110,7 @@ def search(
     lengths = {"trials": trials, "epochs_per_trial": epochs_per_trial, "epochs": epochs}
     settings |= {name: value for name, value in lengths.items() if value is not None}
     try:
-        with _Show(folder, dataset, f"{model} within {limits}") as show:
+        with Show(folder, dataset, f"{model} within {limits}") as show:
             result = run_search(
                 graph,
                 data=dataset,
@@ -130,7 +129,7 @@ def search(
         _report(result.run)
 
 
-class _Show:
+class Show:
     """Tells on stderr what a search does: facts as lines; progress as a bar, or as lines where there is no terminal."""
 
     def __init__(self, folder: Path, dataset: DataSet, what: str) -> None:
@@ -143,7 +142,7 @@ class _Show:
         self._introduced = False
         self._estimated = False
 
-    def __enter__(self) -> _Show:
+    def __enter__(self) -> Show:
         train, validation = (len(self._dataset.split(name)) for name in ("train", "validation"))
         log(
             f"Searching widths for {self._what}, on {self._dataset.name}: {train:,} training and {validation:,} "
@@ -161,9 +160,10 @@ class _Show:
             self._introduced = True
             self._introduce()
         self._begun = done if self._begun is None else self._begun
-        if done < self._begun + 1:  # the first trial also pays for imports: what it foretells is far off
+        # The first trial also pays for imports, so what it foretells in its middle is far off.
+        if done < self._begun + 1 or done >= work:
             left = None
-        if left is not None and done < work and not self._estimated:
+        if left is not None and not self._estimated:
             self._estimated = True
             self._bar.log(f"The first trial is done: about {duration(left)} to go.")
         if phase != self._phase and not self._bar.drawn:
@@ -237,14 +237,14 @@ def _rows(run: Run, source: ModelRecord, best: ModelRecord) -> Sequence[tuple[st
         if a and b and (split == "test" or not source.test):
             points = 100 * (b["top1"] - a["top1"])
             rows.append((f"{split} accuracy", f"{a['top1']:.2%}", f"{b['top1']:.2%}", f"{points:+.2f} points"))
-    rows.append(("parameters", count(source.params), count(best.params), share(best.params, source.params)))
-    rows.append(("MACs", count(source.macs), count(best.macs), share(best.macs, source.macs)))
+    rows.append(("parameters", count(source.params), count(best.params), f"×{best.params / source.params:.2f}"))
+    rows.append(("MACs", count(source.macs), count(best.macs), f"×{best.macs / source.macs:.2f}"))
     files = [os.path.getsize(file) for file in (source.file, best.file)]
-    rows.append(("file size", size(files[0]), size(files[1]), share(files[1], files[0])))
+    rows.append(("file size", size(files[0]), size(files[1]), f"×{files[1] / files[0]:.2f}"))
     if source.latency_ms is not None and best.latency_ms is not None:
         rows.append(("latency p50", f"{source.latency_ms:.3f} ms", f"{best.latency_ms:.3f} ms", _interval(run.latency)))
     return rows
 
 
 def _interval(ratio: Mapping[str, float] | None) -> str:
-    return f"{ratio['p50']:.1%} ({ratio['low']:.1%} to {ratio['high']:.1%})" if ratio else ""
+    return f"×{ratio['p50']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
