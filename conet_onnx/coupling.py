@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -37,7 +37,7 @@ class Width:
     multiple: int
     mixed_by: tuple[str, ...]
     members: tuple[Member, ...]
-    dim: Dim
+    dim: Dim = field(compare=False, repr=False)
 
     @property
     def exact(self) -> bool:
@@ -151,7 +151,8 @@ def _find_widths(coupling: Coupling) -> dict[str, Width]:
         if facing.part is not None:
             inner[facing.part.tensor, facing.part.axis] = facing.part.leaves
             contracted.add(facing.part.tensor)
-        label = facing.part.tensor if facing.part is not None else node.name
+        # torch's exporter calls folded weights onnx::Conv_123; the node's name says more
+        label = facing.part.tensor if facing.part is not None and "::" not in facing.part.tensor else node.name
         for segment in facing.contraction.produces:
             for dim in solver.leaves(segment):
                 names.setdefault(dim, label.removesuffix(".weight"))

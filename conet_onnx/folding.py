@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -106,21 +104,7 @@ class Findings:
 
 def fold(findings: Findings) -> None:
     """Visit every node of the findings' graph once, in topological order, and fill the findings in."""
-    with _collector_paused():
-        _Fold(findings).run()
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without cyclic garbage collection: the pass makes a million small values that stay, and scanning them again and
-    again takes as long as making them."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
+    _Fold(findings).run()
 
 
 class _Fold:
