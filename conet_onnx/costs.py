@@ -83,7 +83,7 @@ class Costs:
 
     def price_many(self, widths: NDArray[Any]) -> NDArray[np.int64]:
         """[trials, widths in the order of coupling.widths] -> [trials, (params, MACs, bytes)]."""
-        widths = np.asarray(widths, dtype=np.int64).reshape(-1, len(self._ids))
+        widths = np.atleast_2d(np.asarray(widths, dtype=np.int64))
         made = np.rint(self._table(widths)).astype(np.int64)
         edited = {place: _edited(place, table, widths) for place, table in self._new_constants}
         for place, mask in edited.items():

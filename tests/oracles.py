@@ -227,22 +227,42 @@ def shrunk(analysis: Analysis, rng: np.random.Generator, only: Sequence[str] | N
 
 
 def doubled(analysis: Analysis, rng: np.random.Generator) -> dict[str, Selection]:
-    """Every width a random permutation of itself twice, in uneven shares."""
+    """Every width a random permutation of itself twice, in uneven shares; not those whose averages that would change."""
     return {
-        name: uneven(rng.permutation(np.tile(np.arange(w.size), 2)), rng, shuffled_shares=True)
+        name: uneven(rng.permutation(np.tile(np.arange(w.size), 2)), rng)
         for name, w in analysis.widths.items()
+        if w.dim not in lopsided(analysis)
     }
 
 
+def lopsided(analysis: Analysis) -> set[Dim]:
+    """Dims that must not be doubled: they are averaged over together with others that are not doubled as often."""
+    solver = analysis.solver
+    free = {w.dim for w in analysis.widths.values()}
+    while True:
+        found = set()
+        for _, segment in analysis.mixes:
+            ax = solver.resolve(segment)
+            times = {sum(d in free for d in s.dims) for s in ax.segments}
+            if len(times) > 1 or any(solver.is_composite(d) for d in ax.dims):
+                found |= free & set(solver.leaves(ax))
+        if not found:
+            return {w.dim for w in analysis.widths.values()} - free
+        free -= found
+
+
 def resized_at_random(analysis: Analysis, rng: np.random.Generator) -> dict[str, Selection]:
-    """Some widths smaller (down to one), some larger, in any order; mixed ones twice or as they are."""
+    """Some widths smaller (down to one), some larger, in any order; mixed ones all twice or all as they are."""
     made = {}
+    fixed, twice = lopsided(analysis), rng.random() < 0.5
     for name, width in analysis.widths.items():
         way = rng.integers(4)
-        if way == 0:
-            continue
         if not width.exact:
+            if width.dim in fixed or not twice:
+                continue
             made[name] = uneven(rng.permutation(np.tile(np.arange(width.size), 2)), rng)
+        elif way == 0:
+            continue
         elif way == 1:
             size = int(rng.integers(1, width.size + 1))
             made[name] = Selection(rng.permutation(width.size)[:size], np.ones(size))
@@ -255,9 +275,9 @@ def resized_at_random(analysis: Analysis, rng: np.random.Generator) -> dict[str,
     return made
 
 
-def uneven(indices: np.ndarray, rng: np.random.Generator, *, shuffled_shares: bool = True) -> Selection:
+def uneven(indices: np.ndarray, rng: np.random.Generator) -> Selection:
     """Copies with divisors such that those of one channel satisfy sum(1/divide) = 1."""
-    shares = rng.uniform(0.3, 1.0, len(indices)) if shuffled_shares else np.ones(len(indices))
+    shares = rng.uniform(0.3, 1.0, len(indices))
     totals = np.zeros(int(indices.max()) + 1)
     np.add.at(totals, indices, shares)
     return Selection(np.asarray(indices, dtype=np.int64), totals[indices] / shares)

@@ -1,0 +1,719 @@
+"""What every operator says about its axes: small models around one operator, resized and compared by both oracles."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import oracles
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from strategies import INT_MAX, Builder
+
+from conet_onnx.analysis import Analysis, analyze
+from conet_onnx.graph import Graph
+from conet_onnx.planning import select
+from conet_onnx.rewriting import rewrite
+
+HEIGHT, WIDTH = 4, 3
+Build = Callable[[Builder, str], str | Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """conv -> something -> conv or dense layer: the sizes of the widths, and the kinds of reasons for what is frozen."""
+
+    name: str
+    build: Build
+    widths: Sequence[int]
+    frozen: Sequence[str] = ()  # beside "input" and "output"
+    opsets: Sequence[int] = (11, 13, 18, 21)
+    channels: int = 6
+    mixed: Sequence[int] = ()
+    dynamic: Sequence[bool] = (False, True)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def made(case: Case, opset: int, dynamic: bool = False) -> onnx.ModelProto:
+    """The model of a case: a convolution, what the case builds, and a layer for every end."""
+    b = Builder(random.Random(7), opset=opset, batch=3 if dynamic else 2, dynamic=dynamic)
+    b.tidy = True
+    h = b.conv(b.input("x", (b.batch, 3, HEIGHT, WIDTH)), case.channels)
+    ends = case.build(b, h)
+    outputs = []
+    for end in [ends] if isinstance(ends, str) else ends:
+        outputs.append(b.conv(end, 2) if len(b.shapes[end]) == 4 else dense(b, end, 2))
+    return b.model(outputs)
+
+
+def dense(b: Builder, x: str, o: int) -> str:
+    """A matrix product over the last axis."""
+    *outer, k = b.shapes[x]
+    return b.node("MatMul", [x, b.weight(b.floats(k, o, scale=1 / np.sqrt(k)))], (*outer, o))
+
+
+def prove(analysis: Analysis, seeds: int = 3, alive: float = 1e-3) -> None:
+    """Both oracles, mixtures of them, validity and price."""
+    rng = np.random.default_rng(0)
+    smaller = oracles.shrunk(analysis, rng)
+    outcome = oracles.compare(analysis, smaller)
+    assert outcome.compared
+    assert not smaller or outcome.moved > alive
+    oracles.compare(analysis, oracles.doubled(analysis, rng))
+    for selections in (smaller, *(oracles.resized_at_random(analysis, rng) for _ in range(seeds))):
+        oracles.compare(analysis, selections)
+        resized = rewrite(analysis.graph, select(analysis, selections))
+        oracles.assert_valid(resized, analysis.graph)
+        sizes = {n: len(s.indices) for n, s in selections.items()}
+        if any(size != analysis.widths[n].size for n, size in sizes.items()):
+            assert tuple(analysis.costs.price(sizes)) == oracles.counted(resized)
+    assert tuple(analysis.costs.price({})) == oracles.counted(analysis.graph)
+
+
+def kinds(analysis: Analysis) -> set[str]:
+    """Why weights' axes are frozen, but for the model's own inputs and outputs and what no layer makes."""
+    return {f.reason.kind for f in analysis.frozen} - {"input", "output", "not made", "spatial", "fixed"}
+
+
+# The table
+
+
+def unary(op: str, **attributes: Any) -> Build:
+    return lambda b, x: b.node(op, [x], b.shapes[x], **attributes)
+
+
+def constant(op: str, *shape: int, first: bool = False, around: float = 1.0) -> Build:
+    def build(b: Builder, x: str) -> str:
+        c = b.weight(b.floats(*(b.shapes[x][1] if s == -1 else s for s in shape), scale=0.2, around=around))
+        return b.node(op, [c, x] if first else [x, c], b.shapes[x])
+
+    return build
+
+
+def sliced(start: int, end: int, step: int | None = None, axis: int = 1) -> Build:
+    def build(b: Builder, x: str) -> Sequence[str]:
+        shape = list(b.shapes[x])
+        shape[axis] = len(range(shape[axis])[start : min(end, 2**31) : step])
+        inputs = [x, b.integers([start]), b.integers([end]), b.integers([axis])]
+        return [x, b.node("Slice", inputs + ([b.integers([step])] if step else []), tuple(shape))]
+
+    return build
+
+
+def grouped(op: str, group: int, channels: int) -> Build:
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        if op == "Conv":
+            return b.conv(x, channels, kernel=3, group=group)
+        weight = b.weight(b.floats(c, channels // group, 3, 3, scale=0.3))
+        bias = b.weight(b.floats(channels))
+        return b.node("ConvTranspose", [x, weight, bias], (n, channels, h, w), group=group, pads=[1] * 4)
+
+    return build
+
+
+def concat_of_three(b: Builder, x: str) -> str:
+    """8 + 12 + 4 channels in two groups."""
+    n, _, h, w = b.shapes[x]
+    parts = [b.conv(x, c, kernel=3) for c in (8, 12, 4)]
+    return b.conv(b.node("Concat", parts, (n, 24, h, w), axis=1), 10, group=2)
+
+
+def concat_with_itself(b: Builder, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    return b.node("Concat", [x, x], (n, 2 * c, h, w), axis=1)
+
+
+def shuffle(groups: int, times: int = 1) -> Build:
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        for _ in range(times):
+            apart = b.node("Reshape", [x, b.integers([n, groups, c // groups, h, w])], (n, groups, c // groups, h, w))
+            if b.dynamic:
+                b.initializers[-1] = numpy_helper.from_array(
+                    np.array([-1, groups, c // groups, h, w]), b.initializers[-1].name
+                )
+            x = b.node("Reshape", [b.transpose(apart, (0, 2, 1, 3, 4)), b.integers([-1, c, h, w])], (n, c, h, w))
+        return x
+
+    return build
+
+
+def shuffled_halves(b: Builder, x: str) -> Sequence[str]:
+    """ShuffleNet: split, shuffle, split again."""
+    n, c, h, w = b.shapes[x]
+    x = shuffle(2)(b, x)  # type: ignore[assignment]
+    left, right = b.split(x, 1, [c // 2, c // 2])
+    joined = b.node("Concat", [left, b.conv(right, c // 2)], (n, c, h, w), axis=1)
+    return shuffle(2)(b, joined)
+
+
+def flattened(how: str) -> Build:
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        if how == "flatten":
+            return b.node("Flatten", [x], (n, c * h * w), axis=1)
+        if how == "negative axis":
+            return b.node("Flatten", [x], (n, c * h * w), axis=-3)
+        target = {"-1 behind": [0, -1], "-1 in front": [-1, c * h * w]}[how]
+        return b.node("Reshape", [x, b.integers(target)], (n, c * h * w))
+
+    return build
+
+
+def computed_flatten(element: str) -> Build:
+    """x.view(x.size(0), ...) in the ways of several exporters."""
+
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        sizes = b.node("Shape", [x], (4,))
+        if element == "gather":
+            batch = b.unsqueeze(b.node("Gather", [sizes, b.weight(np.array(0))], (), axis=0), [0])
+        else:
+            batch = b.node("Slice", [sizes, b.integers([0]), b.integers([1])], (1,))
+        rest = b.integers([-1])
+        if element == "product":  # c·h·w multiplied out of the shape
+            axes = [b.node("Gather", [sizes, b.weight(np.array([k]))], (1,), axis=0) for k in (1, 2, 3)]
+            rest = b.node("Mul", [b.node("Mul", axes[:2], (1,)), axes[2]], (1,))
+        target = b.node("Concat", [batch, rest], (2,), axis=0)
+        return b.node("Reshape", [x, target], (n, c * h * w))
+
+    return build
+
+
+def computed_shuffle(b: Builder, x: str) -> str:
+    """n, c, h, w = x.shape; x.view(n, 2, c // 2, h, w): c is computed while the model runs."""
+    n, c, h, w = b.shapes[x]
+    sizes = b.node("Shape", [x], (4,))
+    axes = [b.node("Gather", [sizes, b.weight(np.array([k]))], (1,), axis=0) for k in range(4)]
+    half = b.node("Div", [axes[1], b.integers([2])], (1,))
+    apart = b.node("Concat", [axes[0], b.integers([2]), half, axes[2], axes[3]], (5,), axis=0)
+    y = b.node("Reshape", [x, apart], (n, 2, c // 2, h, w))
+    y = b.transpose(y, (0, 2, 1, 3, 4))
+    return b.node("Reshape", [y, b.node("Concat", axes, (4,), axis=0)], (n, c, h, w))
+
+
+def zero_reshape(b: Builder, x: str) -> str:
+    """0 copies an axis, -1 takes the rest."""
+    n, c, h, w = b.shapes[x]
+    flat = b.node("Reshape", [x, b.integers([0, 0, -1])], (n, c, h * w))
+    return b.node("Reshape", [b.node("Relu", [flat], (n, c, h * w)), b.integers([0, 0, h, w])], (n, c, h, w))
+
+
+def split_as(spelling: str) -> Build:
+    def build(b: Builder, x: str) -> Sequence[str]:
+        n, c, h, w = b.shapes[x]
+        sizes = [2, 3, 1] if spelling == "uneven" else [c // 3] * 3
+        shapes = [(n, s, h, w) for s in sizes]
+        if spelling == "num_outputs":
+            return b.node_of("Split", [x], shapes, axis=1, num_outputs=3)
+        if spelling == "equal":
+            return b.node_of("Split", [x], shapes, axis=-3)
+        if b.opset < 13:
+            return b.node_of("Split", [x], shapes, axis=1, split=sizes)
+        return b.node_of("Split", [x, b.integers(sizes)], shapes, axis=1)
+
+    return build
+
+
+def padded(low: int, high: int, **kwargs: Any) -> Build:
+    def build(b: Builder, x: str) -> str:
+        y = b.pad(x, 1, low, high, **kwargs)
+        return b.node("Add", [y, b.conv(x, b.shapes[y][1])], b.shapes[y])
+
+    return build
+
+
+def pooled(op: str, **attributes: Any) -> Build:
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        shape = (n, c, 1, 1) if op.startswith("Global") else (n, c, h - 1, w - 1)
+        return b.node(op, [x], shape, **attributes)
+
+    return build
+
+
+def excited(b: Builder, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    gate = b.conv(b.node("GlobalAveragePool", [x], (n, c, 1, 1)), 4)
+    gate = b.conv(b.node("Relu", [gate], (n, 4, 1, 1)), c)
+    return b.node("Mul", [x, b.node("Sigmoid", [gate], (n, c, 1, 1))], (n, c, h, w))
+
+
+def squeezed(b: Builder, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    flat = b.squeeze(b.mean(x, [2, 3]), [2, 3])
+    back = b.unsqueeze(dense(b, b.node("Tanh", [flat], (n, c)), c), [2, 3])
+    return b.node("Mul", [x, back], (n, c, h, w))
+
+
+def mean_over(axes: Sequence[int], keep: bool = True, then: bool = True) -> Build:
+    def build(b: Builder, x: str) -> str:
+        mean = b.mean(x, axes, keep)
+        return b.node("Mul", [x, mean], b.shapes[x]) if then else mean
+
+    return build
+
+
+def mean_of_sum(b: Builder, x: str) -> str:
+    """The mean over a concat."""
+    n, c, h, w = b.shapes[x]
+    y = b.node("Concat", [x, b.conv(x, 4)], (n, c + 4, h, w), axis=1)
+    return b.node("Mul", [y, b.mean(y, [1])], (n, c + 4, h, w))
+
+
+def mean_of_all(b: Builder, x: str) -> str:
+    """No axes at all: everything is averaged."""
+    mean = b.node("ReduceMean", [x], (1, 1, 1, 1), keepdims=1)
+    return b.node("Mul", [x, mean], b.shapes[x])
+
+
+def channels_last(b: Builder, x: str) -> str:
+    y = b.transpose(x, (0, 2, 3, 1))
+    c = b.shapes[y][3]
+    y = b.node("Add", [y, b.weight(b.floats(c))], b.shapes[y])
+    y = b.node("Mul", [dense(b, y, 5), b.weight(b.floats(5, around=1))], (*b.shapes[y][:3], 5))
+    return b.transpose(y, (0, 3, 1, 2))
+
+
+def gemm(trans_a: int = 0, trans_b: int = 0, bias: Sequence[int] | None = (-1,)) -> Build:
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        flat = b.node("Flatten", [x], (n, c * h * w), axis=1)
+        for o in (7, 5):
+            k = b.shapes[flat][1]
+            weight = b.floats(k, o, scale=1 / np.sqrt(k))
+            source = b.transpose(flat, (1, 0)) if trans_a else flat
+            inputs = [source, b.weight(weight.T.copy() if trans_b else weight)]
+            if bias is not None:
+                inputs.append(b.weight(b.floats(*(o if s == -1 else s for s in bias))))
+            flat = b.node("Gemm", inputs, (n, o), transA=trans_a, transB=trans_b, alpha=0.5, beta=1.5)
+        return flat
+
+    return build
+
+
+def gemm_weight_first(b: Builder, x: str) -> str:
+    """Y = W·X: the weight is A, and the batch is a column."""
+    n, c, h, w = b.shapes[x]
+    flat = b.node("Flatten", [x], (n, c * h * w), axis=1)
+    k = c * h * w
+    made = b.node("Gemm", [b.weight(b.floats(5, k, scale=1 / np.sqrt(k))), flat], (5, n), transB=1)
+    return b.transpose(made, (1, 0))
+
+
+def weight_on_the_left(b: Builder, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    flat = b.node("Reshape", [x, b.integers([0, c, h * w])], (n, c, h * w))
+    y = b.node("MatMul", [b.weight(b.floats(5, c)), flat], (n, 5, h * w))
+    return b.node("Reshape", [y, b.integers([-1, 5, h, w])], (n, 5, h, w))
+
+
+def stacked_matmul(b: Builder, x: str) -> str:
+    """A weight of rank three: one matrix for each head."""
+    n, c, h, w = b.shapes[x]
+    heads = b.node("Reshape", [x, b.integers([-1, 2, c // 2, h * w])], (n, 2, c // 2, h * w))
+    turned = b.transpose(heads, (0, 1, 3, 2))
+    y = b.node("MatMul", [turned, b.weight(b.floats(2, c // 2, 4))], (n, 2, h * w, 4))
+    y = b.transpose(y, (0, 2, 1, 3))
+    return b.node("Reshape", [y, b.integers([-1, h * w, 8])], (n, h * w, 8))
+
+
+def vector_product(b: Builder, x: str) -> str:
+    """MatMul with a vector: the axis disappears."""
+    n, c, h, w = b.shapes[x]
+    y = b.node("MatMul", [b.transpose(x, (0, 2, 3, 1)), b.weight(b.floats(c))], (n, h, w))
+    y = b.unsqueeze(y, [1])
+    return b.node("Mul", [x, y], (n, c, h, w))
+
+
+def residual(op: str) -> Build:
+    def build(b: Builder, x: str) -> str:
+        other = b.conv(b.node("Relu", [x], b.shapes[x]), b.shapes[x][1], kernel=3)
+        return b.node(op, [x, other], b.shapes[x])
+
+    return build
+
+
+def shared_norm(b: Builder, x: str) -> Sequence[str]:
+    """One set of parameters for two branches: exporters store equal vectors once."""
+    parameters = b.norm_parameters(b.shapes[x][1])
+    return [b.norm(x, parameters), b.norm(b.conv(x, b.shapes[x][1]), parameters)]
+
+
+def shared_bias(alias: bool) -> Build:
+    """One bias for layers whose channels have nothing to do with each other; read directly or through Identity."""
+
+    def build(b: Builder, x: str) -> Sequence[str]:
+        bias = b.weight(b.floats(5))
+        names = [bias, b.node("Identity", [bias], (5,)) if alias else bias]
+        names.append(b.node("Identity", [names[1]], (5,)) if alias else bias)
+        return [b.conv(x, 5, bias=name) for name in names]
+
+    return build
+
+
+def alias_through(op: str) -> Build:
+    """A scale that two layers read, one through a node that is not Identity."""
+
+    def build(b: Builder, x: str) -> Sequence[str]:
+        scale = b.weight(b.floats(b.shapes[x][1], around=1))
+        viewed = b.unsqueeze(scale, [1, 2])
+        if op == "Cast":
+            viewed = b.node("Cast", [viewed], b.shapes[viewed], to=TensorProto.FLOAT)
+        other = b.conv(x, b.shapes[x][1])
+        return [
+            b.node("Mul", [x, viewed], b.shapes[x]),
+            b.node("BatchNormalization", [other, scale, *b.norm_parameters(b.shapes[x][1])[1:]], b.shapes[other]),
+        ]
+
+    return build
+
+
+def tied_weight(b: Builder, x: str) -> str:
+    """One weight in two places: the same layer twice."""
+    c = b.shapes[x][1]
+    weight = b.weight(b.floats(c, c, 1, 1, scale=0.4))
+    return b.conv(b.node("Relu", [b.conv(x, c, weight=weight)], b.shapes[x]), c, weight=weight)
+
+
+def tied_transposed(b: Builder, x: str) -> str:
+    """One matrix in two places, the second time transposed."""
+    y = b.transpose(x, (0, 2, 3, 1))
+    *outer, c = b.shapes[y]
+    weight = b.weight(b.floats(c, 5, scale=0.5))
+    y = b.node("MatMul", [y, weight], (*outer, 5))
+    y = b.node("MatMul", [b.node("Tanh", [y], (*outer, 5)), b.transpose(weight, (1, 0))], (*outer, c))
+    return b.transpose(y, (0, 3, 1, 2))
+
+
+def tied_as_constant(b: Builder, x: str) -> str:
+    """A convolution's weight is read once more, as a number to add."""
+    c = b.shapes[x][1]
+    weight = b.weight(b.floats(c, c, 1, 1, scale=0.4))
+    total = b.mean(b.node("Reshape", [weight, b.integers([1, c * c, 1, 1])], (1, c * c, 1, 1)), [1])
+    return b.node("Add", [b.conv(x, c, weight=weight), total], b.shapes[x])
+
+
+def weight_through(*ops: str) -> Build:
+    """The second convolution's weight passes through nodes."""
+
+    def build(b: Builder, x: str) -> str:
+        c, o = b.shapes[x][1], 5
+        array = b.floats(o, c, 1, 1, scale=0.5)
+        if ops == ("Transpose",):
+            weight = b.transpose(b.weight(array.transpose(2, 1, 3, 0).copy()), (3, 1, 0, 2))
+        elif ops == ("Reshape",):
+            weight = b.node("Reshape", [b.weight(array.reshape(o, c)), b.integers([o, c, 1, 1])], array.shape)
+        elif ops == ("Unsqueeze",):
+            weight = b.unsqueeze(b.weight(array.reshape(o, c)), [2, 3])
+        elif ops == ("Cast",):
+            weight = b.node("Cast", [b.weight(array.astype(np.float64))], array.shape, to=TensorProto.FLOAT)
+        elif ops == ("Mul out",):
+            weight = b.node("Mul", [b.weight(array), b.weight(b.floats(o, 1, 1, 1, around=1))], array.shape)
+        elif ops == ("Mul in",):
+            weight = b.node("Mul", [b.weight(b.floats(1, c, 1, 1, around=1)), b.weight(array)], array.shape)
+        elif ops == ("Mul twice",):
+            weight = b.node("Mul", [b.weight(array), b.weight(b.floats(o, c, 1, 1, around=1))], array.shape)
+        elif ops == ("Div",):
+            weight = b.node("Div", [b.weight(array), b.weight(b.floats(o, c, 1, 1, scale=0.1, around=1))], array.shape)
+        elif ops == ("Add",):
+            weight = b.node("Add", [b.weight(array), b.weight(b.floats(o, c, 1, 1))], array.shape)
+        elif ops == ("Tanh",):
+            weight = b.node("Tanh", [b.weight(array)], array.shape)
+        elif ops == ("Split",):
+            both = b.weight(np.concatenate([array, b.floats(o, c, 1, 1)]))
+            halves = b.split(both, 0, [o, o])
+            return b.node(
+                "Add", [b.conv(x, o, weight=halves[0]), b.conv(x, o, weight=halves[1])], (b.batch, o, HEIGHT, WIDTH)
+            )
+        elif ops == ("Split in",):
+            both = b.weight(np.concatenate([array, b.floats(o, 4, 1, 1)], axis=1))
+            halves = b.split(both, 1, [c, 4])
+            other = b.conv(b.conv(x, 4), o, weight=halves[1])
+            return b.node("Add", [b.conv(x, o, weight=halves[0]), other], (b.batch, o, HEIGHT, WIDTH))
+        elif ops == ("Concat",):
+            parts = [b.weight(array[:2].copy()), b.weight(array[2:].copy())]
+            weight = b.node("Concat", parts, array.shape, axis=0)
+        elif ops == ("Concat in",):
+            parts = [b.weight(array[:, :2].copy()), b.weight(array[:, 2:].copy())]
+            weight = b.node("Concat", parts, array.shape, axis=1)
+        elif ops == ("Slice",):
+            larger = b.weight(np.concatenate([array, b.floats(3, c, 1, 1)]))
+            weight = b.slice(larger, 0, 0, o)
+        else:
+            assert ops == ("ReduceMean",)
+            weight = b.mean(b.weight(b.floats(o, c, 1, 4)), [3])
+        return b.conv(x, o, weight=weight)
+
+    return build
+
+
+def in_constant_nodes(b: Builder, x: str) -> str:
+    """Weights in Constant nodes."""
+    names = [f"constant{k}" for k in range(2)]
+    arrays = [b.floats(5, b.shapes[x][1], 1, 1), b.floats(5)]
+    for name, array in zip(names, arrays, strict=True):
+        b.nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array)))
+        b.shapes[name] = array.shape
+    return b.node("Conv", [x, *names], (b.batch, 5, HEIGHT, WIDTH))
+
+
+def resized_by(how: str) -> Build:
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        roi = b.weight(np.zeros(0, np.float32)) if b.opset < 13 else ""
+        shape = (n, c, 2 * h, 2 * w)
+        if how == "scales":
+            inputs = [x, roi, b.weight(np.array([1, 1, 2, 2], np.float32))]
+        else:
+            empty = b.weight(np.zeros(0, np.float32)) if b.opset < 13 else ""
+            sizes = b.integers(shape)
+            if how == "computed":
+                front = b.node("Slice", [b.node("Shape", [x], (4,)), b.integers([0]), b.integers([2])], (2,))
+                sizes = b.node("Concat", [front, b.integers([2 * h, 2 * w])], (4,), axis=0)
+            inputs = [x, roi, empty, sizes]
+        return b.node("Resize", inputs, shape, mode="nearest")
+
+    return build
+
+
+def across(op: str, **attributes: Any) -> Build:
+    return lambda b, x: b.node(op, [x], b.shapes[x], **attributes)
+
+
+def cumulative(b: Builder, x: str) -> str:
+    return b.node("CumSum", [x, b.weight(np.array(1, np.int64))], b.shapes[x])
+
+
+def argmax(b: Builder, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    index = b.node("Cast", [b.node("ArgMax", [x], (n, 1, h, w), axis=1)], (n, 1, h, w), to=TensorProto.FLOAT)
+    return b.node("Mul", [x, index], (n, c, h, w))
+
+
+def gathered(b: Builder, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    return b.node("Gather", [x, b.integers([2, 0, 1])], (n, 3, h, w), axis=1)
+
+
+def instance_norm(b: Builder, x: str) -> str:
+    c = b.shapes[x][1]
+    return b.node("InstanceNormalization", [x, *b.norm_parameters(c)[:2]], b.shapes[x])
+
+
+def gram(b: Builder, x: str) -> str:
+    """Queries times keys: two activations meet."""
+    n, c, h, w = b.shapes[x]
+    flat = b.node("Reshape", [x, b.integers([0, c, -1])], (n, c, h * w))
+    turned = b.transpose(flat, (0, 2, 1))
+    return b.node("MatMul", [turned, flat], (n, h * w, h * w))
+
+
+def size_as_number(b: Builder, x: str) -> str:
+    """x / sqrt(c), with c read from the shape."""
+    sizes = b.node("Shape", [x], (4,))
+    c = b.node("Gather", [sizes, b.weight(np.array(1))], (), axis=0)
+    root = b.node("Sqrt", [b.node("Cast", [c], (), to=TensorProto.FLOAT)], ())
+    return b.node("Div", [x, root], b.shapes[x])
+
+
+def branching(b: Builder, x: str) -> str:
+    """If, whose branches read the map from outside."""
+    shape = b.shapes[x]
+    branches = []
+    for name, op in (("yes", "Relu"), ("no", "Neg")):
+        out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        branches.append(helper.make_graph([helper.make_node(op, [x], [name])], name, [], [out]))
+    flag = b.node("Greater", [b.mean(x, [0, 1, 2, 3], keep=False), b.weight(np.float32(0).reshape(()))], ())
+    return b.node("If", [flag], shape, then_branch=branches[0], else_branch=branches[1])
+
+
+def where(b: Builder, x: str) -> str:
+    mask = b.node("Greater", [x, b.weight(np.float32(0).reshape(()))], b.shapes[x])
+    return b.node("Mul", [x, b.node("Cast", [mask], b.shapes[x], to=TensorProto.FLOAT)], b.shapes[x])
+
+
+def clip(b: Builder, x: str) -> str:
+    bounds = [b.weight(np.float32(v).reshape(())) for v in (-0.5, 1.5)]
+    return b.node("Clip", [x, *bounds], b.shapes[x])
+
+
+def one_channel(b: Builder, x: str) -> str:
+    """A layer of one channel, broadcast over the others."""
+    return b.node("Mul", [b.conv(x, 1), x], b.shapes[x])
+
+
+def zero_padded_shortcut(b: Builder, x: str) -> str:
+    """CIFAR ResNets: half of the new channels in front, half behind."""
+    c = b.shapes[x][1]
+    y = b.pad(x, 1, c // 2, c // 2)
+    return b.node("Add", [y, b.conv(b.node("Relu", [x], b.shapes[x]), 2 * c)], b.shapes[y])
+
+
+def dropout(b: Builder, x: str) -> str:
+    return b.node("Dropout", [x], b.shapes[x])
+
+
+def pixel_shuffle(b: Builder, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    y = b.conv(x, 12)
+    y = b.node("Reshape", [y, b.integers([-1, 3, 2, 2, h, w])], (n, 3, 2, 2, h, w))
+    y = b.transpose(y, (0, 1, 4, 2, 5, 3))
+    return b.node("Reshape", [y, b.integers([-1, 3, 2 * h, 2 * w])], (n, 3, 2 * h, 2 * w))
+
+
+UNARY = "Abs Atan Cos Elu Erf Exp HardSigmoid LeakyRelu Neg Relu Selu Sigmoid Sin Softplus Softsign Tanh".split()
+
+CASES = [
+    *(Case(op, unary(op), [6], opsets=(11, 21), dynamic=(False,)) for op in UNARY),
+    Case("HardSwish", unary("HardSwish"), [6], opsets=(14, 21)),
+    Case("Gelu", unary("Gelu"), [6], opsets=(20, 21)),
+    Case("Mish", unary("Mish"), [6], opsets=(18, 21)),
+    Case("Identity", unary("Identity"), [6]),
+    Case("Dropout", dropout, [6]),
+    Case("Clip", clip, [6]),
+    Case("comparison", where, [6]),
+    Case("PRelu per channel", constant("PRelu", -1, 1, 1, around=0.2), [6]),
+    Case("PRelu shared", constant("PRelu", 1, around=0.2), [6]),
+    *(Case(f"{op} of a rank-three constant", constant(op, -1, 1, 1), [6]) for op in ("Add", "Sub", "Mul", "Div")),
+    Case("Add of a rank-four constant", constant("Add", 1, -1, 1, 1), [6]),
+    Case("Mul of a scalar", constant("Mul"), [6]),
+    Case("Mul of a vector along the width of the image", constant("Mul", WIDTH), [6]),
+    Case("a constant on the left", constant("Sub", -1, 1, 1, first=True), [6]),
+    Case("Pow of a constant", lambda b, x: constant("Pow", -1, 1, 1)(b, b.node("Abs", [x], b.shapes[x])), [6]),
+    Case("Add of a residual", residual("Add"), [6]),
+    Case("Mul of two maps", residual("Mul"), [6]),
+    Case("Max of two maps", residual("Max"), [6]),
+    Case("Mean of two maps", residual("Mean"), [6]),
+    Case("one channel against many", one_channel, [6]),
+    Case("Conv", grouped("Conv", 1, 5), [6, 5]),
+    Case("Conv in two groups", grouped("Conv", 2, 8), [3, 2, 4]),
+    Case("Conv in six groups of two", grouped("Conv", 6, 12), [6, 2, 2], channels=12),
+    Case("depthwise Conv", grouped("Conv", 6, 6), [6]),
+    Case("depthwise Conv with two outputs each", grouped("Conv", 6, 12), [6, 2]),
+    Case("ConvTranspose", grouped("ConvTranspose", 1, 5), [6, 5]),
+    Case("ConvTranspose in two groups", grouped("ConvTranspose", 2, 8), [3, 2, 4]),
+    Case("depthwise ConvTranspose", grouped("ConvTranspose", 6, 6), [6]),
+    Case("depthwise ConvTranspose with two outputs each", grouped("ConvTranspose", 6, 12), [6, 2]),
+    Case("Concat of 8, 12 and 4 in two groups", concat_of_three, [4, 5, 6, 8]),
+    Case("Concat with itself", concat_with_itself, [6]),
+    Case("channel shuffle", shuffle(2), [2, 3]),
+    Case("three channel shuffles in a row", shuffle(2, 3), [2, 2, 2], channels=8),
+    Case("ShuffleNet's halves", shuffled_halves, [2, 2, 2], channels=8),
+    Case("Flatten", flattened("flatten"), [6]),
+    Case("Flatten, negative axis", flattened("negative axis"), [6]),
+    Case("Reshape to (0, -1)", flattened("-1 behind"), [6]),
+    Case("Reshape to (-1, c·h·w)", flattened("-1 in front"), [6]),
+    Case("Reshape with two zeros", zero_reshape, [6]),
+    Case("a computed flatten, Gather", computed_flatten("gather"), [6]),
+    Case("a computed flatten, Slice", computed_flatten("slice"), [6]),
+    Case("a computed flatten, c·h·w multiplied", computed_flatten("product"), [6]),
+    Case("a computed shuffle", computed_shuffle, [2, 3]),
+    Case("PixelShuffle", pixel_shuffle, [6, 3]),
+    Case("Split, uneven", split_as("uneven"), [2, 3]),
+    Case("Split, equal without sizes", split_as("equal"), [2, 2, 2], opsets=(11, 13)),
+    Case("Split, sizes", split_as("sizes"), [2, 2, 2]),
+    Case("Split, num_outputs", split_as("num_outputs"), [2, 2, 2], opsets=(18, 21)),
+    Case("Slice from the front", sliced(0, 4), [4, 2]),
+    Case("Slice to the end", sliced(2, INT_MAX), [2, 4]),
+    Case("Slice in the middle", sliced(2, 4), [2, 2, 2]),
+    Case("Slice of one channel", sliced(1, 2), [4]),
+    Case("Slice, negative start", sliced(-4, INT_MAX), [2, 4]),
+    Case("Slice, negative end", sliced(0, -2), [4, 2]),
+    Case("Slice, both bounds negative", sliced(-5, -2), [3, 2]),
+    Case("Slice, end beyond the axis", sliced(2, 100), [2, 4]),
+    Case("Slice, finite full range", sliced(0, 6), [6]),
+    Case("Slice of height", sliced(1, 3, axis=2), [6]),
+    Case("Slice, every second", sliced(0, INT_MAX, 2), [], frozen=("strided",)),
+    Case("Slice, reversed", sliced(INT_MAX, -INT_MAX, -1), [], frozen=("strided",)),
+    Case("Pad in front", padded(2, 0), [2, 6]),
+    Case("Pad behind", padded(0, 3), [6, 3]),
+    Case("Pad on both sides", padded(2, 3), [2, 6, 3]),
+    Case("Pad with a value", padded(2, 3, value=0.7), [2, 6, 3]),
+    Case("Pad by reflection", padded(2, 0, mode="reflect"), [], frozen=("padding",)),
+    Case("a zero-padded shortcut", zero_padded_shortcut, [3, 6, 3]),
+    Case("MaxPool", pooled("MaxPool", kernel_shape=[2, 2]), [6]),
+    Case("AveragePool", pooled("AveragePool", kernel_shape=[2, 2]), [6]),
+    Case("GlobalAveragePool", pooled("GlobalAveragePool"), [6]),
+    Case("GlobalMaxPool", pooled("GlobalMaxPool"), [6]),
+    Case("Resize by scales", resized_by("scales"), [6]),
+    Case("Resize to sizes", resized_by("sizes"), [6], dynamic=(False,)),
+    Case("Resize to computed sizes", resized_by("computed"), [6]),
+    Case("squeeze and excitation", excited, [6, 4]),
+    Case("Squeeze, MatMul, Unsqueeze", squeezed, [6]),
+    Case("ReduceMean over space", mean_over([2, 3]), [6]),
+    Case("ReduceMean over space, axes lost", mean_over([2, 3], keep=False, then=False), [6]),
+    Case("ReduceMean over channels", mean_over([1]), [6], mixed=[6]),
+    Case("ReduceMean over channels and height", mean_over([1, 2]), [6], mixed=[6]),
+    Case("ReduceMean over a concat", mean_of_sum, [6, 4], mixed=[6, 4]),
+    Case("ReduceMean over everything", mean_of_all, [6], mixed=[6], dynamic=(False,)),
+    Case("BatchNormalization", lambda b, x: b.norm(x), [6]),
+    Case("BatchNormalization with shared parameters", shared_norm, [6, 6]),
+    Case("a shared bias", shared_bias(False), [6, 5, 5, 5]),
+    Case("a shared bias through Identity", shared_bias(True), [6, 5, 5, 5]),
+    Case("a shared scale through Unsqueeze", alias_through("Unsqueeze"), [6, 6]),
+    Case("a shared scale through Cast", alias_through("Cast"), [6, 6]),
+    Case("channels last", channels_last, [6, 5]),
+    Case("Gemm", gemm(), [6, 7, 5]),
+    Case("Gemm, B transposed", gemm(trans_b=1), [6, 7, 5]),
+    Case("Gemm, A transposed", gemm(trans_a=1), [6, 7, 5]),
+    Case("Gemm, both transposed", gemm(trans_a=1, trans_b=1), [6, 7, 5]),
+    Case("Gemm without C", gemm(bias=None), [6, 7, 5]),
+    Case("Gemm with C of rank two", gemm(bias=(1, -1)), [6, 7, 5]),
+    Case("Gemm with a scalar C", gemm(bias=()), [6, 7, 5]),
+    Case("Gemm with the weight first", gemm_weight_first, [6, 5]),
+    Case("MatMul with the weight on the left", weight_on_the_left, [6, 5]),
+    Case("MatMul with stacked weights", stacked_matmul, [2, 3, 4]),
+    Case("MatMul with a vector", vector_product, [], frozen=("activations",)),
+    Case("a tied convolution", tied_weight, [6]),
+    Case("a tied matrix, transposed", tied_transposed, [], frozen=("tied",)),
+    Case("a weight read as a number too", tied_as_constant, [6], frozen=("tied",), mixed=[6]),
+    *(
+        Case(f"a weight through {op}", weight_through(op), [6, 5])
+        for op in ("Transpose", "Reshape", "Unsqueeze", "Cast", "Mul out", "Mul in", "Mul twice", "Div", "Split")
+    ),
+    Case("a weight through Split along its input", weight_through("Split in"), [5], frozen=("tied",)),
+    Case("a weight through Concat", weight_through("Concat"), [2, 3], frozen=("activations",)),
+    Case("a weight through ReduceMean", weight_through("ReduceMean"), [5], frozen=("activations",)),
+    Case("a weight through Slice", weight_through("Slice"), [6, 5]),
+    Case("a weight through Concat along its input", weight_through("Concat in"), [5], frozen=("activations",)),
+    Case("a weight through Add", weight_through("Add"), [5], frozen=("activations",)),
+    Case("a weight through Tanh", weight_through("Tanh"), [5], frozen=("activations",)),
+    Case("weights in Constant nodes", in_constant_nodes, [6, 5]),
+    Case("Softmax over channels", across("Softmax", axis=1), [], frozen=("softmax",)),
+    Case("Softmax over space", across("Softmax", axis=3), [6], opsets=(13, 21)),
+    Case("Softmax from the channels on", across("Softmax", axis=1), [], frozen=("softmax",), opsets=(11,)),
+    Case("LpNormalization", across("LpNormalization", axis=1), [], frozen=("unknown op",)),
+    Case("CumSum", cumulative, [], frozen=("unknown op",)),
+    Case("ArgMax", argmax, [], frozen=("unknown op",)),
+    Case("Gather of channels", gathered, [], frozen=("unknown op",)),
+    Case("InstanceNormalization", instance_norm, [], frozen=("unknown op",)),
+    Case("a product of two activations", gram, [], frozen=("activations",)),
+    Case("a size that is used as a number", size_as_number, [], frozen=("computed",)),
+    Case("If", branching, [], frozen=("control flow",), dynamic=(False,)),
+]
+GRID = [
+    pytest.param(case, opset, dynamic, id=f"{case}-{opset}{'-dynamic' if dynamic else ''}")
+    for case in CASES
+    for dynamic in case.dynamic
+    for opset in (case.opsets if not dynamic else case.opsets[-1:])
+]
+
+
+@pytest.mark.parametrize(("case", "opset", "dynamic"), GRID)
+def test_an_operator_resizes_exactly_or_freezes(case, opset, dynamic):
+    model = made(case, opset, dynamic)
+    onnx.checker.check_model(model, full_check=True)
+    analysis = analyze(Graph(model))
+    assert sorted(w.size for w in analysis.widths.values()) == sorted(case.widths)
+    assert sorted(w.size for w in analysis.widths.values() if not w.exact) == sorted(case.mixed)
+    assert kinds(analysis) == set(case.frozen)
+    prove(analysis, seeds=2)
