@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,10 +171,48 @@ class TestFailures:
         assert (made.returncode, made.stderr) == (1, b"")
 
 
+class TestStreams:
+    @pytest.mark.parametrize("line", ["analyze model.onnx", "analyze model.onnx --json -", "analyze →.onnx"])
+    def test_an_encoding_that_lacks_a_sign_is_no_failure(self, tmp_path: Path, line: str) -> None:
+        model = small_model()
+        for node in model.graph.node:
+            node.input[:] = [name.replace("c1.w", "→w") for name in node.input]
+        model.graph.initializer[0].name = "→w"
+        save(model, tmp_path / "model.onnx")
+        made = subprocess.run(
+            [sys.executable, "-m", "conet_onnx", *line.split()],
+            cwd=tmp_path,
+            capture_output=True,
+            encoding="latin-1",
+            env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+            check=False,
+        )
+        assert "internal error" not in made.stderr
+        assert made.returncode == (3 if "→" in line else 0)
+        if line.endswith("-"):
+            assert "→w" in json.loads(made.stdout)["groups"][0]["members"][0]["tensor"]
+
+    @pytest.mark.parametrize("variable", ["NO_COLOR", None])
+    def test_colour_is_for_terminals_that_want_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
+    ) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if variable:
+            monkeypatch.setenv(variable, "1")
+        stream = Terminal()
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main_module.main(["analyze", str(save(small_model(), tmp_path / "m.onnx"))]) == 0
+        colours = re.findall(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", stream.getvalue())
+        assert not colours or variable is None
+
+
 class TestBench:
     def test_json_on_stdout_is_pure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        import json
-
         monkeypatch.setattr(bench_module, "SECONDS", 0.2)
         a, b = save(small_model(), tmp_path / "a.onnx"), save(small_model(size=16), tmp_path / "b.onnx")
         document = json.loads(call("bench", a, b, "--threads", "1", "--json", "-").out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (sys.argv if None is given); return the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     state = State(arguments=tuple(given))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to fail
+            stream.reconfigure(errors="replace")
     try:
         code = group.main(given, prog_name="conet-onnx", standalone_mode=False, obj=state)
     except SystemExit as stop:  # click ends so, in silence, where the reader of stdout has seen enough

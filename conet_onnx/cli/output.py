@@ -65,7 +65,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Itera
 
 def write(destination: str, value: object) -> None:
     """JSON to a file (whole or not at all) or, for '-', to stdout. JSON has no NaN and no infinity: they are null."""
-    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
     if destination == "-":
         click.echo(text, nl=False)
         return
