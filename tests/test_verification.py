@@ -558,6 +558,12 @@ class TestEveryDepartureIsFound:
         change(made)
         refused(source, made, wanted, match)
 
+    def test_a_field_that_onnx_does_not_know(self):
+        source, wanted = shrunk()
+        made = resize(source, wanted).model
+        made.graph.node[2].MergeFromString(b"\xa0\x06\x01")  # field 100, a varint
+        refused(source, made, wanted, "node Relu 'n_r1' differs in a field that this version of onnx does not know")
+
     def test_another_source(self):
         source, wanted = shrunk()
         made = resize(source, wanted)
@@ -718,10 +724,25 @@ class TestChangedValues:
 
 class TestWhatTheCheckerShows:
     def test_a_size_that_only_constants_reveal(self):
-        source, wanted = computed()
+        source, _ = computed()
+        source.model.graph.node[6].CopyFrom(node("Relu", "f", "y"))
+        source.model.graph.output[0].CopyFrom(value("y", "n", "m"))
+        source = Graph(source.model)
+        integers = [("n_target", "input:1", 0, 24, 12)]  # the target is still computed, from another number
+        wanted = plan(source, {"w1": take(a0=[0, 1, 2])}, integers)
+        refused(source, resize(source, wanted), wanted, "output 'y' is float32")  # an output that was resized
+        wanted = plan(source, {})
+        proved(source, wanted)
         made = resize(source, wanted).model
-        made.graph.value_info[2].type.tensor_type.shape.dim[1].dim_value = 24
-        refused(source, made, wanted, "checker refuses it.*24")
+        made.graph.value_info[2].type.tensor_type.shape.dim[1].dim_value = 12
+        refused(source, made, wanted, "checker refuses it.*24.*12|12.*24")
+
+    def test_a_target_that_is_still_computed_from_another_number(self):
+        source, wanted = computed()
+        wanted["integers"] = [{"node": "n_target", "where": "input:1", "position": 0, "from": 24, "to": 12}]
+        proved(source, wanted)
+        wanted["integers"][0]["to"] = 24
+        refused(source, resize(source, wanted), wanted, "checker refuses it|does not run")
 
     def test_names_that_are_made_twice(self):
         made = plain().model
@@ -1404,6 +1425,15 @@ class TestContractions:
         by = {0: [3, 1, 1, 1, 1, 1, 1.5]}
         tensors = {"w": take(a1=[*range(6), 0]), "v": take(by, a0=[*range(6), 0])}
         proved(source, plan(source, tensors))
+        tensors["v"]["divide"]["0"][0] = 2
+        wanted = plan(source, tensors)
+        refused(source, resize(source, wanted), wanted, "outputs differ from the source's")
+
+    def test_matmul_with_a_vector(self):
+        nodes = [node("MatMul", "x,w", "h"), node("Relu", "h", "r"), node("MatMul", "r,v", "y")]
+        self.check(
+            chain(*nodes, weights=[weight("w", 4, 6), weight("v", 6)]), take(a1=[3, 0, 5]), take(a0=[3, 0, 5]), "0"
+        )
 
     def test_an_operand_that_a_branch_computes_from_the_input_is_no_constant(self):
         body = helper.make_graph([node("Relu", "x", "z")], "body", [], [value("z", 4, 4)])

@@ -150,8 +150,10 @@ def _pooled_axes(graph: Graph, node: Node, rank: int, constants: Container[str])
         given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
         axes = node.attributes.get("axes") if given is None else tuple(int(a) for a in given)
         return every if not axes else [a % rank for a in axes]
-    if node.op in ("MatMul", "Gemm") and not any(name in constants for name in node.inputs[:2]):
-        return [0 if node.attributes.get("transA") else rank - 1]
+    if node.op in ("MatMul", "Gemm", "Einsum"):
+        if any(name in constants for name in node.inputs[:2]):
+            return ()  # contracted with weights, which are masked
+        return every if node.op == "Einsum" else [0 if node.attributes.get("transA") else rank - 1]
     if node.op in ("Softmax", "LogSoftmax", "Hardmax") and node.since < 13:
         return every[node.attributes.get("axis", 1) :]
     if node.op in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "TopK"):
@@ -164,7 +166,7 @@ def _pooled_axes(graph: Graph, node: Node, rank: int, constants: Container[str])
         return every[1:]
     if node.op == "MeanVarianceNormalization":
         return tuple(node.attributes.get("axes", (0, 2, 3)))
-    if node.op in ("CumSum", "Einsum"):
+    if node.op == "CumSum":
         return every
     if node.op == "InstanceNormalization" or "Pool" in node.op:
         return spatial

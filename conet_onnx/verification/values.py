@@ -81,10 +81,8 @@ def _same_values(expected: Array, actual: Array, where: str, *, divided: bool) -
         wrong = np.asarray(expected != actual)
     else:
         wrong = expected.view(f"u{expected.itemsize}") != actual.view(f"u{expected.itemsize}")
-    if divided and wrong.any():
-        wrong &= expected != actual  # zeros of either sign are equal
-        if is_float(expected):
-            wrong &= np.nextafter(expected, actual) != actual
+    if divided and is_float(expected) and wrong.any():
+        wrong &= np.nextafter(expected, actual) != actual
     if wrong.any():
         place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
         raise VerificationFailed(
