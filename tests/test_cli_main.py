@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,24 +189,6 @@ class TestStreams:
         assert made.returncode == (3 if "→" in line else 0)
         if line.endswith("-"):
             assert "→w" in json.loads(made.stdout)["groups"][0]["members"][0]["tensor"]
-
-    @pytest.mark.parametrize("variable", ["NO_COLOR", None])
-    def test_colour_is_for_terminals_that_want_it(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
-    ) -> None:
-        class Terminal(io.StringIO):
-            def isatty(self) -> bool:
-                return True
-
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.delenv("NO_COLOR", raising=False)
-        if variable:
-            monkeypatch.setenv(variable, "1")
-        stream = Terminal()
-        monkeypatch.setattr(sys, "stdout", stream)
-        assert main_module.main(["analyze", str(save(small_model(), tmp_path / "m.onnx"))]) == 0
-        colours = re.findall(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", stream.getvalue())
-        assert not colours or variable is None
 
 
 class TestBench:

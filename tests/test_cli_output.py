@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -85,6 +86,19 @@ class TestBar:
         assert "Training" in text
         assert "50%" in text
         assert "2 min 10 s left" in text
+
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_it_is_coloured_unless_that_is_not_wanted(self, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+        stream = Terminal()
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if not wanted:
+            monkeypatch.setenv("NO_COLOR", "1")
+        with Bar(2, patience=0.0) as bar:
+            bar.at(1, "Training")
+            time.sleep(0.3)
+        assert bool(re.search(r"\x1b\[[0-9;]*(3|9)[0-9][0-9;]*m", stream.getvalue())) == wanted
 
     def test_what_is_soon_done_needs_no_bar(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stream = Terminal()
