@@ -97,6 +97,14 @@ class TestDependencies:
             undeclared = used - declared - set(sys.stdlib_module_names)
             assert not undeclared, f"{file.relative_to(ROOT)} imports {undeclared}"
 
+    def test_what_no_module_imports_is_said_to_be_so(self):
+        used: set[str] = set()
+        for file in files_of_package():
+            used |= {name.split(".")[0] for name in imports(file.read_text(), file.relative_to(ROOT).parent.parts)}
+        unused = {name for name in self.RUN if IMPORTED_AS.get(name, name) not in used}
+        text = (ROOT / "docs/dependencies.md").read_text()
+        assert unused == set(re.findall(r"^\| `([^`]+)` \| No module imports it yet:", text, re.M))
+
     @pytest.mark.parametrize("requirement", PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"])
     def test_each_is_locked_at_one_exact_version_that_fits(self, requirement):
         asked = Requirement(requirement)
