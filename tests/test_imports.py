@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from cli_support import save, small_model
 
 HEAVY = ("numpy", "onnx", "torch", "torchvision", "onnxruntime", "optuna", "plotly", "rich", "scipy", "networkx")
