@@ -113,11 +113,14 @@ class Costs:
 
     @cached_property
     def _table(self) -> Table:
+        """Parameters, MACs, bytes. A Constant node is no initializer, but copies of it for other readers are."""
+        weights = self._coupling.graph.weights
         initializers = {t.name: _itemsize(t) for t in self._coupling.graph.model.graph.initializer}
         params = _total([size for use, size, _ in self._uses if self._counts(use.tensor)])
-        raw = _total([_scale(size, initializers.get(use.tensor, 0)) for use, size, _ in self._uses])
+        first = {use.tensor: use for use, _, _ in reversed(self._uses)}
+        own = {u: _itemsize(weights[u.tensor]) if u is not first[u.tensor] else 0 for u, _, _ in self._uses}
+        raw = _total([_scale(size, initializers.get(u.tensor, own[u])) for u, size, _ in self._uses])
         unread = set(initializers) - {use.tensor for use, _, _ in self._uses}
-        weights = self._coupling.graph.weights
         params = _total([params, {(): sum(_count(weights[n]) for n in unread if self._counts(n))}])
         raw = _total([raw, {(): sum(_count(weights[n]) * initializers[n] for n in unread)}])
         return compile_table([params, _total([m for _, m, _ in self._products]), raw], len(self._ids))

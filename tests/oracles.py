@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from conet_onnx.analysis import Analysis
+from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.dims import Axis, Dim, Segment
 from conet_onnx.folding import Use
 from conet_onnx.graph import Graph
-from conet_onnx.planning import Selection, WidthPlan, select
+from conet_onnx.planning import Selection, WidthPlan, plan, select
 from conet_onnx.rewriting import rewrite
 from conet_onnx.runtime import run_all, session
 
@@ -227,7 +227,7 @@ def shrunk(analysis: Analysis, rng: np.random.Generator, only: Sequence[str] | N
 
 
 def doubled(analysis: Analysis, rng: np.random.Generator) -> dict[str, Selection]:
-    """Every width a random permutation of itself twice, in uneven shares; not those whose averages that would change."""
+    """Every width a random permutation of itself twice, in uneven shares; but for those in lopsided averages."""
     return {
         name: uneven(rng.permutation(np.tile(np.arange(w.size), 2)), rng)
         for name, w in analysis.widths.items()
@@ -343,3 +343,71 @@ def assert_valid(graph: Graph, source: Graph | None = None) -> None:
 def initializer_bytes(graph: Graph) -> dict[str, bytes]:
     """Every initializer as it is serialised."""
     return {t.name: t.SerializeToString(deterministic=True) for t in graph.model.graph.initializer}
+
+
+# All laws at once
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found while a model kept all laws."""
+
+    widths: int
+    coverage: float  # share of the parameters that can be resized
+    moved: float  # what the mask of a halved model did to its outputs
+    compared: int
+
+
+def keep_all_laws(model: onnx.ModelProto, seed: int = 0, tolerance: float = 5e-5) -> Verdict:
+    """Check DESIGN's six laws on one model. Raises AssertionError, or whatever a law that does not hold leads to."""
+    rng = np.random.default_rng(seed)
+    analysis = analyze(Graph(model))
+    same = {n: Selection(np.arange(w.size), np.ones(w.size)) for n, w in analysis.widths.items()}
+    unchanged = rewrite(analysis.graph, through_json(select(analysis, same)))
+    assert unchanged.model.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    assert tuple(analysis.costs.source) == counted(analysis.graph)
+    assert tuple(analysis.costs.price({})) == counted(analysis.graph)
+    smaller = shrunk(analysis, rng)
+    first = None
+    for selections in (smaller, doubled(analysis, rng), resized_at_random(analysis, rng)):
+        plan_ = through_json(select(analysis, selections))
+        resized = rewrite(analysis.graph, plan_)
+        chosen = {analysis.widths[name].dim: s.indices for name, s in selections.items()}
+        outcome = compare_with(analysis, resized, chosen, tolerance=tolerance)
+        first = first or outcome
+        assert_valid(resized, analysis.graph)
+        sizes = {n: len(s.indices) for n, s in selections.items()}
+        if any(size != analysis.widths[n].size for n, size in sizes.items()):
+            assert tuple(analysis.costs.price(sizes)) == counted(resized)
+    assert_composes(analysis, rng)
+    assert first is not None
+    return Verdict(len(analysis.widths), analysis.costs.coverage.params, first.moved, first.compared)
+
+
+def assert_composes(analysis: Analysis, rng: np.random.Generator) -> None:
+    """Two resizes in a row are one: of the same widths by indices, and of different widths by scores."""
+    one, two, both = {}, {}, {}
+    for name, width in analysis.widths.items():
+        a = np.sort(rng.permutation(width.size)[: max(min(2, width.size), width.size * 3 // 4)])
+        b = rng.permutation(len(a))[: max(1, len(a) // 2)]
+        one[name] = Selection(a, np.ones(len(a)))
+        two[name] = Selection(b, np.ones(len(b)))
+        both[name] = Selection(a[b], np.ones(len(b)))
+    halfway = analyze(rewrite(analysis.graph, select(analysis, one)))
+    assert [(w.id, w.size) for w in halfway.widths.values()] == [(n, len(s.indices)) for n, s in one.items()]
+    stepwise = rewrite(halfway.graph, select(halfway, two))
+    assert_same(stepwise, rewrite(analysis.graph, select(analysis, both)))
+
+    scores = {n: rng.random(w.size) for n, w in analysis.widths.items()}
+    sizes = {n: max(1, w.size - 1) for n, w in analysis.widths.items() if w.size > 2}
+    a = {n: s for k, (n, s) in enumerate(sizes.items()) if k % 2}
+    b = {n: s for n, s in sizes.items() if n not in a}
+    halfway = analyze(rewrite(analysis.graph, plan(analysis, a, scores)))
+    stepwise = rewrite(halfway.graph, plan(halfway, b, scores))
+    assert_same(stepwise, rewrite(analysis.graph, plan(analysis, sizes, scores)))
+
+
+def assert_same(a: Graph, b: Graph) -> None:
+    """The same nodes and, by name, the same initializers, byte for byte."""
+    assert list(a.model.graph.node) == list(b.model.graph.node)
+    assert initializer_bytes(a) == initializer_bytes(b)

@@ -25,7 +25,7 @@ Build = Callable[[Builder, str], str | Sequence[str]]
 
 @dataclass(frozen=True)
 class Case:
-    """conv -> something -> conv or dense layer: the sizes of the widths, and the kinds of reasons for what is frozen."""
+    """conv -> something -> conv or dense layer: the sizes of the widths, and what kinds of reasons freeze the rest."""
 
     name: str
     build: Build
@@ -500,7 +500,7 @@ def argmax(b: Builder, x: str) -> str:
 
 
 def gathered(b: Builder, x: str) -> str:
-    n, c, h, w = b.shapes[x]
+    n, _, h, w = b.shapes[x]
     return b.node("Gather", [x, b.integers([2, 0, 1])], (n, 3, h, w), axis=1)
 
 
@@ -563,14 +563,15 @@ def dropout(b: Builder, x: str) -> str:
 
 
 def pixel_shuffle(b: Builder, x: str) -> str:
-    n, c, h, w = b.shapes[x]
+    n, _, h, w = b.shapes[x]
     y = b.conv(x, 12)
     y = b.node("Reshape", [y, b.integers([-1, 3, 2, 2, h, w])], (n, 3, 2, 2, h, w))
     y = b.transpose(y, (0, 1, 4, 2, 5, 3))
     return b.node("Reshape", [y, b.integers([-1, 3, 2 * h, 2 * w])], (n, 3, 2 * h, 2 * w))
 
 
-UNARY = "Abs Atan Cos Elu Erf Exp HardSigmoid LeakyRelu Neg Relu Selu Sigmoid Sin Softplus Softsign Tanh".split()
+UNARY = ("Abs", "Atan", "Cos", "Elu", "Erf", "Exp", "HardSigmoid", "LeakyRelu", "Neg", "Relu", "Selu", "Sigmoid")
+UNARY += ("Sin", "Softplus", "Softsign", "Tanh")
 
 CASES = [
     *(Case(op, unary(op), [6], opsets=(11, 21), dynamic=(False,)) for op in UNARY),
