@@ -16,7 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import checker, helper, inliner, numpy_helper, shape_inference
 
-from conet_onnx.errors import ModelError, UsageError
+from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer, skeleton
 
@@ -177,6 +177,8 @@ class Graph:
                 part.write_bytes(self.model.SerializeToString())
             return
         data = Path(f"{os.fspath(path)}.data")
+        if any(data.resolve() == source.resolve() for source in self._external):
+            raise OutputError(f"Cannot write {data}: it holds the weights of {self.file}. Choose another name.")
         with atomic_write(data) as weights, atomic_write(path) as part:
             part.write_bytes(_externalize(self.model, weights, data.name).SerializeToString())
 

@@ -137,8 +137,8 @@ def budgeted(
     best = scaled(analysis, 1e-9, multiple=multiple, exact=exact)
     if not limits.fits(smallest := costs.price(best[0])):
         raise BudgetUnreachable(
-            f"the budget cannot be met: with every width at its smallest the model still has {smallest.params:,} "
-            f"parameters, {smallest.macs:,} MACs and {smallest.bytes:,} bytes. Ask for at least that."
+            "the budget cannot be met: with every width at its smallest there still are "
+            f"params={smallest.params}, macs={smallest.macs}, bytes={smallest.bytes}. Ask for at least that."
         )
     for _ in range(40):
         middle = (low + high) / 2
