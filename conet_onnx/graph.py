@@ -78,7 +78,7 @@ class Graph:
         self.model = model
         self.file = file
         self.input_shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
-        self._external = tuple(external)
+        self.external = tuple(external)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
         self.nodes = _nodes(model)
         self.weights = _weights(model)
@@ -91,7 +91,7 @@ class Graph:
     def sha256(self) -> str:
         """Of the file that the model was read from (external data included), else of its serialised bytes."""
         if self.file:
-            return sha256_of([self.file, *self._external])
+            return sha256_of([self.file, *self.external])
         return hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()
 
     @cached_property
@@ -168,7 +168,7 @@ class Graph:
         def make(name: str, tensor: onnx.TensorProto) -> onnx.TensorProto | None:
             return with_values(tensor, arrays[name]) if name in arrays else None
 
-        return Graph(with_weights(self.model, make), input_shapes=self.input_shapes)
+        return Graph(with_weights(self.model, make), external=self.external, input_shapes=self.input_shapes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model; the file appears whole or not at all. Over 2 GiB its weights go to `NAME.data` beside it."""
@@ -177,7 +177,7 @@ class Graph:
                 part.write_bytes(self.model.SerializeToString())
             return
         data = Path(f"{os.fspath(path)}.data")
-        if any(data.resolve() == source.resolve() for source in self._external):
+        if any(data.resolve() == source.resolve() for source in self.external):
             raise OutputError(f"Cannot write {data}: it holds the weights of {self.file}. Choose another name.")
         with atomic_write(data) as weights, atomic_write(path) as part:
             part.write_bytes(_externalize(self.model, weights, data.name).SerializeToString())

@@ -47,7 +47,7 @@ def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
                 model.graph.initializer.append(tensor)
             model.graph.node[by_name[use.node].index].input[use.input] = use.name
     _edit_integers(graph, model, plan.integers, by_name)
-    made_graph = Graph(model, input_shapes=graph.input_shapes)
+    made_graph = Graph(model, external=graph.external, input_shapes=graph.input_shapes)
     _drop_left_over(graph, made_graph)
     _refresh_shapes(made_graph)
     return made_graph
