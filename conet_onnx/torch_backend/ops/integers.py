@@ -154,9 +154,8 @@ def concat(b: Builder, node: Node, inputs: list[Known]) -> Known:
 @known("Slice")
 def slice_(b: Builder, node: Node, inputs: list[Known]) -> Known | None:
     """Bounds must be fixed."""
-    rank = inputs[0].elements.ndim
-    index = [slice(None)] * rank
-    for axis, start, end, step in slices_of(b, node, rank):
+    index = [slice(None)] * inputs[0].elements.ndim
+    for axis, start, end, step in slices_of(b, node, inputs[0].elements.shape):
         if not static(start) or not static(end):
             return None
         # As in numpy, except that an end far below zero includes the first element.

@@ -122,7 +122,7 @@ def slice_(b: Builder, node: Node) -> Result:
     x, rank = b.tensor(node.inputs[0]), b.rank(node, node.inputs[0])
     index: list[Any] = [slice(None)] * rank
     flipped = []
-    for axis, start, end, step in slices_of(b, node, rank):
+    for axis, start, end, step in slices_of(b, node, b.shape(node, node.inputs[0])):
         if step < 0:
             flipped.append(axis)
             start, end, step = _mirrored(b, start), _mirrored(b, end), -step
@@ -136,8 +136,12 @@ def slice_(b: Builder, node: Node) -> Result:
     return b.call(operator.getitem, x, tuple(index)) if index else x
 
 
-def slices_of(b: Builder, node: Node, rank: int) -> list[tuple[int, Any, Any, int]]:
-    """(axis, start, end, step) of each sliced axis; attributes before opset 10, inputs since."""
+def slices_of(b: Builder, node: Node, shape: Sequence[int | None]) -> list[tuple[int, Any, Any, int]]:
+    """(axis, start, end, step) of each sliced axis; attributes before opset 10, inputs since.
+
+    They mean what they mean in Python. ONNX differs in one thing, which is settled here: with a negative step, a start
+    before the first element is the first element.
+    """
     if node.since < 10:
         starts: Sequence[Any] = node.attributes["starts"]
         ends: Sequence[Any] = node.attributes["ends"]
@@ -148,7 +152,16 @@ def slices_of(b: Builder, node: Node, rank: int) -> list[tuple[int, Any, Any, in
         given, strides = b.setting(node, 3, "the axes"), b.setting(node, 4, "the step")
         axes = range(len(starts)) if given is None else given.flatten().tolist()
         steps = (1,) * len(starts) if strides is None else strides.flatten().tolist()
-    return list(zip((axis % rank for axis in axes), starts, ends, steps, strict=True))
+    found = []
+    for given_axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        axis = given_axis % len(shape)
+        size = shape[axis]
+        if step < 0 and (not static(start) or start < -1):
+            if size is None or not static(start):
+                raise b.unsupported(node, f"a negative step from {start} on an axis whose size varies")
+            start = max(start, -size)
+        found.append((axis, start, end, step))
+    return found
 
 
 def _mirrored(b: Builder, index: Scalar) -> Scalar:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch.nn import functional as F
@@ -41,8 +42,9 @@ def resize(b: Builder, node: Node) -> Result:
     if rank not in _LINEAR:
         raise b.unsupported(node, f"{rank} axes")
     request = _request(b, node)
-    if request.sizes is None and all(scale == 1 for scale in request.scales or ()):
-        return x
+    sizes = b.graph.sizes(name)
+    if sizes is not None and sizes == b.graph.sizes(node.outputs[0]):
+        return x  # as onnxruntime, even where a scale like 1.1 says otherwise
     if request.mode == "nearest":
         return _nearest(b, node, x, request)
     if request.mode == "linear":
@@ -64,7 +66,8 @@ def _linear(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
     corners = request.coordinates == "align_corners"
     if request.sizes is not None and (corners or request.coordinates == "half_pixel" or _never_one(b, node, request)):
         return b.call(F.interpolate, x, size=tuple(request.sizes), mode=mode, align_corners=corners)
-    if request.sizes is None and (request.coordinates == "half_pixel" or _never_one(b, node, request)):
+    half_pixel = request.coordinates == "half_pixel" or _never_one(b, node, request)
+    if request.sizes is None and half_pixel and _is_plain(request.scales):
         return b.call(F.interpolate, x, scale_factor=request.scales, mode=mode, align_corners=False)
     return b.call(resize_linear, x, request.sizes, request.scales, request.coordinates)
 
@@ -72,8 +75,8 @@ def _linear(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
 def _cubic(b: Builder, node: Node, x: fx.Node, request: _Request, rank: int) -> fx.Node:
     plain = node.attributes.get("cubic_coeff_a", -0.75) == -0.75 and not node.attributes.get("exclude_outside", 0)
     corners = request.coordinates == "align_corners"
-    exact = request.coordinates == "half_pixel" or (corners and request.sizes is not None)
-    if rank != 4 or not plain or not (exact or _never_one(b, node, request)):
+    exact = request.coordinates == "half_pixel" or corners or _never_one(b, node, request)
+    if rank != 4 or not plain or not exact or not (request.sizes is not None or _is_plain(request.scales)):
         raise b.unsupported(node, f"cubic interpolation with these settings ({request.coordinates})")
     if request.sizes is not None:
         return b.call(F.interpolate, x, size=tuple(request.sizes), mode="bicubic", align_corners=corners)
@@ -124,7 +127,7 @@ def _targets(x: torch.Tensor, sizes: Sequence[int] | None, scales: Sequence[floa
     if sizes is not None:
         return [(size, size / n) for size, n in zip(sizes, x.shape[2:], strict=True)]
     assert scales is not None
-    return [(math.floor(n * scale), scale) for scale, n in zip(scales, x.shape[2:], strict=True)]
+    return [(math.floor(np.float32(n) * np.float32(s)), s) for s, n in zip(scales, x.shape[2:], strict=True)]
 
 
 def _source(size: int, scale: float, original: int, coordinates: str, device: torch.device) -> torch.Tensor:
@@ -204,6 +207,15 @@ def _static_scales(b: Builder, node: Node) -> list[float] | None:
     before, after = b.shape(node, node.inputs[0])[2:], b.shape(node, node.outputs[0])[2:]
     pairs = [(n, m) for n, m in zip(before, after, strict=True) if n is not None and m is not None]
     return [m / n for n, m in pairs] if len(pairs) == len(before) else None
+
+
+def _is_plain(scales: Sequence[float] | None) -> bool:
+    """Whether torch makes of these scales what ONNX does.
+
+    Their products with sizes must be exact in float32 as in double, and none may leave a size as it is, or torch copies
+    that axis.
+    """
+    return scales is not None and all(s == 1 or ((s >= 2 or s <= 0.5) and (16 * s).is_integer()) for s in scales)
 
 
 def _never_one(b: Builder, node: Node, request: _Request) -> bool:
