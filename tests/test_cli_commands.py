@@ -55,10 +55,9 @@ class TestAnalyze:
         for expected in (
             "model.onnx: opset 17, 7 nodes, 590 parameters",
             "2 width groups, in weights with 98.3% of",
-            "Frozen: ",
-            "spatial",
+            "Frozen: channels along ",
+            "extents of kernels",
             "output",
-            "and 2 more",
             "conet-onnx resize model.onnx -o resized.onnx --scale 0.5",
             "conet-onnx search model.onnx --data DATA --budget macs=0.5",
         ):

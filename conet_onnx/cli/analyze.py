@@ -94,13 +94,16 @@ def _show_groups(groups: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) 
 
 
 def _show_frozen(frozen: Sequence[Mapping[str, Any]]) -> None:
-    if not frozen:
-        says("Nothing is frozen.")
+    channels = [axis for axis in frozen if axis["reason"]["kind"] != "spatial"]
+    besides = f"the {len(frozen) - len(channels)} extents of kernels" if len(frozen) > len(channels) else ""
+    if not channels:
+        says(f"Nothing is frozen{f' but {besides}' if besides else ''}.")
         return
     kinds: dict[str, list[Mapping[str, Any]]] = {}
-    for axis in frozen:
+    for axis in channels:
         kinds.setdefault(axis["reason"]["kind"], []).append(axis)
-    says(f"Frozen: {len(frozen)} axes keep their size.")
+    where = "1 weight axis" if len(channels) == 1 else f"{len(channels)} weight axes"
+    says(f"Frozen: channels along {where}{f', and {besides}' if besides else ''}.")
     says()
     table(
         ("why", "axes", "for example"),
