@@ -12,11 +12,11 @@ from typing import Any
 
 from searching_fakes import FakeEvaluate, chain
 
+from conet_onnx.records.study import TrialStudy, locked
 from conet_onnx.searching.algorithms import make_searcher
 from conet_onnx.searching.budget import Budget
 from conet_onnx.searching.loop import Clock, Loop, Report, TrialOutcome, TrialTask
 from conet_onnx.searching.space import WidthSpace
-from conet_onnx.searching.study import TrialStudy, locked
 
 TRIALS = 8
 

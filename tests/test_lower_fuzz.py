@@ -72,6 +72,15 @@ def test_resize_computes_what_onnxruntime_computes(
         check(case, symbolic)
 
 
+@pytest.mark.parametrize("op", ["Upsample", "Resize"])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("factors", [[2, 2], [1, 3], [1.5, 2.25]], ids=str)
+def test_old_upsampling_agrees(op: str, mode: str, factors: list[float]) -> None:
+    check(Case(op, 9 if op == "Upsample" else 10, [X], [np.array([1, 1, *factors], np.float32)], {"mode": mode}))
+    if op == "Upsample":
+        check(Case(op, 7, [X], [], {"mode": mode, "scales": [1.0, 1.0, *map(float, factors)]}))
+
+
 @fuzz
 @given(st.sampled_from(MODES), st.tuples(sizes, sizes), st.tuples(sizes, sizes))
 def test_resize_to_any_size_agrees(mode: tuple[str, str, dict[str, str]], before: Any, after: Any) -> None:
@@ -230,3 +239,25 @@ def test_sizes_that_are_computed_as_floats_agree() -> None:
     for symbolic in ("none", "batch", "all"):
         model = build(nodes, {"x": x}, weights, ["y"], 13, symbolic)
         assert_same(run_lowered(model, {"x": x}), run_reference(model, {"x": x}))
+
+
+def test_constants_in_short_form_agree() -> None:
+    node = helper.make_node
+    nodes = [
+        node("Constant", [], ["i"], value_int=1),
+        node("Constant", [], ["is"], value_ints=[2, -1]),
+        node("Constant", [], ["f"], value_float=0.5),
+        node("Constant", [], ["fs"], value_floats=[0.5, -1.5]),
+        node("Unsqueeze", ["x", "is"], ["u"]),
+        node("Gather", ["u", "i"], ["g"], axis=1),
+        node("Mul", ["g", "f"], ["m"]),
+        node("Reshape", ["m", "is"], ["r"]),
+        node("Add", ["m", "fs"], ["y"]),
+    ]
+    x = some((2, 3, 4), np.random.default_rng(0))
+    nodes[4] = node("Unsqueeze", ["x", "i1"], ["u"])
+    nodes.insert(0, node("Constant", [], ["i1"], value_ints=[-1]))
+    nodes[-1] = node("Mul", ["r", "f"], ["y"])
+    nodes.append(node("Add", ["fs", "fs"], ["z"]))
+    model = build(nodes, {"x": x}, {}, ["y", "z"], 13)
+    assert_same(run_lowered(model, {"x": x}), run_reference(model, {"x": x}))

@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from conet_onnx.errors import UnsupportedOp
+from conet_onnx.torch_backend.ops import LOWER
 from tests.onnx_parity import FLOAT, INT64, Case, X, check, check_or_refused, grid, ints, some
 
 CASES = [
@@ -265,6 +266,11 @@ def test_lowered_node_computes_what_onnxruntime_computes(case: Case, symbolic: s
         check_or_refused(case, symbolic)
     else:
         check(case, symbolic)
+
+
+def test_every_lowered_operator_has_a_case() -> None:
+    elsewhere = {"Constant", "Resize", "Upsample"}
+    assert {case.op for case in CASES} | elsewhere >= LOWER.keys()
 
 
 REFUSED = [

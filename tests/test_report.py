@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conet_onnx.errors import OutputError, UsageError
+from conet_onnx.records.run import ModelRecord, Run, Trial, write_run
+from conet_onnx.records.study import TrialStudy
 from conet_onnx.report import plots, write_report
 from conet_onnx.report.facts import accuracy, changes, finished, fits, front, leader
 from conet_onnx.report.html import render
 from conet_onnx.report.palette import LIGHT, swaps
 from conet_onnx.report.wording import duration, points, quantity, ratio
-from conet_onnx.searching.record import ModelRecord, Run, Trial, write_run
-from conet_onnx.searching.study import TrialStudy
 
 SIZES = {"w0": 16, "w1": 32, "w2": 64}
 SOURCE = ModelRecord("models/net.onnx", 78042, 12533760, 312168, 0.15123, {"top1": 0.98889}, {"top1": 0.98611})

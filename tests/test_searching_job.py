@@ -16,11 +16,11 @@ from conet_onnx.data import DataSet, Split, load_data
 from conet_onnx.data.dataset import Splits
 from conet_onnx.errors import BudgetUnreachable, DataError, NotYet, OutputError, UsageError
 from conet_onnx.graph import Graph
+from conet_onnx.records.run import Run, Trial
 from conet_onnx.searching import SearchResult, job, read_run
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.job import front
 from conet_onnx.searching.loop import Clock, Report
-from conet_onnx.searching.record import Run, Trial
 from conet_onnx.searching.trial import Workshop
 
 MODEL = Path(__file__).parent.parent / "models" / "digits_resnet8.onnx"

@@ -19,10 +19,10 @@ import pytest
 import conet_onnx as co
 from conet_onnx.data.dataset import Array
 from conet_onnx.graph import Graph
+from conet_onnx.records.run import Trial
 from conet_onnx.runtime import run
 from conet_onnx.searching import read_run
 from conet_onnx.searching.loop import Parent, TrialTask
-from conet_onnx.searching.record import Trial
 from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial, inherit
 
 MODEL = Path(__file__).parent.parent / "models" / "digits_resnet8.onnx"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from conet_onnx.errors import DataError, UsageError
-from conet_onnx.searching.record import ModelRecord, Run, Trial, read_run, write_run
-from conet_onnx.searching.study import TrialStudy, locked, read_trials
+from conet_onnx.records.run import ModelRecord, Run, Trial, read_run, write_run
+from conet_onnx.records.study import TrialStudy, locked, read_trials
 
 TRIAL = Trial(0, {"w0": 12, "w1": 20}, params=10, macs=2**40, bytes=40, parent=None, reason="scaled: w0 16→12")
 DONE = replace(
@@ -148,7 +148,7 @@ class TestRun:
 
 
 class TestLock:
-    HOLD = "import sys, time; from pathlib import Path; from conet_onnx.searching.study import locked\n"
+    HOLD = "import sys, time; from pathlib import Path; from conet_onnx.records.study import locked\n"
     HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
     def test_a_folder_is_one_processs_until_that_is_killed(self, tmp_path: Path) -> None:

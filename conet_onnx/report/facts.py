@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from conet_onnx.searching.record import ModelRecord, Run, Trial
+from conet_onnx.records.run import ModelRecord, Run, Trial
 
 __all__ = [
     "Change",

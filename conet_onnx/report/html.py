@@ -11,13 +11,13 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
 
 from conet_onnx.files import atomic_write
+from conet_onnx.records.run import Run, read_run
 from conet_onnx.report import plots
 from conet_onnx.report.facts import accuracy, fate, finished, leader, leader_name, number, prices, shares
 from conet_onnx.report.page import PAGE, SCRIPT, STYLE
 from conet_onnx.report.palette import DARK, LIGHT, swaps
 from conet_onnx.report.sentences import asked, came_out, on_the_front, remarks
 from conet_onnx.report.wording import duration, percent, points, quantity, ratio
-from conet_onnx.searching.record import Run, read_run
 
 __all__ = ["render", "write_report"]
 

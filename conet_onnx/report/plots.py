@@ -8,6 +8,7 @@ from html import escape
 from itertools import accumulate
 from typing import Any, TypeAlias
 
+from conet_onnx.records.run import ModelRecord, Run, Trial
 from conet_onnx.report.facts import (
     accuracy,
     changes,
@@ -22,7 +23,6 @@ from conet_onnx.report.facts import (
 )
 from conet_onnx.report.palette import LIGHT as C
 from conet_onnx.report.wording import percent, quantity
-from conet_onnx.searching.record import ModelRecord, Run, Trial
 
 __all__ = ["Figure", "accuracy_against_macs", "movement", "progress", "side_by_side"]
 

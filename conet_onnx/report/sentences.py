@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
+from conet_onnx.records.run import ModelRecord, Run, Trial
 from conet_onnx.report.facts import accuracy, failed, finished, fits, front, leader, number, prices, shares
 from conet_onnx.report.wording import KINDS, count, listed, percent, points, quantity, ratio
-from conet_onnx.searching.record import ModelRecord, Run, Trial
 
 __all__ = ["asked", "came_out", "on_the_front", "remarks"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from conet_onnx.records.run import ModelRecord, Run, Trial, read_run
 from conet_onnx.searching.budget import Budget, Limits
-from conet_onnx.searching.record import ModelRecord, Run, Trial, read_run
 
 if TYPE_CHECKING:
     from conet_onnx.searching.job import SearchResult, search

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph, load
+from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, ModelRecord, Run, Trial, read_run, write_run
+from conet_onnx.records.study import LOCK_FILE, TrialStudy, locked
 from conet_onnx.searching.algorithms import find_maker
 from conet_onnx.searching.budget import Budget, Limits
 from conet_onnx.searching.loop import Clock, Loop, Progress, seed_of
-from conet_onnx.searching.record import RUN_FILE, TRIALS_FILE, ModelRecord, Run, Trial, read_run, write_run
 from conet_onnx.searching.space import WidthSpace
-from conet_onnx.searching.study import LOCK_FILE, TrialStudy, locked
 from conet_onnx.searching.trial import Workshop
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from conet_onnx.records.run import Trial
+from conet_onnx.records.study import TrialStudy
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.record import Trial
 from conet_onnx.searching.searcher import Proposal, Searcher, objective
 from conet_onnx.searching.space import WidthSpace
-from conet_onnx.searching.study import TrialStudy
 
 __all__ = ["Clock", "Evaluate", "Loop", "Parent", "Progress", "Report", "TrialOutcome", "TrialTask", "seed_of"]
 

@@ -19,7 +19,8 @@ __all__ = ["from_torch", "lower", "names_of"]
 
 OLDEST = 7  # from here on ONNX broadcasts as numpy does
 
-_NAMES = "conet_onnx.names"  # where a module's `meta` keeps them; it survives copying and pickling
+_NAMES = "initializer_names"  # the attribute of a lowered module that maps initializers to its other attributes
+_KEPT = "_user_preserved_attributes"  # what fx's deepcopy keeps; pickle keeps attributes by itself
 
 
 def lower(graph: Graph) -> fx.GraphModule:
@@ -48,7 +49,9 @@ def lower(graph: Graph) -> fx.GraphModule:
     tighten(b.fx, b.root)
     module = fx.GraphModule(b.root, b.fx, class_name="Lowered")
     used = {node.target for node in b.fx.nodes if node.op == "get_attr"}
-    module.meta[_NAMES] = Names({n: b.registered[n] for n in graph.weights if b.registered.get(n) in used})
+    names = Names({n: b.registered[n] for n in graph.weights if b.registered.get(n) in used})
+    setattr(module, _NAMES, names)
+    module.meta[_KEPT] = {_NAMES: names}
     return module.eval()
 
 
@@ -76,7 +79,7 @@ def from_torch(graph: Graph, module: torch.nn.Module) -> Graph:
 
 def names_of(module: torch.nn.Module) -> Names:
     """Which attribute of a lowered module holds which initializer. Raises UsageError for other modules."""
-    names = getattr(module, "meta", {}).get(_NAMES)
+    names = getattr(module, _NAMES, None)
     if not isinstance(names, Names):
         raise UsageError(f"a {type(module).__name__} is not a lowered model: it does not know its initializers' names.")
     return names

@@ -12,7 +12,7 @@ from torch import fx, nn
 __all__ = ["Names", "identifier"]
 
 # What a module already has: a weight called "forward" must not replace it.
-_TAKEN = frozenset(dir(fx.GraphModule)) | frozenset(vars(nn.Module())) | {"graph", "shape_env"}
+_TAKEN = frozenset(dir(fx.GraphModule)) | frozenset(vars(nn.Module())) | {"shape_env", "initializer_names"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +52,5 @@ class Names:
 def identifier(name: str) -> str:
     """The nearest Python identifier that can be a parameter's name: "a.b/c:0" is a_b_c_0, "1" is w_1."""
     plain = re.sub(r"[^0-9A-Za-z_]+", "_", name).strip("_")
-    return plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"w_{plain}"
+    taken = keyword.iskeyword(plain) or plain == "self"  # fx gives local variables these names
+    return plain if plain.isidentifier() and not taken else f"w_{plain}"

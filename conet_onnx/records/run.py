@@ -132,7 +132,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
             f"{folder} is not a search's folder: {RUN_FILE} cannot be read ({error.strerror or error}). "
             "Name what a search had as --out."
         ) from error
-    from conet_onnx.searching.study import read_trials
+    from conet_onnx.records.study import read_trials
 
     return _parse(folder, text, read_trials(folder / TRIALS_FILE))
 
