@@ -244,20 +244,17 @@ def test_sizes_that_are_computed_as_floats_agree() -> None:
 def test_constants_in_short_form_agree() -> None:
     node = helper.make_node
     nodes = [
-        node("Constant", [], ["i"], value_int=1),
-        node("Constant", [], ["is"], value_ints=[2, -1]),
-        node("Constant", [], ["f"], value_float=0.5),
-        node("Constant", [], ["fs"], value_floats=[0.5, -1.5]),
-        node("Unsqueeze", ["x", "is"], ["u"]),
-        node("Gather", ["u", "i"], ["g"], axis=1),
-        node("Mul", ["g", "f"], ["m"]),
-        node("Reshape", ["m", "is"], ["r"]),
-        node("Add", ["m", "fs"], ["y"]),
+        node("Constant", [], ["axes"], value_ints=[-1]),
+        node("Constant", [], ["one"], value_int=1),
+        node("Constant", [], ["target"], value_ints=[2, -1]),
+        node("Constant", [], ["half"], value_float=0.5),
+        node("Constant", [], ["shift"], value_floats=[0.5, -1.5, 1.0, 0.0]),
+        node("Unsqueeze", ["x", "axes"], ["column"]),
+        node("Gather", ["column", "one"], ["row"], axis=1),
+        node("Reshape", ["row", "target"], ["flat"]),
+        node("Mul", ["flat", "half"], ["halved"]),
+        node("Add", ["halved", "shift"], ["y"]),
     ]
     x = some((2, 3, 4), np.random.default_rng(0))
-    nodes[4] = node("Unsqueeze", ["x", "i1"], ["u"])
-    nodes.insert(0, node("Constant", [], ["i1"], value_ints=[-1]))
-    nodes[-1] = node("Mul", ["r", "f"], ["y"])
-    nodes.append(node("Add", ["fs", "fs"], ["z"]))
-    model = build(nodes, {"x": x}, {}, ["y", "z"], 13)
+    model = build(nodes, {"x": x}, {}, ["y"], 13)
     assert_same(run_lowered(model, {"x": x}), run_reference(model, {"x": x}))
