@@ -1,0 +1,340 @@
+"""Training learns, repeats itself to the bit, and says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from conet_onnx.data import Split
+from conet_onnx.errors import DataError, UsageError
+from conet_onnx.graph import Graph
+from conet_onnx.torch_backend import Diverged, fit, teacher_scores
+from conet_onnx.torch_backend.distill import Classifier, divergence
+from tests.onnx_parity import Array, build, ints, run_reference, some
+
+SHAPE = (1, 6, 6)
+CLASSES = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def problem(samples: int = 200, seed: int = 0, labels: bool = True) -> Split:
+    """Like digits: a noisy pattern for each class, as bytes."""
+    patterns = np.random.default_rng(0).uniform(0, 200, (CLASSES, *SHAPE))
+    rng = np.random.default_rng(seed + 1)
+    y = rng.integers(0, CLASSES, samples)
+    x = np.clip(patterns[y] + rng.normal(0, 60, (samples, *SHAPE)), 0, 255).astype(np.uint8)
+    return Split(x, y if labels else None)
+
+
+def normalise(x: Array) -> Array:
+    return (x.astype(np.float32) - 100) / 60
+
+
+def network(width: int = 8, seed: int = 0, end: str = "", batch: int | str = "batch", flat: int = -1) -> Graph:
+    """Conv, BatchNormalization, Relu, pool, Gemm; `end` is a last operator."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "conv.w": some((width, 1, 3, 3), rng) / 3,
+        "norm.s": np.ones(width, np.float32), "norm.b": np.zeros(width, np.float32),
+        "norm.m": np.full(width, 0.01, np.float32), "norm.v": np.full(width, 0.9, np.float32),
+        "fc.w": some((CLASSES, 9 * width), rng) / 9, "fc.b": np.full(CLASSES, 0.1, np.float32),
+        "target": ints(flat, 9 * width),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "conv.w"], ["c"], pads=[1, 1, 1, 1]),
+        node("BatchNormalization", ["c", "norm.s", "norm.b", "norm.m", "norm.v"], ["n"]),
+        node("Relu", ["n"], ["r"]),
+        node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Reshape", ["p", "target"], ["f"]),
+        node("Gemm", ["f", "fc.w", "fc.b"], ["scores"], transB=1),
+        *([node(end, ["scores"], ["y"])] if end else []),
+    ]
+    model = build(nodes, {"x": np.zeros((1, *SHAPE), np.float32)}, weights, ["y" if end else "scores"], 17, "batch")
+    dimension = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if isinstance(batch, int):
+        dimension.dim_value = batch
+    return Graph(model)
+
+
+def scores(graph: Graph, data: Split) -> Array:
+    name = graph.inputs[0].name
+    return run_reference(graph.model, {name: normalise(data.images[:])})[0]
+
+
+def accuracy(graph: Graph, data: Split) -> float:
+    return float((scores(graph, data).argmax(1) == data.labels).mean())
+
+
+def train(graph: Graph, data: Any, epochs: int = 4, **options: Any) -> Any:
+    return fit(graph, data, epochs=epochs, normalise=normalise, batch=16, accelerator="cpu", **options)
+
+
+TEST = problem(200, seed=1)
+
+
+class TestLearning:
+    @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", None), ("adamw", 0.01)])
+    def test_learns_from_labels(self, optimizer: Any, lr: float | None) -> None:
+        graph = network()
+        fitted = train(graph, problem(), optimizer=optimizer, lr=lr)
+        assert accuracy(graph, TEST) < 0.5
+        assert accuracy(fitted.graph, TEST) > 0.95
+        assert len(fitted.history) == 4
+        assert fitted.history[-1]["loss"] < fitted.history[0]["loss"] / 2
+        assert fitted.history[-1]["accuracy"] > 0.95
+        assert fitted.seconds > 0
+
+    def test_updates_running_statistics(self) -> None:
+        graph = network()
+        fitted = train(graph, problem(), epochs=1)
+        for name in ("norm.m", "norm.v", "norm.s", "conv.w", "fc.b"):
+            assert not np.array_equal(fitted.graph.array(name), graph.array(name))
+        np.testing.assert_array_equal(fitted.graph.array("target"), graph.array("target"))
+
+    @pytest.mark.parametrize("labels", [True, False])
+    def test_a_student_without_labels_moves_towards_its_teacher(self, labels: bool) -> None:
+        teacher = train(network(16), problem()).graph
+        student = network(4, seed=3)
+        data = problem(labels=labels)
+        fitted = train(student, data, teacher=teacher, labels=False)
+        assert "cross_entropy" not in fitted.history[0]
+        told = scores(teacher, TEST)
+
+        def distance(graph: Graph) -> float:
+            return float(divergence(torch.from_numpy(scores(graph, TEST)), torch.from_numpy(told), 4.0))
+
+        assert distance(fitted.graph) < distance(student) / 4
+        assert accuracy(fitted.graph, TEST) > 0.95
+
+    def test_both_losses_are_weighed(self) -> None:
+        teacher = network(16)
+        fitted = train(network(), problem(), epochs=1, teacher=teacher, distill=0.25)
+        first = fitted.history[0]
+        assert first["loss"] == pytest.approx(0.75 * first["cross_entropy"] + 0.25 * first["distillation"])
+
+    def test_the_divergence_is_hintons(self) -> None:
+        student, teacher = torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[0.0, 3.0, 1.0]])
+        p, q = torch.softmax(teacher / 2, 1), torch.softmax(student / 2, 1)
+        expected = 4 * (p * (p / q).log()).sum()
+        assert float(divergence(student, teacher, 2.0)) == pytest.approx(float(expected), rel=1e-5)
+        assert float(divergence(student, student, 2.0)) == pytest.approx(0, abs=1e-6)
+
+    @pytest.mark.parametrize("end", ["Softmax", "LogSoftmax"])
+    def test_a_final_softmax_trains_as_if_it_were_not_there(self, end: str) -> None:
+        plain = train(network(), problem(), teacher=network(16)).graph
+        ended = train(network(end=end), problem(), teacher=network(16, end=end)).graph
+        assert ended.model.graph.node[-1].op_type == end
+        for name in plain.weights:
+            np.testing.assert_array_equal(plain.array(name), ended.array(name))
+
+    def test_decay_spares_biases_and_norms(self) -> None:
+        graph = network()
+        kept, decayed = (
+            train(graph, problem(), epochs=1, lr=1e-3, optimizer="adamw", weight_decay=decay).graph
+            for decay in (0.0, 50.0)
+        )
+        assert np.abs(decayed.array("fc.w")).sum() < 0.9 * np.abs(kept.array("fc.w")).sum()
+        assert np.abs(decayed.array("conv.w")).sum() < 0.9 * np.abs(kept.array("conv.w")).sum()
+        for name in ("fc.b", "norm.s"):
+            np.testing.assert_allclose(decayed.array(name), kept.array(name), atol=0.01)
+
+    def test_no_epochs_change_nothing(self) -> None:
+        graph = network()
+        fitted = train(graph, problem(), epochs=0)
+        assert fitted.graph.model == graph.model
+        assert fitted.history == ()
+
+    def test_progress_grows_to_one(self) -> None:
+        seen: list[float] = []
+        train(network(), problem(50), epochs=2, progress=seen.append)
+        assert seen == [pytest.approx((i + 1) / 8) for i in range(8)]
+
+
+class TestRepeating:
+    def test_the_same_seed_gives_the_same_bits(self) -> None:
+        options: dict[str, Any] = {"epochs": 2, "teacher": network(16)}
+        first, again = (train(network(), problem(), seed=3, **options).graph.model for _ in range(2))
+        other = train(network(), problem(), seed=4, **options).graph.model
+        assert first == again
+        assert first != other
+
+    def test_with_dropout_too(self) -> None:
+        graph = network()
+        nodes = list(graph.model.graph.node)
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
+        del model.graph.node[:]
+        nodes[-1].input[0] = "dropped"
+        model.graph.node.extend([*nodes[:-1], helper.make_node("Dropout", ["f", "ratio"], ["dropped"]), nodes[-1]])
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "ratio"))
+        first, again = (train(Graph(model), problem(), epochs=1).graph.model for _ in range(2))
+        assert first == again
+        assert first != train(graph, problem(), epochs=1).graph.model
+
+    def test_global_random_state_and_threads_are_left_alone(self) -> None:
+        before, threads = torch.random.get_rng_state(), torch.get_num_threads()
+        numpy_before = np.random.get_state()[1]  # noqa: NPY002 - that nobody touched the legacy state is the point
+        train(network(), problem(50), epochs=1, threads=2)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert torch.get_num_threads() == threads
+        assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+
+    def test_global_random_state_does_not_matter(self) -> None:
+        first = train(network(), problem(50), epochs=1).graph.model
+        torch.manual_seed(77)
+        assert train(network(), problem(50), epochs=1).graph.model == first
+
+    def test_scores_computed_beforehand_teach_the_same(self) -> None:
+        teacher, data = network(16), problem()
+        told = teacher_scores(teacher, data, normalise=normalise)
+        np.testing.assert_allclose(told, scores(teacher, data), rtol=1e-4, atol=1e-5)
+        by_graph = train(network(), data, epochs=2, teacher=teacher).graph
+        by_scores = train(network(), data, epochs=2, teacher=told).graph
+        assert by_graph.model == by_scores.model
+
+    def test_a_teacher_may_be_asked_at_every_step(self) -> None:
+        class Stream:
+            """Not a Split: samples cannot be recognised."""
+
+            def __len__(self) -> int:
+                return len(problem())
+
+            def batches(self, size: int, *, seed: int | None = None) -> Any:
+                return problem().batches(size, seed=seed)
+
+        asked = train(network(), Stream(), epochs=2, teacher=network(16)).graph
+        told = train(network(), problem(), epochs=2, teacher=network(16)).graph
+        for name in told.weights:
+            np.testing.assert_allclose(asked.array(name), told.array(name), rtol=1e-3, atol=1e-4)
+        with pytest.raises(UsageError, match="a Split and one row for each"):
+            train(network(), Stream(), teacher=np.zeros((200, CLASSES), np.float32))
+
+
+class TestFixedBatches:
+    def test_a_batch_that_only_the_input_declares_does_not_bind(self) -> None:
+        free = train(network(), problem(), epochs=1).graph
+        declared = train(network(batch=1), problem(), epochs=1).graph
+        for name in free.weights:
+            np.testing.assert_array_equal(free.array(name), declared.array(name))
+
+    def test_a_batch_in_a_reshape_by_row_does_not_bind(self) -> None:
+        free = train(network(), problem(), epochs=1).graph
+        declared = train(network(batch=1, flat=1), problem(), epochs=1).graph
+        np.testing.assert_array_equal(free.array("fc.w"), declared.array("fc.w"))
+
+    def test_a_batch_that_binds_is_trained_at(self) -> None:
+        graph = bound(8)
+        assert Classifier(graph, normalise(problem(1).images[:])).batch == 8
+        seen: list[float] = []
+        fitted = train(graph, problem(53), epochs=1, teacher=bound(4), progress=seen.append)
+        assert len(seen) == 6
+        assert not np.array_equal(fitted.graph.array("fc.w"), graph.array("fc.w"))
+        with pytest.raises(DataError, match="7 samples do not fill one batch of 8"):
+            train(graph, problem(7), epochs=1)
+
+    def test_a_teacher_with_a_fixed_batch_scores_all_samples(self) -> None:
+        data = problem(21)
+        free, fixed = (teacher_scores(g, data, normalise=normalise) for g in (network(), bound(8)))
+        np.testing.assert_allclose(free, fixed, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("samples", [17, 1])
+    def test_a_single_sample_left_over_is_no_batch(self, samples: int) -> None:
+        assert train(network(), problem(samples), epochs=1).history[0]["epoch"] == 1
+
+
+def bound(batch: int) -> Graph:
+    """A network whose batch size is written where it cannot be told from anything else: behind a transpose."""
+    model = onnx.ModelProto()
+    model.CopyFrom(network(batch=batch).model)
+    old = {tensor.name: tensor for tensor in model.graph.initializer}
+    old["target"].CopyFrom(numpy_helper.from_array(ints(72, batch), "target"))
+    node = helper.make_node
+    nodes = list(model.graph.node)
+    nodes[4].input[0] = "q"
+    nodes[5].input[0] = "t"
+    before = node("Transpose", ["p"], ["q"], perm=[1, 2, 3, 0])
+    after = node("Transpose", ["f"], ["t"], perm=[1, 0])
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:4], before, nodes[4], after, nodes[5]])
+    return Graph(model)
+
+
+class TestErrors:
+    def test_divergence_is_told_with_advice(self) -> None:
+        with pytest.raises(Diverged, match=r"the loss is (nan|inf) after \d+ steps at learning rate 1e\+20\. Lower it"):
+            train(network(), problem(), lr=1e20, clip=None)
+
+    def test_images_that_are_not_numbers_diverge(self) -> None:
+        data = Split(np.full((20, *SHAPE), np.nan, np.float32), np.zeros(20, np.int64))
+        with pytest.raises(Diverged, match="after 1 steps"):
+            train(network(), data)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"epochs": -1},
+            {"lr": 0.0},
+            {"lr": float("nan")},
+            {"distill": 1.5},
+            {"temperature": 0.0},
+            {"optimizer": "lbfgs"},
+        ],
+        ids=str,
+    )
+    def test_settings_without_sense(self, options: dict[str, Any]) -> None:
+        with pytest.raises(UsageError):
+            train(network(), problem(), **options)
+
+    def test_nothing_to_learn_from(self) -> None:
+        for data, labels in ((problem(labels=False), True), (problem(), False)):
+            with pytest.raises(UsageError, match="nothing to learn from"):
+                train(network(), data, labels=labels)
+
+    def test_labels_out_of_range(self) -> None:
+        data = Split(problem().images, np.full(200, CLASSES))
+        with pytest.raises(DataError, match="labels run from 4 to 4; the model has 4 classes"):
+            train(network(), data)
+
+    def test_images_of_another_size(self) -> None:
+        with pytest.raises(DataError, match=r"does not take images of shape \(16, 1, 9, 6\)"):
+            train(network(), Split(np.zeros((20, 1, 9, 6), np.uint8), np.zeros(20, np.int64)))
+
+    def test_no_samples(self) -> None:
+        with pytest.raises(DataError, match="no samples"):
+            train(network(), Split(np.zeros((0, *SHAPE), np.uint8), np.zeros(0, np.int64)))
+
+    def test_a_model_that_scores_no_classes(self) -> None:
+        node = helper.make_node("Conv", ["x", "w"], ["y"])
+        rng = np.random.default_rng(0)
+        model = build([node], {"x": some((1, *SHAPE), rng)}, {"w": some((4, 1, 3, 3), rng)}, ["y"], 17, "batch")
+        with pytest.raises(DataError, match=r"first output has shape \(16, 4, 4, 4\)"):
+            train(Graph(model), problem())
+
+    def test_two_inputs(self) -> None:
+        rng = np.random.default_rng(0)
+        inputs = {"x": some((2, 3), rng), "z": some((2, 3), rng)}
+        model = build([helper.make_node("Add", ["x", "z"], ["y"])], inputs, {}, ["y"], 17)
+        with pytest.raises(UsageError, match=r"2 inputs \(x, z\)"):
+            train(Graph(model), problem())
+
+    def test_teachers_of_other_classes(self) -> None:
+        with pytest.raises(UsageError, match="the teacher has 7 classes, the student 4"):
+            train(network(), problem(), teacher=np.zeros((200, 7), np.float32))
+
+    def test_nothing_is_printed(self, capfd: pytest.CaptureFixture[str]) -> None:
+        train(network(), problem(50), epochs=1)
+        assert capfd.readouterr() == ("", "")
