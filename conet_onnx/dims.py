@@ -41,6 +41,7 @@ class Segment:
     factors: tuple[Factor, ...]
     size: Size = field(compare=False)
     dims: tuple[Dim, ...] = field(compare=False)  # the named factors
+    origin: Segment | None = field(default=None, compare=False, repr=False)  # what became this plain integer
 
     def __str__(self) -> str:
         return "·".join(str(f) for f in self.factors) or "1"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from conet_onnx.dims import Axis, Dim, Segment, product
-from conet_onnx.graph import FLOATS, Graph, Node
+from conet_onnx.graph import FLOATS, REALS, Graph, Node
 from conet_onnx.integers import Region, trace
 from conet_onnx.rules import Contraction, Facts, Op, Opaque, Operand, Shape, Site, find_rule, fixed
 from conet_onnx.solving import Conflict, Reason, Solver
@@ -60,6 +60,7 @@ class Findings:
         )  # (node, input): integers computed from shapes, that become constants
         self.view: dict[str, tuple[str, ...]] = {}  # values whose elements are another's, moved or scaled
         self.region: Region = trace(graph)
+        self.constants = {*graph.weights, *(name for n in graph.nodes if not n.inputs for name in n.outputs)}
 
     # What is what
 
@@ -67,7 +68,7 @@ class Findings:
         """The scale or bias (rank at most one) that a value is, itself or through Identity; None for anything else.
 
         Exporters store equal scales and biases once: to share one does not mean to be one, so each reading has its own
-        axes. Weights of higher rank stay tied, and so do those that a subgraph or the model's outputs read.
+        axes. Weights of higher rank stay tied, and so do those that a subgraph, the model's outputs or Shape read.
         """
         while name not in self.graph.weights:
             node = self.graph.producer(name)
@@ -83,7 +84,8 @@ class Findings:
     @cached_property
     def _pinned(self) -> frozenset[str]:
         captured = (name for node in self.graph.nodes for name in node.captured)
-        return frozenset((*captured, *(value.name for value in self.graph.outputs)))
+        measured = (node.inputs[0] for node in self.graph.nodes if node.op in ("Shape", "Size"))
+        return frozenset((*captured, *measured, *(value.name for value in self.graph.outputs)))
 
     def is_real(self, tensor: str) -> bool:
         """Whether a weight holds numbers to compute with, and not sizes or indices."""
@@ -175,8 +177,8 @@ class _Fold:
 
     def _pin(self, name: str, reason: Reason) -> None:
         for tensor, axis in self.a.region.reads.get(name, ()):
-            if tensor in self.a.shapes:
-                self.solver.freeze(self.a.shapes[tensor][axis], reason)
+            if (shape := self._known(tensor)) is not None:
+                self.solver.freeze(shape[axis], reason)
 
     def _opaque(self, node: Node, shapes: Sequence[Shape | None], reason: Reason) -> Facts:
         for name, shape in zip(
@@ -185,8 +187,17 @@ class _Fold:
             self._pin(name, reason)
             for segment in shape or ():
                 self.solver.freeze(segment, reason)
-        known = (self.graph.sizes(name) if name else None for name in node.outputs)
-        return Facts(outputs=tuple(None if s is None else fixed(node.name, s) for s in known))
+        return Facts(outputs=tuple(self._frozen(name, reason) for name in node.outputs))
+
+    def _frozen(self, name: str, reason: Reason) -> Shape | None:
+        """Axes that keep their size, for this reason, which others can find there."""
+        sizes = self.graph.sizes(name) if name else None
+        if sizes is None:
+            return None
+        shape = tuple(product(Dim(f"{name}[{i}]", size, rigid=size[0] != size[1])) for i, size in enumerate(sizes))
+        for segment in shape:
+            self.solver.freeze(segment, reason)
+        return shape
 
     def _record(self, node: Node, shapes: Sequence[Shape | None], facts: Facts) -> None:
         for segment, reason in facts.frozen:
@@ -196,7 +207,9 @@ class _Fold:
                 self.a.shapes[name] = shape
         self.a.mixes.extend((node.index, segment) for segment in facts.mixes)
         self.a.sites.extend((node.index, site) for site in facts.sites)
-        sources = tuple(node.inputs[k] for k in (*facts.passes, *facts.scales))
+        constant = bool(node.inputs) and all(not name or name in self.a.constants for name in node.inputs)
+        self.a.constants.update(name for name in node.outputs if constant)
+        sources = tuple(node.inputs[k] for k in (*facts.passes, *(facts.scales if constant else ())))
         self.a.view.update({name: sources for name in node.outputs if name and sources})
         self.a.unsettled.extend((node, contraction) for contraction in facts.contracts)
 
@@ -221,7 +234,7 @@ class _Fold:
         if name in self.graph.weights and name not in self.a.shapes:
             self.a.shapes[name] = self._new(name, name)
         shape = self.a.shapes.get(name)
-        if shape is None and name in self.a.region.reads:
+        if shape is None and (name in self.a.region.reads or name in self.a.constants):
             sizes = self.graph.sizes(name)
             return None if sizes is None else fixed(name, sizes)
         return None if shape is None else tuple(self._settled(s) for s in shape)
@@ -233,7 +246,10 @@ class _Fold:
     def _settled(self, segment: Segment) -> Segment:
         """The segment with what is known of it by now, where that is still one product."""
         resolved = self.solver.resolve(segment)
-        return resolved.segments[0] if len(resolved.segments) == 1 else segment
+        if len(resolved.segments) != 1:
+            return segment
+        settled = resolved.segments[0]
+        return replace(settled, origin=segment) if settled.fixed and segment.dims else settled
 
     # After the pass: where can each sum be rescaled?
 
@@ -279,15 +295,18 @@ class _Fold:
     def _root(self, name: str) -> str | None:
         """The weight that a value is a view of: its elements moved, or scaled by other constants."""
         if name in self.graph.weights:
-            return name if len(self.graph.weights[name].dims) > 1 else None
-        return next((root for source in self.a.view.get(name, ()) if (root := self._root(source)) is not None), None)
+            weight = self.graph.weights[name]
+            return name if len(weight.dims) > 1 and weight.data_type in REALS else None
+        roots = [root for source in self.a.view.get(name, ()) if (root := self._root(source)) is not None]
+        return roots[0] if len(roots) == len(set(roots)) > 0 else None  # a weight times itself is not linear in it
 
     def _readers(self, name: str) -> set[int]:
         """The nodes that use a weight or a view of it, but for those that only pass it on."""
         found: set[int] = {-1} if any(v.name == name for v in self.graph.outputs) else set()
         for node in self.graph.consumers(name):
-            views = [o for o in node.outputs if o in self.a.view and self._root(o) is not None]
-            if not views:
+            sources = self.a.view.get(node.outputs[0], ())
+            views = [o for o in node.outputs if self._root(o) is not None]
+            if not views or node.inputs.count(name) > sources.count(name):
                 found.add(node.index)
             for view in views:
                 found |= self._readers(view)

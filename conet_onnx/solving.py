@@ -261,7 +261,10 @@ class Solver:
         return dim
 
     def _reason_of(self, ax: Axis | Segment, seen: set[Dim]) -> Reason | None:
-        for dim in _as_axis(ax).dims:
+        for segment in _as_axis(ax).segments:
+            if segment.origin is not None and (found := self._reason_of(segment.origin, seen)) is not None:
+                return found
+        for dim in ax.dims:
             if dim in seen:
                 continue
             seen.add(dim)

@@ -104,6 +104,20 @@ class TestFrozen:
         nodes = [conv("x", "a", "ya"), helper.make_node("Add", ["ya", "x"], ["s"]), conv("s", "c", "y")]
         assert self.reasons(model(nodes, {"a": (3, 3, 1, 1), "c": (5, 3, 1, 1)}))["a", 0] == "input"
 
+    def test_the_reason_is_the_first_one_however_far_away(self) -> None:
+        nodes = [
+            conv("x", "a", "ya"),
+            helper.make_node("CumSum", ["ya", "axis"], ["s"], name="sum"),
+            conv("x", "b", "yb"),
+            helper.make_node("Add", ["s", "yb"], ["t"], name="add"),
+            helper.make_node("Relu", ["t"], ["r"]),
+            conv("r", "c", "y"),
+        ]
+        weights = {"a": (6, 3, 1, 1), "b": (6, 3, 1, 1), "c": (5, 6, 1, 1), "axis": ()}
+        reasons = {(f.tensor, f.axis): f.reason for f in analyze(model(nodes, weights)).frozen}
+        assert reasons["b", 0] == reasons["c", 1] == reasons["a", 0]
+        assert reasons["b", 0].kind == "unknown op"
+
     @pytest.mark.parametrize("name", ["w0", "a", "add", "ya", "conv_ya"])
     def test_a_width_can_be_frozen_by_id_name_tensor_or_node(self, name: str) -> None:
         analysis = analyze(residual(), freeze=[name])
