@@ -14,6 +14,7 @@ from onnx import helper
 from conet_onnx.coupling import Coupling
 from conet_onnx.dims import Axis, Dim
 from conet_onnx.errors import UsageError
+from conet_onnx.graph import REALS
 from conet_onnx.sites import Place, places
 from conet_onnx.sizes import Polynomial, Polynomials, Table, compile_table
 
@@ -57,7 +58,7 @@ class Costs:
         self._products = [
             (
                 f.contraction.macs,
-                _per_sample(self._polynomials.of(f.contraction.macs), batch),
+                _per_sample(self._polynomials.of(f.contraction.macs), batch if coupling.follows_input(f.node) else 1),
                 self._dims(f.contraction.macs),
             )
             for f in coupling.contractions
@@ -150,18 +151,13 @@ class Costs:
 
     def _counts(self, tensor: str) -> bool:
         weight = self._coupling.graph.weights[tensor]
-        return weight.data_type in _REAL and len(weight.dims) > 0
+        return weight.data_type in REALS and len(weight.dims) > 0
 
     def _dims(self, *segments: Any) -> frozenset[Dim]:
         return frozenset(d for s in segments for d in self._coupling.solver.leaves(s))
 
     def _evaluate(self, polynomials: list[Polynomial]) -> int:
         return int(np.rint(compile_table([_total(polynomials)], len(self._ids))(self._sizes[None])[0, 0]))
-
-
-_REAL = frozenset(
-    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
-)
 
 
 def _static_batch(coupling: Coupling) -> int:

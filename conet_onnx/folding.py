@@ -91,6 +91,10 @@ class Findings:
         """Whether a weight holds numbers to compute with, and not sizes or indices."""
         return self.graph.weights[tensor].data_type in FLOATS
 
+    def follows_input(self, node: int) -> bool:
+        """Whether a node computes with the model's inputs, not with weights alone."""
+        return any(name not in self.constants for name in self.graph.nodes[node].outputs)
+
     # Results
 
     def axis(self, segment: Segment) -> Axis:

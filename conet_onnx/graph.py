@@ -20,7 +20,7 @@ from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer, skeleton
 
-__all__ = ["FLOATS", "Graph", "Node", "Value", "load"]
+__all__ = ["FLOATS", "REALS", "Graph", "Node", "Value", "load"]
 
 Replace = Callable[[str, onnx.TensorProto], onnx.TensorProto | None]
 
@@ -269,16 +269,10 @@ def with_values(tensor: onnx.TensorProto, array: np.ndarray[Any, Any]) -> onnx.T
 
 _DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
-FLOATS = frozenset(  # element types that weights are made of
-    {
-        onnx.TensorProto.FLOAT,
-        onnx.TensorProto.FLOAT16,
-        onnx.TensorProto.BFLOAT16,
-        onnx.TensorProto.DOUBLE,
-        onnx.TensorProto.INT8,  # quantised weights
-        onnx.TensorProto.UINT8,
-    }
+REALS = frozenset(  # element types that can be divided
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 )
+FLOATS = REALS | {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}  # element types that weights are made of
 
 
 def _nodes(model: onnx.ModelProto) -> tuple[Node, ...]:

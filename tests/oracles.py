@@ -226,6 +226,11 @@ def shrunk(analysis: Analysis, rng: np.random.Generator, only: Sequence[str] | N
     return made
 
 
+def single(analysis: Analysis) -> dict[str, Selection]:
+    """One channel in every width without statistics across it: sizes of one are where broadcasting begins."""
+    return {n: Selection(np.array([w.size - 1]), np.ones(1)) for n, w in analysis.widths.items() if w.exact}
+
+
 def doubled(analysis: Analysis, rng: np.random.Generator) -> dict[str, Selection]:
     """Every width a random permutation of itself twice, in uneven shares; but for those in lopsided averages."""
     return {
@@ -297,19 +302,21 @@ def counted(graph: Graph) -> tuple[int, int, int]:
 def macs(graph: Graph) -> int:
     """Multiply-accumulates of one sample, from the shapes of what each contraction reads and makes."""
     batch = (graph.sizes(graph.inputs[0].name) or ((1, 1),))[0][0]
+    constants = constant_values(graph)
     total = 0
     for node in graph.nodes:
         if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.domain:
             continue
         x, w, y = ([a for a, _ in graph.sizes(n) or ()] for n in (node.inputs[0], node.inputs[1], node.outputs[0]))
         if node.op == "Conv":
-            total += int(np.prod(w)) * y[0] * int(np.prod(y[2:]))
+            count = int(np.prod(w)) * y[0] * int(np.prod(y[2:]))
         elif node.op == "ConvTranspose":
-            total += int(np.prod(w)) * x[0] * int(np.prod(x[2:]))
+            count = int(np.prod(w)) * x[0] * int(np.prod(x[2:]))
         else:
             inner = x[summed_axis(node.op, node.attributes)]
-            total += int(np.prod(y)) * inner
-    return total // batch
+            count = int(np.prod(y)) * inner
+        total += count if node.outputs[0] in constants else count // batch
+    return total
 
 
 # Structure
@@ -369,7 +376,7 @@ def keep_all_laws(model: onnx.ModelProto, seed: int = 0, tolerance: float = 5e-5
     assert tuple(analysis.costs.price({})) == counted(analysis.graph)
     smaller = shrunk(analysis, rng)
     first = None
-    for selections in (smaller, doubled(analysis, rng), resized_at_random(analysis, rng)):
+    for selections in (smaller, doubled(analysis, rng), single(analysis), resized_at_random(analysis, rng)):
         plan_ = through_json(select(analysis, selections))
         resized = rewrite(analysis.graph, plan_)
         chosen = {analysis.widths[name].dim: s.indices for name, s in selections.items()}

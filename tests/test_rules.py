@@ -49,7 +49,10 @@ def made(case: Case, opset: int, dynamic: bool = False) -> onnx.ModelProto:
     ends = case.build(b, h)
     outputs = []
     for end in [ends] if isinstance(ends, str) else ends:
-        outputs.append(b.conv(end, 2) if len(b.shapes[end]) == 4 else dense(b, end, 2))
+        if len(b.shapes[end]) == 4:
+            outputs.append(b.conv(end, 2))
+        else:  # [N, C, L] as [N, L, C]
+            outputs.append(dense(b, b.transpose(end, (0, 2, 1)) if len(b.shapes[end]) == 3 else end, 2))
     return b.model(outputs)
 
 
@@ -67,7 +70,11 @@ def prove(analysis: Analysis, seeds: int = 3, alive: float = 1e-3) -> None:
     assert outcome.compared
     assert not smaller or outcome.moved > alive
     oracles.compare(analysis, oracles.doubled(analysis, rng))
-    for selections in (smaller, *(oracles.resized_at_random(analysis, rng) for _ in range(seeds))):
+    for selections in (
+        smaller,
+        oracles.single(analysis),
+        *(oracles.resized_at_random(analysis, rng) for _ in range(seeds)),
+    ):
         oracles.compare(analysis, selections)
         resized = rewrite(analysis.graph, select(analysis, selections))
         oracles.assert_valid(resized, analysis.graph)
@@ -322,8 +329,8 @@ def stacked_matmul(b: Builder, x: str) -> str:
     heads = b.node("Reshape", [x, b.integers([-1, 2, c // 2, h * w])], (n, 2, c // 2, h * w))
     turned = b.transpose(heads, (0, 1, 3, 2))
     y = b.node("MatMul", [turned, b.weight(b.floats(2, c // 2, 4))], (n, 2, h * w, 4))
-    y = b.transpose(y, (0, 2, 1, 3))
-    return b.node("Reshape", [y, b.integers([-1, h * w, 8])], (n, h * w, 8))
+    y = b.transpose(y, (0, 1, 3, 2))
+    return b.node("Reshape", [y, b.integers([-1, 8, h * w])], (n, 8, h * w))
 
 
 def vector_product(b: Builder, x: str) -> str:
@@ -570,6 +577,258 @@ def pixel_shuffle(b: Builder, x: str) -> str:
     return b.node("Reshape", [y, b.integers([-1, 3, 2 * h, 2 * w])], (n, 3, 2 * h, 2 * w))
 
 
+# Weights that do not reach their sum linearly, numbers read from shapes, constants with several readers
+
+
+def rounded(b: Builder, x: str) -> str:
+    """A weight that is rounded to integers on its way."""
+    shape = (5, b.shapes[x][1], 1, 1)
+    whole = b.node("Cast", [b.weight(b.floats(*shape, scale=3))], shape, to=TensorProto.INT32)
+    return b.conv(x, 5, weight=b.node("Cast", [whole], shape, to=TensorProto.FLOAT))
+
+
+def times_itself(op: str, alias: bool) -> Build:
+    """A weight times or over itself: to halve it does not halve that."""
+
+    def build(b: Builder, x: str) -> str:
+        shape = (5, b.shapes[x][1], 1, 1)
+        weight = b.weight(b.floats(*shape, scale=0.2, around=1))
+        other = b.node("Identity", [weight], shape) if alias else weight
+        return b.conv(x, 5, weight=b.node(op, [weight, other], shape))
+
+    return build
+
+
+def divided_by(b: Builder, x: str) -> str:
+    """A weight that something is divided by."""
+    shape = (5, b.shapes[x][1], 1, 1)
+    weight = b.weight(b.floats(*shape, scale=0.1, around=1))
+    return b.conv(x, 5, weight=b.node("Div", [b.weight(np.float32(1).reshape(())), weight], shape))
+
+
+def product_of_weights(b: Builder, x: str) -> str:
+    """A weight of low rank."""
+    c = b.shapes[x][1]
+    low = b.node("MatMul", [b.weight(b.floats(5, 2)), b.weight(b.floats(2, c))], (5, c))
+    return b.conv(x, 5, weight=b.node("Reshape", [low, b.integers([5, c, 1, 1])], (5, c, 1, 1)))
+
+
+def scaled_gram(both: bool) -> Build:
+    """Two activations meet; one or both have been scaled by a weight of rank four."""
+
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        scaled = b.node("Mul", [x, b.weight(b.floats(1, c, 1, 1, around=1))], (n, c, h, w))
+        flat = b.node("Reshape", [scaled, b.integers([0, c, -1])], (n, c, h * w))
+        other = flat if both else b.node("Reshape", [x, b.integers([0, c, -1])], (n, c, h * w))
+        return b.node("MatMul", [b.transpose(flat, (0, 2, 1)), other], (n, h * w, h * w))
+
+    return build
+
+
+def outer_product(b: Builder, x: str) -> str:
+    """A (c, c) matrix, flattened: both axes are one width."""
+    n, c, _, _ = b.shapes[x]
+    pooled = b.mean(x, [2, 3])
+    column = b.node("Reshape", [pooled, b.integers([-1, c, 1])], (n, c, 1))
+    row = b.node("Reshape", [pooled, b.integers([-1, 1, c])], (n, 1, c))
+    return b.node("Reshape", [b.node("Mul", [column, row], (n, c, c)), b.integers([-1, c * c])], (n, c * c))
+
+
+def squeeze_everything(b: Builder, x: str) -> str:
+    """Squeeze without axes would drop a channel axis of size one."""
+    return b.node("Squeeze", [b.mean(x, [2, 3])], b.shapes[x][:2])
+
+
+def into_the_batch(how: str) -> Build:
+    """Channels are moved into the batch and back."""
+
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        if how == "Conv":
+            y = b.conv(b.node("Reshape", [x, b.integers([-1, 1, h, w])], (n * c, 1, h, w)), 4)
+            return b.node("Reshape", [y, b.integers([-1, c * 4, h, w])], (n, c * 4, h, w))
+        if how == "Flatten":
+            y = b.node("Flatten", [x], (n * c, h * w), axis=2)
+        else:
+            y = b.node("Reshape", [x, b.integers([-1, h * w])], (n * c, h * w))
+        y = dense(b, y, 4)
+        y = b.node("Reshape", [b.node("Relu", [y], (n * c, 4)), b.integers([-1, c, 4])], (n, c, 4))
+        return b.node("Reshape", [y, b.integers([-1, c * 4])], (n, c * 4))
+
+    return build
+
+
+def number_from_shape(of: str) -> Build:
+    """The size of a weight is multiplied in."""
+
+    def build(b: Builder, x: str) -> str:
+        c = b.shapes[x][1]
+        if of == "matrix":
+            weight = b.weight(b.floats(5, c, 1, 1))
+            size = b.node("Gather", [b.node("Shape", [weight], (4,)), b.weight(np.array(1))], (), axis=0)
+            scaled = b.node("Mul", [x, b.node("Cast", [size], (), to=TensorProto.FLOAT)], b.shapes[x])
+            return b.conv(scaled, 5, weight=weight)
+        scale, *others = b.norm_parameters(c)
+        size = b.node("Cast", [b.node("Shape", [scale], (1,))], (1,), to=TensorProto.FLOAT)
+        return b.norm(b.node("Mul", [x, size], b.shapes[x]), [scale, *others])
+
+    return build
+
+
+def target_from_vector(b: Builder, x: str) -> str:
+    """A Reshape target that holds the size of a scale."""
+    n, c, h, w = b.shapes[x]
+    scale, *others = b.norm_parameters(c)
+    parts = [b.integers([-1]), b.node("Shape", [scale], (1,)), b.integers([h * w])]
+    target = b.node("Concat", parts, (3,), axis=0)
+    return b.node("Reshape", [b.norm(x, [scale, *others]), target], (n, c, h * w))
+
+
+def part_of_shape(start: int, end: int) -> Build:
+    """Shape with start and end."""
+
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        part = b.node("Shape", [x], (len(range(4)[start:end]),), start=start, end=end)
+        before, after = ([], [b.integers([-1])]) if start == 0 else ([b.integers([-1])], [b.integers([h * w])])
+        return b.node("Reshape", [x, b.node("Concat", [*before, part, *after], (3,), axis=0)], (n, c, h * w))
+
+    return build
+
+
+def half_of_shape(b: Builder, x: str) -> str:
+    """c // 2, with c read from the shape."""
+    size = b.node("Gather", [b.node("Shape", [x], (4,)), b.weight(np.array([1]))], (1,), axis=0)
+    return b.node("Div", [size, b.integers([2])], (1,))
+
+
+def halves_by_shape(op: str) -> Build:
+    """x[:, :c // 2] * x[:, c // 2:] with c read from the shape."""
+
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        half, shape = half_of_shape(b, x), (n, c // 2, h, w)
+        if op == "Split":
+            sizes = b.node("Concat", [half, half], (2,), axis=0)
+            return b.node("Mul", b.node_of("Split", [x, sizes], [shape, shape], axis=1), shape)
+        first = b.node("Slice", [x, b.integers([0]), half, b.integers([1])], shape)
+        second = b.node("Slice", [x, half, b.integers([INT_MAX]), b.integers([1])], shape)
+        return b.node("Mul", [first, second], shape)
+
+    return build
+
+
+def padded_by_shape(b: Builder, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    pads = b.node("Concat", [b.integers([0] * 5), half_of_shape(b, x), b.integers([0, 0])], (8,), axis=0)
+    shape = (n, c + c // 2, h, w)
+    return b.node("Add", [b.node("Pad", [x, pads], shape), b.conv(x, shape[1])], shape)
+
+
+def filled_by_shape(op: str) -> Build:
+    """A constant tensor of the map's shape."""
+
+    def build(b: Builder, x: str) -> str:
+        shape = b.shapes[x]
+        sizes = b.node("Shape", [x], (4,))
+        if op == "Expand":
+            filled = b.node("Expand", [b.weight(b.floats(1, shape[1], 1, 1)), sizes], shape)
+        else:
+            filled = b.node("ConstantOfShape", [sizes], shape, value=numpy_helper.from_array(np.float32([2])))
+        return b.node("Add", [x, filled], shape)
+
+    return build
+
+
+def shared_target(b: Builder, x: str) -> Sequence[str]:
+    """One Reshape target for maps whose channels have nothing to do with each other."""
+    n, c, h, w = b.shapes[x]
+    target = b.integers([-1, c, h * w])
+    other = b.conv(x, c)
+    return [b.node("Reshape", [y, target], (n, c, h * w)) for y in (x, other)]
+
+
+def shared_sizes(b: Builder, x: str) -> Sequence[str]:
+    """One vector of Split sizes for maps whose channels have nothing to do with each other."""
+    n, c, h, w = b.shapes[x]
+    sizes = b.integers([2, c - 2])
+    pieces = [b.node_of("Split", [y, sizes], [(n, s, h, w) for s in (2, c - 2)], axis=1) for y in (x, b.conv(x, c))]
+    return [p for both in pieces for p in both]
+
+
+def shared_rank_three(b: Builder, x: str) -> Sequence[str]:
+    """A scale of rank three with two readers ties them."""
+    scale = b.weight(b.floats(b.shapes[x][1], 1, 1, around=1))
+    return [b.node("Mul", [y, scale], b.shapes[x]) for y in (x, b.conv(x, b.shapes[x][1]))]
+
+
+def one_vector_thrice(b: Builder, x: str) -> str:
+    """One vector as scale, bias and mean of a norm."""
+    vector = b.weight(b.floats(b.shapes[x][1], around=1))
+    return b.norm(x, [vector, vector, vector, b.norm_parameters(b.shapes[x][1])[3]])
+
+
+def reshaped_bias(*target: int) -> Build:
+    def build(b: Builder, x: str) -> str:
+        c = b.shapes[x][1]
+        shape = tuple(c if t in (-1, 6) else t for t in target)
+        bias = b.node("Reshape", [b.weight(b.floats(c)), b.integers(target)], shape)
+        return b.node("Add", [x, bias], b.shapes[x])
+
+    return build
+
+
+def constant_of(**value: Any) -> Build:
+    """Constant nodes that spell their value as lists of numbers."""
+
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        b.nodes.append(helper.make_node("Constant", [], ["listed"], **value))
+        if "value_ints" in value:
+            return b.node("Reshape", [x, "listed"], (n, c, h * w))
+        return b.node("Conv", [x, b.weight(b.floats(5, c, 1, 1)), "listed"], (n, 5, h, w))
+
+    return build
+
+
+def no_axes(given: str) -> Build:
+    """ReduceMean of opset 18 with no axes: of everything, or of nothing."""
+
+    def build(b: Builder, x: str) -> str:
+        inputs = [x, b.weight(np.zeros(0, np.int64))] if given == "empty" else [x]
+        if given == "noop":
+            return b.node("ReduceMean", inputs, b.shapes[x], noop_with_empty_axes=1)
+        return b.node("Mul", [x, b.node("ReduceMean", inputs, (1, 1, 1, 1))], b.shapes[x])
+
+    return build
+
+
+def centred_groups(b: Builder, x: str) -> str:
+    """A mean over each of two groups of channels."""
+    n, c, h, w = b.shapes[x]
+    y = b.node("Reshape", [x, b.integers([-1, 2, c // 2, h * w])], (n, 2, c // 2, h * w))
+    y = b.node("Sub", [y, b.mean(y, [2, 3])], b.shapes[y])
+    return b.node("Reshape", [y, b.integers([-1, c, h, w])], (n, c, h, w))
+
+
+def grouped_after_shuffle(b: Builder, x: str) -> str:
+    return b.conv(shuffle(2)(b, x), 6, group=3)  # type: ignore[arg-type]
+
+
+def rolled(b: Builder, x: str) -> str:
+    """Channels moved round by two, and added: a cut and a concat tie them all."""
+    c = b.shapes[x][1]
+    parts = [b.slice(x, 1, 2, c), b.slice(x, 1, 0, 2)]
+    return b.node("Add", [x, b.node("Concat", parts, b.shapes[x], axis=1)], b.shapes[x])
+
+
+def conv_1d(b: Builder, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    y = b.node("Reshape", [x, b.integers([-1, c, h * w])], (n, c, h * w))
+    return b.node("Conv", [y, b.weight(b.floats(5, c, 3)), b.weight(b.floats(5))], (n, 5, h * w), pads=[1, 1])
+
+
 UNARY = ("Abs", "Atan", "Cos", "Elu", "Erf", "Exp", "HardSigmoid", "LeakyRelu", "Neg", "Relu", "Selu", "Sigmoid")
 UNARY += ("Sin", "Softplus", "Softsign", "Tanh")
 
@@ -699,6 +958,45 @@ CASES = [
     Case("InstanceNormalization", instance_norm, [], frozen=("unknown op",)),
     Case("a product of two activations", gram, [], frozen=("activations",)),
     Case("a size that is used as a number", size_as_number, [], frozen=("computed",)),
+    Case("a weight that is rounded", rounded, [5], frozen=("activations",)),
+    Case("a weight times itself", times_itself("Mul", False), [5], frozen=("activations",)),
+    Case("a weight times its alias", times_itself("Mul", True), [5], frozen=("activations",)),
+    Case("a weight over itself", times_itself("Div", False), [5], frozen=("tied",)),
+    Case("a weight over its alias", times_itself("Div", True), [5], frozen=("tied",)),
+    Case("a weight in a denominator", divided_by, [5], frozen=("activations",)),
+    Case("a product of weights", product_of_weights, [5], frozen=("activations",)),
+    Case("a scaled product of two activations", scaled_gram(False), [], frozen=("activations",)),
+    Case("a scaled product with itself", scaled_gram(True), [], frozen=("activations",)),
+    Case("an outer product", outer_product, [6]),
+    Case("Squeeze without axes", squeeze_everything, [], frozen=("squeeze",)),
+    Case("channels into the batch, Reshape", into_the_batch("Reshape"), [6, 4]),
+    Case("channels into the batch, Flatten", into_the_batch("Flatten"), [6, 4]),
+    Case("channels into the batch, Conv", into_the_batch("Conv"), [6, 4]),
+    Case("the size of a weight as a number", number_from_shape("matrix"), [5], frozen=("computed",)),
+    Case("the size of a scale as a number", number_from_shape("vector"), [], frozen=("computed",)),
+    Case("a target with the size of a scale", target_from_vector, [6]),
+    Case("Shape from the front", part_of_shape(0, 2), [6], opsets=(15, 21)),
+    Case("Shape in the middle", part_of_shape(1, -2), [6], opsets=(15, 21)),
+    Case("Slice at a computed half", halves_by_shape("Slice"), [3]),
+    Case("Split at a computed half", halves_by_shape("Split"), [3], opsets=(13, 21)),
+    Case("Pad by a computed half", padded_by_shape, [6, 3]),
+    Case("Expand to a computed shape", filled_by_shape("Expand"), [], frozen=("computed",)),
+    Case("ConstantOfShape", filled_by_shape("ConstantOfShape"), [], frozen=("computed",)),
+    Case("a shared target", shared_target, [6, 6]),
+    Case("shared sizes", shared_sizes, [2, 4, 2, 4], opsets=(13, 21)),
+    Case("a shared scale of rank three", shared_rank_three, [6]),
+    Case("one vector three times", one_vector_thrice, [6]),
+    Case("a reshaped bias", reshaped_bias(1, 6, 1, 1), [6]),
+    Case("a bias reshaped with -1", reshaped_bias(-1, 1, 1), [6]),
+    Case("Constant of integers", constant_of(value_ints=[-1, 6, HEIGHT * WIDTH]), [6], opsets=(13, 21)),
+    Case("Constant of floats", constant_of(value_floats=[0.5] * 5), [6], opsets=(13, 21)),
+    Case("ReduceMean, absent axes", no_axes("absent"), [6], mixed=[6], opsets=(18, 21)),
+    Case("ReduceMean, empty axes", no_axes("empty"), [6], mixed=[6], opsets=(18, 21)),
+    Case("ReduceMean of nothing", no_axes("noop"), [6], opsets=(18, 21)),
+    Case("a mean over each group", centred_groups, [2, 3], mixed=[3]),
+    Case("groups after a shuffle", grouped_after_shuffle, [2, 2, 3]),
+    Case("channels rolled", rolled, [2]),
+    Case("Conv over one dimension", conv_1d, [6, 5]),
     Case("If", branching, [], frozen=("control flow",), dynamic=(False,)),
 ]
 GRID = [

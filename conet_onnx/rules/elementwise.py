@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from onnx import TensorProto
+
 from conet_onnx.dims import ONE, Axis, Segment
+from conet_onnx.graph import REALS
 from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, rule
 from conet_onnx.solving import Reason
 
@@ -27,14 +30,15 @@ def same_shape(op: Op, x: Shape, *_: Shape | None) -> Facts:
 
 
 def moved(op: Op, x: Shape, *_: Shape | None) -> Facts:
-    """ONNX Identity, Cast, Dropout: the input's elements in their places."""
-    return Facts(outputs=tuple(x for _ in op.node.outputs), passes=(0,))
+    """ONNX Identity, Cast, Dropout: the input's elements in their places; not so where a Cast rounds to integers."""
+    rounds = op.attribute("to", TensorProto.FLOAT) not in REALS
+    return Facts(outputs=tuple(x for _ in op.node.outputs), passes=() if rounds else (0,))
 
 
 def broadcast(op: Op, *shapes: Shape) -> Facts:
     """ONNX multidirectional broadcasting: axes are aligned from the right, and a size of one gives way."""
-    if op.node.since < 7 and op.attribute("broadcast", 0):
-        raise Opaque("old broadcast", f"{op.node} broadcasts along an explicit axis (opset below 7)")
+    if op.node.since < 7 and (op.attribute("broadcast", 0) or op.node.op == "PRelu"):
+        raise Opaque("old broadcast", f"{op.node} broadcasts along an axis of its own (opset below 7)")
     output, equal = joined(shapes)
     return Facts(outputs=(output,), equal=equal, scales=LINEAR.get(op.node.op, ()))
 

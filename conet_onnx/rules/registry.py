@@ -84,6 +84,12 @@ class Op:
             )
         return found
 
+    def source(self, origin: tuple[str, int]) -> Segment:
+        """The axis that an integer was read from. Raises Opaque where it is unknown."""
+        if origin[0] not in self.shapes:
+            raise Opaque("unknown shape", f"{self.node} reads the size of {origin[0]!r}, whose shape is unknown")
+        return self.shapes[origin[0]][origin[1]]
+
     def fresh(self, name: str, size: Size) -> Dim:
         """A new dim, named after the node."""
         return Dim(f"{self.node.name}.{name}", size)

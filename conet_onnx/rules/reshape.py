@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from conet_onnx.dims import ONE, Axis, Segment, Size, axis, product
 from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, rule
+from conet_onnx.solving import Reason
 
 __all__ = ["flatten", "reshape"]
 
@@ -72,7 +73,7 @@ def _computed(op: Op, output: Shape) -> Equal:
     equal: list[tuple[Axis | Segment, Axis | Segment]] = []
     for segment, origin in zip(output, origins or (None,) * len(output), strict=True):
         if isinstance(origin, tuple):
-            equal.append((segment, op.shapes[origin[0]][origin[1]]))
+            equal.append((segment, op.source(origin)))
         elif origin != -1 and segment.dims and not all(d.rigid for d in segment.dims):
             raise Opaque("computed target", f"{op.node} computes its target while the model runs")
     return tuple(equal)
@@ -80,9 +81,13 @@ def _computed(op: Op, output: Shape) -> Equal:
 
 @rule("Flatten", "Squeeze", "Unsqueeze")
 def flatten(op: Op, x: Shape, _: Shape | None = None) -> Facts:
-    """ONNX Flatten, Squeeze and Unsqueeze: no integer carries a size."""
+    """ONNX Flatten, Squeeze and Unsqueeze: no integer carries a size. Squeeze without axes drops every size of one."""
     output, equal = regroup(op, x, op.sizes())
-    return Facts(outputs=(output,), equal=equal, passes=(0,))
+    frozen: tuple[tuple[Segment, Reason], ...] = ()
+    if op.node.op == "Squeeze" and not op.has(1) and op.attribute("axes") is None:
+        reason = Reason("squeeze", op.node.name, f"{op.node} names no axes: it would drop a channel axis of size one")
+        frozen = tuple((segment, reason) for segment in x if segment.dims)
+    return Facts(outputs=(output,), equal=equal, frozen=frozen, passes=(0,))
 
 
 def _times(a: Size, b: Size) -> Size:

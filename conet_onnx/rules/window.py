@@ -48,7 +48,7 @@ def resize(op: Op, x: Shape, *_: Shape | None) -> Facts:
     equal = []
     for segment, origin in zip(y, op.origin(3) or (None,) * len(y), strict=False):
         if isinstance(origin, tuple):
-            equal.append((segment, op.shapes[origin[0]][origin[1]]))
+            equal.append((segment, op.source(origin)))
         elif segment.dims and not (len(segment.dims) == 1 and segment.dims[0].rigid):
             raise Opaque("computed sizes", f"{op.node} computes its sizes while the model runs")
     return Facts(outputs=(y,), equal=tuple(equal), frozen=moved, sees=(3,))
