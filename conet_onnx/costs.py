@@ -161,11 +161,15 @@ class Costs:
 
 
 def _static_batch(coupling: Coupling) -> int:
-    """The batch size that is fixed in the file: the first size of every input and output, where they agree."""
+    """The batch size that is fixed in the file: the first size of every input, where they and an output agree."""
     graph = coupling.graph
-    first = {shape[0] if shape else 1 for v in (*graph.inputs, *graph.outputs) for shape in (graph.shape(v.name),)}
-    size = first.pop() if len(first) == 1 else 1
-    return size or 1
+
+    def first(name: str) -> int:
+        shape = graph.shape(name)
+        return (shape[0] or 1) if shape else 1
+
+    sizes = {first(v.name) for v in graph.inputs}
+    return sizes.pop() if len(sizes) == 1 and sizes & {first(v.name) for v in graph.outputs} else 1
 
 
 def _per_sample(macs: Polynomial, batch: int) -> Polynomial:

@@ -33,7 +33,7 @@ class Node:
     """One operator: what it reads, what it makes, and its attributes as Python values."""
 
     index: int
-    name: str  # the node's own name if it is unique, else its first output
+    name: str  # the node's own name if it is unique (among outputs too), else its first output
     op: str
     domain: str
     since: int  # the schema version that the file's opset selects; 0 where onnx knows no schema
@@ -113,6 +113,11 @@ class Graph:
             return infer(self.model, self.input_shapes)
         except (checker.ValidationError, shape_inference.InferenceError, RuntimeError) as error:
             raise ModelError(f"{self.file or 'The model'} is not a valid ONNX model: {_one_line(error)}") from error
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every value's name, those inside subgraphs included: a new value must have another."""
+        return frozenset((*_names(self.model.graph), *self.weights))
 
     def producer(self, name: str) -> Node | None:
         """The node that makes a value; None for inputs and initializers."""
@@ -276,7 +281,9 @@ FLOATS = REALS | {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}  # element type
 
 
 def _nodes(model: onnx.ModelProto) -> tuple[Node, ...]:
-    unique = {name for name, count in Counter(node.name for node in model.graph.node).items() if name and count == 1}
+    count = Counter([*(node.name for node in model.graph.node), *(n for node in model.graph.node for n in node.output)])
+    own = {node.name for node in model.graph.node if node.name in node.output}  # some exporters call a node so
+    unique = {name for name, times in count.items() if name and times == 1 + (name in own)}
     versions = {o.domain or "ai.onnx": o.version for o in model.opset_import}
     made = []
     for index, proto in enumerate(model.graph.node):
@@ -327,6 +334,17 @@ def _captured(proto: onnx.NodeProto) -> tuple[str, ...]:
                 inner.update(node.output)
             found.update((v.name, None) for v in graph.output if v.name not in inner)
     return tuple(found)
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (value.name for value in (*graph.input, *graph.output))
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    for node in graph.node:
+        yield from (*node.input, *node.output)
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _names(inner)
 
 
 def _weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

@@ -257,10 +257,15 @@ class _Compiler:
             take = self._take(uses[0])
             return take if take.take else None
         nodes = self._analysis.graph.nodes
-        names = [tensor, *(f"{tensor}.{nodes[u.node].name}.{u.input}" for u in uses[1:])]
+        names = [tensor, *(self._unused(f"{tensor}.{nodes[u.node].name}.{u.input}") for u in uses[1:])]
         return tuple(
             UsePlan(nodes[u.node].name, u.input, name, self._take(u)) for u, name in zip(uses, names, strict=True)
         )
+
+    def _unused(self, name: str) -> str:
+        while name in self._analysis.graph.names:
+            name += "_"
+        return name
 
     def _take(self, use: Use) -> Take:
         takes, divides = {}, {}

@@ -29,9 +29,7 @@ def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
     if not plan.initializers and not plan.integers:
         return graph
     by_name = {node.name: node for node in graph.nodes}
-    for name in plan.initializers:
-        if name not in graph.weights:
-            raise UsageError(f"the plan resizes {name!r}, which is not a weight of {graph.file or 'this model'}.")
+    _check_names(graph, plan, by_name)
 
     def make(name: str, tensor: onnx.TensorProto) -> onnx.TensorProto | None:
         made = plan.initializers.get(name)
@@ -51,6 +49,16 @@ def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
     _drop_left_over(graph, made_graph)
     _refresh_shapes(made_graph)
     return made_graph
+
+
+def _check_names(graph: Graph, plan: WidthPlan, by_name: Mapping[str, Node]) -> None:
+    for name in plan.initializers:
+        if name not in graph.weights:
+            raise UsageError(f"the plan resizes {name!r}, which is not a weight of {graph.file or 'this model'}.")
+    uses = (use for made in plan.initializers.values() if isinstance(made, tuple) for use in made)
+    for name in (*(use.node for use in uses), *(edit.node for edit in plan.integers)):
+        if name not in by_name:
+            raise UsageError(f"the plan edits {name!r}, which is not a node of {graph.file or 'this model'}.")
 
 
 def apply(source: np.ndarray[Any, Any], made: Take) -> np.ndarray[Any, Any]:
@@ -75,7 +83,7 @@ def _edit_integers(
     places: dict[tuple[str, str], dict[int, int]] = {}
     for edit in integers:
         places.setdefault((edit.node, edit.where), {})[edit.position] = edit.new
-    taken = {name for node in graph.nodes for name in (*node.inputs, *node.outputs)} | set(graph.weights)
+    taken = {*graph.names, *(tensor.name for tensor in model.graph.initializer)}
     for (name, where), edits in places.items():
         node = by_name[name]
         kind, _, what = where.partition(":")
