@@ -201,6 +201,20 @@ class TestTraining:
         np.testing.assert_array_equal(run(module.train(), x), inference)
         assert from_torch(graph, module).model == graph.model
 
+    def test_statistics_under_another_name_are_updated_and_written_back(self) -> None:
+        rng = np.random.default_rng(0)
+        weights = {name: np.abs(some((3,), rng)) for name in "sbmv"}
+        nodes = [
+            helper.make_node("Identity", ["m"], ["m2"]),
+            helper.make_node("BatchNormalization", ["x", "s", "b", "m2", "v"], ["y"], momentum=0.75),
+        ]
+        x = some((4, 3, 5), rng)
+        graph = Graph(build(nodes, {"x": x}, weights, ["y"], 15))
+        module = lower(graph).train()
+        run(module, x)
+        expected = 0.75 * weights["m"] + 0.25 * x.mean((0, 2))
+        np.testing.assert_allclose(from_torch(graph, module).array("m"), expected, rtol=1e-5)
+
     def test_copies_and_pickles_behave_alike(self) -> None:
         torch.manual_seed(0)
         x = torch.randn(4, 3, 6, 6)
@@ -229,6 +243,39 @@ class TestTraining:
         for height in (7, 9, 12):
             other = some((1, 3, height, 6), np.random.default_rng(1))
             np.testing.assert_allclose(run(module, other), run_reference(model, {"x": other})[0], rtol=1e-6)
+
+
+class TestFusion:
+    """What is fused or overwritten must not be read by anybody else."""
+
+    STEPS: tuple[list[tuple[str, list[str]]], ...] = (
+        [("Relu", ["c"]), ("Add", ["0", "c"])],
+        [("Relu", ["c"]), ("Clip", ["0", "", "one"]), ("Add", ["1", "0"])],
+        [("Sigmoid", ["c"]), ("Mul", ["c", "0"]), ("Add", ["1", "0"])],
+        [("Sigmoid", ["c"]), ("Mul", ["c", "0"])],
+        [("Sigmoid", ["c"]), ("Mul", ["0", "x"])],
+        [("Add", ["c", "c"]), ("Relu", ["0"]), ("Mul", ["1", "1"])],
+        [("Dropout", ["c"]), ("Relu", ["0"]), ("Add", ["1", "c"])],
+    )
+
+    @pytest.mark.parametrize("steps", STEPS, ids=lambda steps: "-".join(f"{op}({','.join(i)})" for op, i in steps))
+    def test_keeps_the_function_and_its_gradient(self, steps: list[tuple[str, list[str]]]) -> None:
+        rng = np.random.default_rng(0)
+        x = some((2, 3, 4, 4), rng)
+        weights = {"w": some((3, 3, 1, 1), rng), "one": np.float32(0.5)}
+        nodes = [helper.make_node(op, inputs, [str(i)]) for i, (op, inputs) in enumerate(steps)]
+        nodes.insert(0, helper.make_node("Conv", ["x", "w"], ["c"]))
+        model = build(nodes, {"x": x}, weights, [str(len(steps) - 1)], 13)
+        module = lower(Graph(model))
+        np.testing.assert_allclose(run(module, x), run_reference(model, {"x": x})[0], rtol=1e-5, atol=1e-6)
+        (parameter,) = module.double().parameters()
+        inputs = torch.from_numpy(x).double()
+        module(inputs).sum().backward()
+        step = torch.full_like(parameter, 1e-6)
+        with torch.no_grad():
+            above, below = (parameter.add_(s) is parameter and module(inputs).sum() for s in (step, -2 * step))
+        assert parameter.grad is not None
+        assert float((above - below) / 2e-6) == pytest.approx(float(parameter.grad.sum()), rel=1e-4)
 
 
 class TestWeights:

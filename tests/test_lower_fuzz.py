@@ -192,8 +192,11 @@ def shape_arithmetic(batch_first: bool) -> tuple[list[onnx.NodeProto], dict[str,
         node("Equal", ["shape", "one"], ["ones"]),
         node("Where", ["ones", "zero", "shape"], ["chosen"]),
         node("Cast", ["chosen"], ["chosen_float"], to=FLOAT),
+        node("Sub", ["shape", "ten"], ["negative"]),
+        node("Div", ["negative", "groups"], ["halved"]),
     ]
     constants = {"zero": ints(0)[0], "one": ints(1)[0], "groups": ints(2)[0], "axes": ints(0), "minus": ints(-1)}
+    constants["ten"] = ints(11)[0]
     return nodes, {**constants, "start": ints(2), "end": ints(2**62)}
 
 
@@ -202,7 +205,7 @@ def shape_arithmetic(batch_first: bool) -> tuple[list[onnx.NodeProto], dict[str,
 def test_shape_arithmetic_agrees(symbolic: str, batch_first: bool) -> None:
     nodes, weights = shape_arithmetic(batch_first)
     inputs = {"x": some(X, np.random.default_rng(0))}
-    outputs = ["y", "zeros", "count", "chosen_float", "target", "tail"]
+    outputs = ["y", "halved", "zeros", "count", "chosen_float", "target", "tail"]
     model = build(nodes, inputs, weights, outputs, 13, symbolic)
     assert_same(run_lowered(model, inputs), run_reference(model, inputs))
 

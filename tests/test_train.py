@@ -70,6 +70,19 @@ def network(width: int = 8, seed: int = 0, end: str = "", batch: int | str = "ba
     return Graph(model)
 
 
+def with_dropout() -> Graph:
+    """The network, with half of what Gemm reads dropped in training."""
+    model = onnx.ModelProto()
+    model.CopyFrom(network().model)
+    nodes = list(model.graph.node)
+    nodes[-1].input[0] = "dropped"
+    nodes.insert(-1, helper.make_node("Dropout", ["f", "ratio"], ["dropped"]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "ratio"))
+    return Graph(model)
+
+
 def scores(graph: Graph, data: Split) -> Array:
     name = graph.inputs[0].name
     return run_reference(graph.model, {name: normalise(data.images[:])})[0]
@@ -152,6 +165,21 @@ class TestLearning:
         for name in ("fc.b", "norm.s"):
             np.testing.assert_allclose(decayed.array(name), kept.array(name), atol=0.01)
 
+    def test_the_rate_rises_then_falls_along_a_cosine(self) -> None:
+        fitted = train(network(), problem(64), epochs=10, lr=0.1, warmup=0.25)  # of 40 steps, 10 rise
+        rates = [epoch["lr"] for epoch in fitted.history]
+        assert rates[0] == pytest.approx(0.1 * 4 / 11)
+        assert rates[1] == pytest.approx(0.1 * 8 / 11)
+        assert rates[6] == pytest.approx(0.05 + 0.05 * np.cos(np.pi * 17 / 30))
+        assert 0 < rates[-1] < 0.001
+
+    def test_long_gradients_are_shortened(self) -> None:
+        graph = network()
+        options: dict[str, Any] = {"epochs": 1, "lr": 0.1, "weight_decay": 0.0}
+        free, clipped = (train(graph, problem(16), clip=clip, **options).graph for clip in (None, 1e-3))
+        moved = [np.linalg.norm(g.array("fc.w") - graph.array("fc.w")) for g in (free, clipped)]
+        assert moved[1] < 2e-4 < moved[0] / 10
+
     def test_no_epochs_change_nothing(self) -> None:
         graph = network()
         fitted = train(graph, problem(), epochs=0)
@@ -172,31 +200,20 @@ class TestRepeating:
         assert first == again
         assert first != other
 
-    def test_with_dropout_too(self) -> None:
-        graph = network()
-        nodes = list(graph.model.graph.node)
-        model = onnx.ModelProto()
-        model.CopyFrom(graph.model)
-        del model.graph.node[:]
-        nodes[-1].input[0] = "dropped"
-        model.graph.node.extend([*nodes[:-1], helper.make_node("Dropout", ["f", "ratio"], ["dropped"]), nodes[-1]])
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "ratio"))
-        first, again = (train(Graph(model), problem(), epochs=1).graph.model for _ in range(2))
-        assert first == again
-        assert first != train(graph, problem(), epochs=1).graph.model
+    def test_chance_in_the_model_is_seeded_too_whatever_the_global_state(self) -> None:
+        first = train(with_dropout(), problem(), epochs=1).graph.model
+        torch.manual_seed(77)
+        assert train(with_dropout(), problem(), epochs=1).graph.model == first
+        assert train(network(), problem(), epochs=1).graph.array("fc.w") != pytest.approx(Graph(first).array("fc.w"))
 
     def test_global_random_state_and_threads_are_left_alone(self) -> None:
+        torch.manual_seed(123)
         before, threads = torch.random.get_rng_state(), torch.get_num_threads()
         numpy_before = np.random.get_state()[1]  # noqa: NPY002 - that nobody touched the legacy state is the point
-        train(network(), problem(50), epochs=1, threads=2)
+        train(with_dropout(), problem(50), epochs=1, threads=2)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert torch.get_num_threads() == threads
         assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
-
-    def test_global_random_state_does_not_matter(self) -> None:
-        first = train(network(), problem(50), epochs=1).graph.model
-        torch.manual_seed(77)
-        assert train(network(), problem(50), epochs=1).graph.model == first
 
     def test_scores_computed_beforehand_teach_the_same(self) -> None:
         teacher, data = network(16), problem()
@@ -251,9 +268,12 @@ class TestFixedBatches:
         free, fixed = (teacher_scores(g, data, normalise=normalise) for g in (network(), bound(8)))
         np.testing.assert_allclose(free, fixed, rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("samples", [17, 1])
-    def test_a_single_sample_left_over_is_no_batch(self, samples: int) -> None:
-        assert train(network(), problem(samples), epochs=1).history[0]["epoch"] == 1
+    @pytest.mark.parametrize(("samples", "steps"), [(18, 2), (17, 1), (1, 1)])
+    def test_a_single_sample_left_over_is_no_batch(self, samples: int, steps: int) -> None:
+        seen: list[float] = []
+        train(network(), problem(samples), epochs=2, progress=seen.append)
+        assert len(seen) == 2 * steps
+        assert seen[-1] == 1
 
 
 def bound(batch: int) -> Graph:

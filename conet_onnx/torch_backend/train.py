@@ -38,7 +38,7 @@ class Diverged(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A trained graph; for each epoch its mean losses, its accuracy on what it trained on, and its seconds."""
+    """A trained graph, and for each epoch its mean losses, accuracy on what it trained on, last rate, and seconds."""
 
     graph: Graph
     history: tuple[dict[str, float], ...]
@@ -125,7 +125,7 @@ class _Plan:
     """How many steps of which size."""
 
     size: int
-    fixed: bool  # whether every batch must have this size
+    least: int  # samples in a batch: one that is left over has no statistics of a batch
     steps: int  # in an epoch
     total: int
     rising: int  # steps until the learning rate is at its height
@@ -137,13 +137,10 @@ class _Plan:
                 f"{samples} samples do not fill one batch of {size}, the model's fixed batch size; export it with a "
                 "dynamic one."
             )
+        least = size if fixed else min(2, samples, size)
         full, rest = divmod(samples, size)
-        steps = full + (rest > 0 and not fixed and (rest > 1 or full == 0))
-        return cls(size, fixed, steps, steps * epochs, round(steps * epochs * warmup))
-
-    def takes(self, count: int) -> bool:
-        """Whether a batch of so many is trained on: one sample that is left over has no statistics of a batch."""
-        return count == self.size or (not self.fixed and (count > 1 or self.steps == 1))
+        steps = full + (least <= rest)
+        return cls(size, least, steps, steps * epochs, round(steps * epochs * warmup))
 
     def scale(self, step: int) -> float:
         """The learning rate's share at a step."""
@@ -183,12 +180,13 @@ class _Run:
         """All samples once, in an order of the epoch's own."""
         begun = time.perf_counter()
         sums: dict[str, float] = {}
-        seen, step = 0, epoch * plan.steps
+        seen, step, rate = 0, epoch * plan.steps, 0.0
         for x, y, told in self.lessons.batches(plan.size, seed=(seed + epoch) % 2**63):
-            if not plan.takes(len(x)):
+            if len(x) < plan.least:
                 continue
+            rate = self.lr * plan.scale(step)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * plan.scale(step)
+                group["lr"] = rate
             for name, value in self.step(x, y if self.labels else None, told).items():
                 sums[name] = sums.get(name, 0.0) + value * len(x)
             if not math.isfinite(sums["loss"]):
@@ -200,7 +198,7 @@ class _Run:
             if progress is not None:
                 progress(step / plan.total)
         means = {name: value / seen for name, value in sums.items()}
-        return {"epoch": float(epoch + 1), **means, "seconds": time.perf_counter() - begun}
+        return {"epoch": float(epoch + 1), **means, "lr": rate, "seconds": time.perf_counter() - begun}
 
     def step(self, x: Array, y: Array | None, told: Array | None) -> dict[str, float]:
         """One batch: losses and the share of labels that were guessed right, before the step."""
