@@ -255,7 +255,7 @@ class TestFixedBatches:
 
     def test_a_batch_that_binds_is_trained_at(self) -> None:
         graph = bound(8)
-        assert Classifier(graph, normalise(problem(1).images[:])).batch == 8
+        assert Classifier(graph, normalise(problem(1).images[:]), torch.device("cpu")).batch == 8
         seen: list[float] = []
         fitted = train(graph, problem(53), epochs=1, teacher=bound(4), progress=seen.append)
         assert len(seen) == 6
@@ -355,6 +355,13 @@ class TestErrors:
         with pytest.raises(UsageError, match="the teacher has 7 classes, the student 4"):
             train(network(), problem(), teacher=np.zeros((200, 7), np.float32))
 
+    def test_devices_that_are_not_there(self) -> None:
+        for options in ({"accelerator": "abacus"}, {"precision": "3-bit"}):
+            with pytest.raises(UsageError, match=r"cannot train on \w+ with precision"):
+                fit(network(), problem(), epochs=1, **options)
+
     def test_nothing_is_printed(self, capfd: pytest.CaptureFixture[str]) -> None:
         train(network(), problem(50), epochs=1)
+        train(bound(8), problem(50), epochs=1)
+        self.test_images_of_another_size()
         assert capfd.readouterr() == ("", "")

@@ -104,12 +104,16 @@ def fit(
     """
     _check(epochs, batch, lr, distill, temperature, optimizer)
     from lightning_fabric import Fabric  # a second to import, which lowering alone need not pay
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     begun = time.perf_counter()
     with _repeatable(seed, threads):
-        lessons = Lessons.of(data, teacher, normalise, epochs)
-        model = Classifier(student, lessons.sample)
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        try:
+            fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        except (MisconfigurationException, ValueError) as error:
+            raise UsageError(f"cannot train on {accelerator} with precision {precision}: {_line(error)}") from error
+        lessons = Lessons.of(data, teacher, normalise, epochs, fabric.device)
+        model = Classifier(student, lessons.sample, fabric.device)
         rate, decay = LR[optimizer] if lr is None else lr, DECAY[optimizer] if weight_decay is None else weight_decay
         run = _Run(fabric, model, lessons, optimizer, rate, decay, Objective(distill, temperature), labels, clip)
         plan = _Plan.of(len(data), model.batch or batch, fixed=model.batch is not None, epochs=epochs, warmup=warmup)
@@ -173,8 +177,6 @@ class _Run:
         self.lr = lr
         made = _optimizer(model.module, optimizer, lr, weight_decay)
         self.module, self.optimizer = fabric.setup(model.module.train(), made)
-        if lessons.teacher is not None:
-            lessons.teacher.module.to(fabric.device)
 
     def epoch(self, epoch: int, plan: _Plan, seed: int, progress: Progress | None) -> dict[str, float]:
         """All samples once, in an order of the epoch's own."""
@@ -203,7 +205,7 @@ class _Run:
     def step(self, x: Array, y: Array | None, told: Array | None) -> dict[str, float]:
         """One batch: losses and the share of labels that were guessed right, before the step."""
         device = self.fabric.device
-        images = self.model.tensor(x, device)
+        images = self.model.tensor(x)
         labels = None if y is None else torch.from_numpy(y).to(device)
         target = None if told is None else torch.from_numpy(told).to(device)
         if self.lessons.teacher is not None:
@@ -225,7 +227,7 @@ class _Run:
             made: torch.Tensor = self.module(images)
         except (RuntimeError, ValueError) as error:  # torch's way to say that shapes do not fit
             where = self.model.graph.file or "the model"
-            raise DataError(f"{where} does not take images of shape {tuple(images.shape)}: {error}") from error
+            raise DataError(f"{where} does not take images of shape {tuple(images.shape)}: {_line(error)}") from error
         return made
 
 
@@ -252,6 +254,10 @@ def _check(epochs: int, batch: int, lr: float | None, distill: float, temperatur
         raise UsageError(f"distill {distill}, temperature {temperature}: a share of 0..1, and a positive number.")
     if optimizer not in LR:
         raise UsageError(f"optimizer {optimizer!r}: it is one of {', '.join(LR)}.")
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _check_classes(scores: torch.Tensor, labels: torch.Tensor | None, told: torch.Tensor | None) -> None:

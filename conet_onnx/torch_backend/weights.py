@@ -45,14 +45,16 @@ _COLOURS = 4  # a mean or deviation that prepares raw images has at most so many
 def trainable(graph: Graph) -> frozenset[str]:
     """Names of the floating-point weights that training may change.
 
-    Not: running statistics; what bounds, pads or scales (Clip, Pad, Resize ...); single numbers in element-wise
-    arithmetic (GELU's 0.5, an attention's 1/sqrt(d)); a mean and deviation that prepare the raw input.
+    Not: running statistics; what bounds, pads or scales (Clip, Pad, Resize ...); numbers without an axis, and single
+    numbers in element-wise arithmetic (GELU's 0.5, an attention's 1/sqrt(d)); a mean and deviation that prepare the
+    raw input.
     """
     raw = _raw(graph)
     return frozenset(
         name
         for name, tensor in graph.weights.items()
         if tensor.data_type in _FLOATS
+        and len(tensor.dims) > 0
         and (uses := list(_uses(graph, name)))
         and not any(_is_setting(node, index, int(np.prod(tensor.dims)), raw) for node, index in uses)
     )
