@@ -23,6 +23,7 @@ SMALL = 1024  # elements: weights up to here take part in data propagation, comp
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 )
+GROWING = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"})
 BATCH = (3, 5)  # sizes for a symbolic first axis
 EXTENT = (224, 256)  # sizes for any other symbolic axis
 
@@ -188,7 +189,7 @@ def _settle(
     types: dict[str, onnx.TypeProto],
     constants: dict[str, np.ndarray[Any, Any]],
 ) -> None:
-    """Evaluate a node whose inputs are small and constant, and infer the types that whole-graph inference left open."""
+    """Infer the types that whole-graph inference left open; evaluate a node whose inputs are small and constant."""
     if any(a.HasField("g") or a.graphs for a in node.attribute) or node.domain not in ("", "ai.onnx"):
         return
     if node.op_type in ("Shape", "Size") and _known(types.get(node.input[0])):
@@ -196,17 +197,26 @@ def _settle(
         attributes = {a.name: a.i for a in node.attribute}
         value = np.array(shape, np.int64)[attributes.get("start", 0) : attributes.get("end")]
         made = [value if node.op_type == "Shape" else np.array(np.prod(shape, dtype=np.int64))]
-    elif node.op_type not in RANDOM and all(not name or name in constants for name in node.input):
-        made = _evaluate(node, model, constants)
     else:
-        made = []
+        if not all(not name or _known(types.get(name)) for name in node.output):
+            _infer_node(node, model, types, constants)
+        settled = node.op_type not in RANDOM and all(not name or name in constants for name in node.input)
+        made = _evaluate(node, model, constants) if settled and _stays_small(node, types) else []
     for name, array in zip(node.output, made, strict=False):
         if name and array.size <= SMALL:
             constants[name] = array
             types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-    if all(not name or _known(types.get(name)) for name in node.output):
-        return
-    _infer_node(node, model, types, constants)
+
+
+def _stays_small(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> bool:
+    """Whether a node with small inputs has small outputs: a few integers can ask for any number of elements."""
+    for name in filter(None, node.output):
+        found = types.get(name)
+        if found is None or not _known(found):
+            return node.op_type not in GROWING
+        if np.prod([d.dim_value for d in found.tensor_type.shape.dim], dtype=np.float64) > SMALL:
+            return False
+    return True
 
 
 def _known(found: onnx.TypeProto | None) -> bool:

@@ -107,3 +107,20 @@ class TestTrace:
         region = trace(Graph(model))
         assert region.reads["product"] == {("x", 0), ("x", 1), ("x", 2), ("x", 3)}
         assert set(region.origins["product"]) <= {None}
+
+
+@pytest.mark.parametrize("op", ["ConstantOfShape", "Expand", "Range", "Tile"])
+def test_constants_that_would_be_large_are_not_computed(op: str) -> None:
+    """Four integers can ask for a terabyte."""
+    many = np.array([10**4, 10**4, 10**4], dtype=np.int64)
+    one = np.array([[[1]]], dtype=np.int64)
+    inputs = {
+        "ConstantOfShape": {"many": many},
+        "Expand": {"one": one, "many": many},
+        "Range": {"start": np.array(0), "end": np.array(10**12), "step": np.array(1)},
+        "Tile": {"one": one, "many": many},
+    }[op]
+    weights = [numpy_helper.from_array(np.asarray(a, dtype=np.int64), n) for n, a in inputs.items()]
+    y = helper.make_tensor_value_info("y", TensorProto.INT64, None)
+    graph = helper.make_graph([helper.make_node(op, [w.name for w in weights], ["y"])], "g", [], [y], weights)
+    assert Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])).constant("y") is None
