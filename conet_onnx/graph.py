@@ -224,9 +224,9 @@ def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[in
     external = _external_files(model, file)
     try:
         _check_types(model)
-        checker.check_model(skeleton(model)[0])
-        if external:
+        if external:  # first: the checker looks for external data beside the process, not beside the model
             onnx.load_external_data_for_model(model, os.fspath(file.parent))
+        checker.check_model(skeleton(model)[0])
         for tensor in _all_tensors(model.graph):
             checker.check_tensor(tensor)  # is there as much data as the shape needs?
     except (checker.ValidationError, ValueError, RuntimeError, OSError) as error:  # onnx raises all four
