@@ -265,7 +265,7 @@ def with_weights(model: onnx.ModelProto, make: Replace) -> onnx.ModelProto:
 def with_values(tensor: onnx.TensorProto, array: np.ndarray[Any, Any]) -> onnx.TensorProto:
     """The same tensor (name, type, doc string, metadata) with another value."""
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    made = numpy_helper.from_array(np.ascontiguousarray(array, dtype=dtype), tensor.name)
+    made = numpy_helper.from_array(np.asarray(array, dtype=dtype, order="C"), tensor.name)
     if tensor.HasField("doc_string"):
         made.doc_string = tensor.doc_string
     made.metadata_props.extend(tensor.metadata_props)

@@ -74,7 +74,7 @@ def apply(source: np.ndarray[Any, Any], made: Take) -> np.ndarray[Any, Any]:
         shape = [1] * result.ndim
         shape[axis] = len(divide)
         result = (result / divide.reshape(shape)).astype(source.dtype)
-    return np.ascontiguousarray(result)
+    return np.asarray(result, order="C")  # not ascontiguousarray, which gives a scalar an axis
 
 
 def _edit_integers(
