@@ -1016,3 +1016,25 @@ def test_an_operator_resizes_exactly_or_freezes(case, opset, dynamic):
     assert sorted(w.size for w in analysis.widths.values() if not w.exact) == sorted(case.mixed)
     assert kinds(analysis) == set(case.frozen)
     prove(analysis, seeds=2)
+
+
+SPACE = ["Conv", "depthwise Conv", "ConvTranspose in two groups", "Concat with itself", "Split, uneven", "Split, sizes"]
+SPACE += ["Slice, negative start", "a zero-padded shortcut", "squeeze and excitation", "Resize by scales", "MaxPool"]
+SPACE += ["ReduceMean over channels", "channels last", "Slice at a computed half", "Pad by a computed half"]
+SPACE += ["Shape from the front", "BatchNormalization with shared parameters", "a computed shuffle"]
+
+
+@pytest.mark.parametrize("name", SPACE)
+def test_with_symbolic_height_and_width_too(name):
+    case = next(c for c in CASES if c.name == name)
+    model = made(case, case.opsets[-1], dynamic=True)
+    for axis, symbol in ((2, "H"), (3, "W")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = symbol
+    for value in model.graph.output:
+        for dim in value.type.tensor_type.shape.dim[2:] or value.type.tensor_type.shape.dim[1:]:
+            dim.Clear()
+    onnx.checker.check_model(model, full_check=True)
+    analysis = analyze(Graph(model, input_shapes={"x": (3, 3, HEIGHT, WIDTH)}))
+    found = sorted(w.size for w in analysis.widths.values())
+    assert found == ([] if name == "a computed shuffle" else sorted(case.widths))
+    prove(analysis)
