@@ -30,20 +30,8 @@ def conv(op: Op, x: Shape, w: Shape, b: Shape | None = None) -> Facts:
     g = product(op.fresh("g", (groups, groups)))
     i = product(op.fresh("i", w[1].size))
     o = _split(op, _static(op, w[0]), "o", groups)
-    y = (x[0], product(g, o), *fixed(op.node.name, op.sizes()[2:]))
-    equal: Equal = ((x[1], product(g, i)), (w[0], product(g, o)), (w[1], i))
-    contraction = Contraction(
-        operands=(Operand(0, 1, g, i), Operand(1, 1, ONE, i)),
-        produces=(o,),
-        macs=product(*y, i, *w[2:]),
-    )
-    return Facts(
-        outputs=(y,),
-        equal=equal if b is None else (*equal, (b[0], product(g, o))),
-        contracts=(contraction,),
-        sites=() if groups == 1 else (Site("attribute:group", 0, axis(g), groups),),
-        frozen=spatial(op, x[2:]) + spatial(op, w[2:]),
-    )
+    places = fixed(op.node.name, op.sizes()[2:])
+    return _grouped(op, x, w, b, g, i, o, weight=(product(g, o), i), side=Operand(1, 1, ONE, i), places=places)
 
 
 @rule("ConvTranspose")
@@ -53,18 +41,32 @@ def conv_transpose(op: Op, x: Shape, w: Shape, b: Shape | None = None) -> Facts:
     g = product(op.fresh("g", (groups, groups)))
     i = _split(op, _static(op, w[0]), "i", groups)
     o = product(op.fresh("o", w[1].size))
+    places = fixed(op.node.name, tuple(s.size for s in x[2:]))
+    return _grouped(op, x, w, b, g, i, o, weight=(product(g, i), o), side=Operand(1, 0, g, i), places=places)
+
+
+def _grouped(
+    op: Op,
+    x: Shape,
+    w: Shape,
+    b: Shape | None,
+    g: Segment,
+    i: Segment,
+    o: Segment,
+    *,
+    weight: tuple[Segment, Segment],
+    side: Operand,
+    places: Shape,
+) -> Facts:
+    """A convolution of g groups of i input and o output channels; the kernel is applied at so many places."""
     y = (x[0], product(g, o), *fixed(op.node.name, op.sizes()[2:]))
-    equal: Equal = ((x[1], product(g, i)), (w[0], product(g, i)), (w[1], o))
-    contraction = Contraction(
-        operands=(Operand(0, 1, g, i), Operand(1, 0, g, i)),
-        produces=(o,),
-        macs=product(x[0], g, i, *fixed(op.node.name, tuple(s.size for s in x[2:])), o, *w[2:]),
-    )
+    equal: Equal = ((x[1], product(g, i)), *zip(w[:2], weight, strict=True))
+    macs = product(x[0], g, o, *places, i, *w[2:])
     return Facts(
         outputs=(y,),
         equal=equal if b is None else (*equal, (b[0], product(g, o))),
-        contracts=(contraction,),
-        sites=() if groups == 1 else (Site("attribute:group", 0, axis(g), groups),),
+        contracts=(Contraction(operands=(Operand(0, 1, g, i), side), produces=(o,), macs=macs),),
+        sites=(Site("attribute:group", 0, axis(g), g.size[0]),) if g.factors else (),
         frozen=spatial(op, x[2:]) + spatial(op, w[2:]),
     )
 
