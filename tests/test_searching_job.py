@@ -114,7 +114,8 @@ class TestResult:
         for trial in result.run.trials:
             plan = WidthPlan.load(tmp_path / "run" / "plans" / f"{trial.number}.json")
             assert plan.values == "changed"
-            assert {name: change.new for name, change in plan.widths.items()} == trial.widths
+            sizes = {name: width.size for name, width in co.analyze(source).widths.items()}
+            assert sizes | {name: change.new for name, change in plan.widths.items()} == trial.widths
             co.verify(source, co.load(tmp_path / "run" / "weights" / f"{trial.number}.onnx"), plan)
         co.verify(source, result.best, WidthPlan.load(tmp_path / "run" / "plans" / "best.json"))
 
@@ -231,6 +232,12 @@ class TestResuming:
 
         monkeypatch.setattr(Workshop, "train", train)
         assert searched(resume=True).run == first
+
+    def test_a_lost_report_is_written_again(self, searched: Searched, tmp_path: Path) -> None:
+        searched()
+        (tmp_path / "run" / "report.html").unlink()
+        searched(resume=True)
+        assert (tmp_path / "run" / "report.html").exists()
 
     def test_more_trials_extend_it(self, searched: Searched) -> None:
         first = searched(trials=2).run

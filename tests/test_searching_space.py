@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,11 +36,28 @@ class TestSnapping:
         assert space.snap(space.source) == space.source
 
     @pytest.mark.parametrize(
-        ("size", "wish", "got"),
-        [(64, 63, 64), (128, 77, 80), (64, 45, 44), (64, 20.4, 20), (16, 11, 11), (100, 90.6, 92), (17, 30, 30)],
+        ("settings", "allowed"),
+        [
+            ({"size": 24}, [1, 2, 4, 8, 16, 24, 32, 40, 48]),
+            ({"size": 17}, [1, 2, 4, 8, 16, 17, 24, 32]),
+            ({"size": 3}, [1, 2, 3, 4]),
+            ({"size": 32, "exact": False, "min": 5}, [5, 8, 16, 24, 32]),
+            ({"size": 9, "multiple": 3}, [3, 6, 9, 12, 18]),
+            ({"size": 16, "multiple": 16}, [16, 32]),
+        ],
     )
-    def test_large_widths_move_in_large_steps(self, size: int, wish: float, got: int) -> None:
-        assert WidthSpace(chain(size)).snap({"w0": wish}) == {"w0": got}
+    def test_widths_are_multiples_of_eight_or_small_powers_of_two_or_the_sources(
+        self, settings: dict[str, Any], allowed: list[int]
+    ) -> None:
+        space = WidthSpace(chain(settings.pop("size"), **settings))
+        assert sorted({space.snap({"w0": wish / 8})["w0"] for wish in range(1, 800)}) == allowed
+        up = [allowed[0]]
+        while (above := space.above({"w0": up[-1]})["w0"]) > up[-1]:
+            up.append(above)
+        down = [allowed[-1]]
+        while (below := space.below({"w0": down[-1]})["w0"]) < down[-1]:
+            down.append(below)
+        assert up == down[::-1] == allowed
 
     def test_a_multiple_of_one_allows_every_width(self) -> None:
         space = WidthSpace(chain(128), multiple=1)
@@ -76,7 +94,7 @@ class TestProjection:
         assert space.snap(widths) == widths
         assert space.project(wish, limits) == widths
         # One step more of every width that is not at its upper bound would be too much.
-        more = {name: min(2 * width, space.bounds[name][1]) for name, width in widths.items()}
+        more = space.above(widths)
         assert more == widths or not limits.fits(space.price(more))
 
     def test_proportions_are_kept_where_rounding_allows(self) -> None:

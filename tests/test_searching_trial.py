@@ -118,6 +118,11 @@ class TestPurity:
         a, b = (workshop.train(source, epochs=1, seed=seed, report=lambda _: None)[0] for seed in (0, 1))
         assert any((a.array(name) != b.array(name)).any() for name in a.weights)
 
+    def test_a_small_model_trains_on_one_thread_unless_asked(self, source: Graph) -> None:
+        for asked, got in ((None, 1), (2, 2)):
+            workshop = Workshop.open(source, "digits", normalisation=None, epochs=1, provider="auto", threads=asked)
+            assert workshop.training_threads == got
+
     def test_a_diverging_training_is_a_failed_trial(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from conet_onnx.searching import trial
         from conet_onnx.torch_backend.train import Diverged

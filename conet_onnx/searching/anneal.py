@@ -18,10 +18,12 @@ __all__ = ["Anneal"]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 STRIDE = 2.5  # the price falls at most by this factor from one trial to the next: inherited weights survive that
-BOLDEST, TIMIDEST = 1.6, 1.15  # factor of a trade at the first trial and at the last
-HALF = 1 / math.log(2)  # temperature, in units of the mean change, at which a mean worsening is accepted half the time
-COOLING = 0.1  # the last temperature as a share of the first: a mean worsening then passes once in a thousand
+BOLDEST, TIMIDEST = 1.4, 1.15  # factor of a trade at the first trial and at the last
+# A mean worsening is accepted one time in ten at first, and never (1 in 10^10) at last: trials are few.
+HOTTEST = 1 / math.log(10)
+COOLING = 0.1
 CHEAPER = 0.15  # share of moves that only shrink, so that the front has more than one price
+FLOOR = 1 / 8  # of the source's size: no trade takes a width below that, though a budget may
 ATTEMPTS = 32  # draws before a set of widths is tried a second time
 
 
@@ -89,28 +91,31 @@ class Anneal:
 
     def temperature(self, number: int, changes: list[float]) -> float:
         """In units of the objective, at trial `number`, after these changes of the objective."""
-        return HALF * float(np.mean(np.abs(changes))) * math.pow(COOLING, self._progress(number))
+        return HOTTEST * float(np.mean(np.abs(changes))) * math.pow(COOLING, self._progress(number))
 
     def _progress(self, number: int) -> float:
         return min((number - self._strides) / max(self._trials - self._strides - 1, 1), 1)
 
     def _move(self, before: Mapping[str, int], number: int, rng: np.random.Generator) -> dict[str, int]:
-        """One width down, and most often another one up for it."""
-        worth = self._worth(rng)
-        pays = int(np.argmax(np.where(self._space.can_shrink(before), worth, -np.inf)))
-        factor = BOLDEST * math.pow(TIMIDEST / BOLDEST, self._progress(number))
-        factor = math.pow(factor, rng.uniform(0.5, 1))
-        wish: dict[str, float] = dict(before)
+        """One width down, and most often another one up for it; each by a factor, and by one step at least."""
         names = self._space.names
-        if rng.random() < CHEAPER or len(names) == 1:
-            wish[names[pays]] /= factor
+        above, below = self._space.above(before), self._space.below(before)
+        worth = self._worth(rng)
+        can_pay = np.array([FLOOR * self._space.source[name] <= below[name] < before[name] for name in names])
+        pays = int(np.argmax(np.where(can_pay, worth, -np.inf)))
+        factor = math.pow(BOLDEST * math.pow(TIMIDEST / BOLDEST, self._progress(number)), rng.uniform(0.5, 1))
+        wish: dict[str, float] = dict(before)
+        can_grow = np.array([above[name] > before[name] for name in names]) & (np.arange(len(names)) != pays)
+        if rng.random() < CHEAPER or not can_grow.any():
+            wish[names[pays]] = min(before[names[pays]] / factor, below[names[pays]])
             snapped = self._space.snap(wish)
             return snapped if self._limits.fits(self._space.price(snapped)) else self._space.project(wish, self._limits)
-        grows = int(np.argmin(np.where(self._space.can_grow(before) & (np.arange(len(names)) != pays), worth, np.inf)))
+        grows = int(np.argmin(np.where(can_grow, worth, np.inf)))
+        grown = max(before[names[grows]] * factor, above[names[grows]])
         shares = np.maximum(self._space.shares(before, self._limits), 1e-9)
-        cost = math.log(factor) * float(np.clip(shares[grows] / shares[pays], 0.5, 2))  # what no one pays, all do
-        wish[names[grows]] *= factor
-        wish[names[pays]] /= math.exp(cost)
+        exchange = float(np.clip(shares[grows] / shares[pays], 0.5, 2))  # what no one pays for, all do
+        paid = before[names[pays]] * math.pow(before[names[grows]] / grown, exchange)
+        wish[names[grows]], wish[names[pays]] = grown, min(paid, below[names[pays]])
         return self._space.project(wish, self._limits)
 
     def _worth(self, rng: np.random.Generator) -> Floats:

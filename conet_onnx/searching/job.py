@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph, load
+from conet_onnx.latency import compare
 from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, ModelRecord, Run, Trial, read_run, write_run
 from conet_onnx.records.study import LOCK_FILE, TrialStudy, locked
+from conet_onnx.report import write_report
 from conet_onnx.searching.algorithms import find_maker
 from conet_onnx.searching.budget import Budget, Limits
 from conet_onnx.searching.loop import Clock, Loop, Progress, seed_of
@@ -26,13 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchResult", "front", "search"]
 
-TRIALS = 12
+TRIALS = 24
 EPOCHS_PER_TRIAL = 4
-EPOCHS = 20
+EPOCHS = 40
 BACKENDS = ("torch",)
 # What a resumed run cannot change without becoming another one.
 FIXED = ("source", "data", "normalisation", "backend", "algorithm", "budget", "seed", "epochs_per_trial")
 FOLDERS = ("weights", "plans", "pareto")
+REPORT_FILE = "report.html"
 LATENCY_SECONDS = 4.0
 
 
@@ -139,6 +142,8 @@ class _Job:
             run = self._earlier() or self._begun()
             ended = [trial for trial in run.trials if trial.state != "running"]
             if run.best and len(ended) >= trials:
+                if not (self.folder / REPORT_FILE).exists():  # killed before its last line
+                    write_report(self.folder)
                 return run
             write_run(run)
             searcher = find_maker(self.settings["algorithm"])(self.space, self.limits, trials=trials, seed=seed)
@@ -178,8 +183,6 @@ class _Job:
 
     def _finish(self, run: Run, loop: Loop) -> Run:
         """Train the best trial to the end; write the models, the record and the report."""
-        from conet_onnx.report import write_report
-
         fitting = [trial for trial in run.trials if trial.state == "complete" and self.limits.fits(trial)]
         if not fitting:
             raise DataError(
@@ -232,8 +235,6 @@ class _Job:
 
     def _measured(self, run: Run) -> Run:
         """With latencies and, for the first and only time, the test split."""
-        from conet_onnx.latency import compare
-
         assert run.best
         provider, threads = self.settings["provider"], self.settings["threads"]
         source, best = self.workshop.source, load(run.best.file, input_shapes=self.workshop.source.input_shapes)

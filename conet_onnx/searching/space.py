@@ -45,8 +45,9 @@ class _Priceable(Protocol):
 class WidthSpace:
     """Widths between their analysis's minimum and `growth` times their size (mixed widths never grow).
 
-    A width moves in steps of its own multiple times the largest power of two that keeps the step at most `multiple`, a
-    divisor of the source's size, and at most an eighth of the width: 64 moves by 8, 16 by 2, what is small by 1.
+    Allowed are multiples of `multiple` (8: what onnxruntime's blocked convolutions and tensor cores want; odd widths
+    run slower than larger even ones), below that powers of two, each times the width's own multiple; and always the
+    source's size and the bounds. With a `multiple` of 1 every width is allowed.
     """
 
     def __init__(self, analysis: _Priceable, *, multiple: int = 8, growth: float = 2.0) -> None:
@@ -55,11 +56,11 @@ class WidthSpace:
         self.source = {name: width.size for name, width in widths.items()}
         self._costs: _Costs = analysis.costs
         self._sizes = np.array([w.size for w in widths.values()], dtype=np.int64)
-        self._multiples = np.array([w.multiple for w in widths.values()], dtype=np.int64)
-        self._low = np.array([_ceil_to(max(w.min, 1), w.multiple) for w in widths.values()], dtype=np.int64)
-        grown = [w.size if not w.exact else int(w.size * growth) // w.multiple * w.multiple for w in widths.values()]
-        self._high = np.maximum(self._low, np.array(grown, dtype=np.int64))
-        self._coarsest = np.array([_coarsest(w.size, w.multiple, multiple) for w in widths.values()], dtype=np.int64)
+        self._own = np.array([w.multiple for w in widths.values()], dtype=np.int64)
+        self._doublings = np.floor(np.log2(np.maximum(multiple / self._own, 1))).astype(np.int64)
+        self._low = np.array([-(-max(w.min, 1) // w.multiple) * w.multiple for w in widths.values()], dtype=np.int64)
+        grown = np.array([w.size * growth if w.exact else w.size for w in widths.values()])
+        self._high = np.maximum(self._sizes, (grown // self._steps(grown) * self._steps(grown)).astype(np.int64))
 
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:
@@ -97,25 +98,30 @@ class WidthSpace:
 
     def shares(self, widths: Mapping[str, int], limits: Limits) -> Floats:
         """For each width, d log(utilisation) / d log(width): what one percent more of it costs, in percent."""
-        at = self._array(widths).astype(np.int64)
-        step = self._steps(at)
-        other = np.where(at + step <= self._high, at + step, at - step)
+        at, up, down = (self._array(some) for some in (widths, self.above(widths), self.below(widths)))
+        other = np.where(up > at, up, down)
         rows = np.tile(at, (len(at) + 1, 1))
-        np.fill_diagonal(rows[1:], np.maximum(other, 1))
+        np.fill_diagonal(rows[1:], other)
         used = np.log(limits.utilisations(self._costs.price_many(rows)))
-        moved = np.log(np.maximum(other, 1) / at)
+        moved = np.log(other / at)
         shares: Floats = np.divide(used[1:] - used[0], moved, out=np.zeros(len(at)), where=moved != 0)
         return shares
 
-    def can_grow(self, widths: Mapping[str, int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which widths are below their upper bound."""
-        grown: np.ndarray[Any, np.dtype[np.bool_]] = self._array(widths) < self._high
-        return grown
+    def above(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Each width's next larger value; its own at the upper bound."""
+        at = self._array(widths).astype(np.int64)
+        steps = self._steps(at)
+        up = (at // steps + 1) * steps
+        return self._named(np.minimum(np.where((at < self._sizes) & (self._sizes < up), self._sizes, up), self._high))
 
-    def can_shrink(self, widths: Mapping[str, int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which widths are above their lower bound."""
-        shrunk: np.ndarray[Any, np.dtype[np.bool_]] = self._array(widths) > self._low
-        return shrunk
+    def below(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Each width's next smaller value; its own at the lower bound."""
+        at = self._array(widths).astype(np.int64)
+        steps = self._steps(at - 1)
+        down = (at - 1) // steps * steps
+        return self._named(
+            np.maximum(np.where((down < self._sizes) & (self._sizes < at), self._sizes, down), self._low)
+        )
 
     def _fill(self, wanted: Floats, limits: Limits) -> Ints:
         """Snap; then let the widths that were rounded down most take one step up, where that still fits."""
@@ -125,21 +131,24 @@ class WidthSpace:
             if shortfall[i] <= 0:
                 break
             more = at.copy()
-            more[i] += self._steps(at)[i]
-            if more[i] <= self._high[i] and limits.fits(self.price(self._named(more))):
+            more[i] = self.above(self._named(at))[self.names[i]]
+            if limits.fits(self.price(self._named(more))):
                 at = more
         return at
 
     def _steps(self, widths: Any) -> Ints:
-        """Each width's step at that value."""
-        finer = np.floor(np.log2(np.maximum(widths / self._multiples / 8, 1))).astype(np.int64)
-        steps: Ints = np.minimum(self._coarsest, self._multiples * 2**finer)
+        """What each width is a multiple of at such a value."""
+        doublings = np.floor(np.log2(np.maximum(widths / self._own, 1))).astype(np.int64)
+        steps: Ints = self._own * 2 ** np.minimum(doublings, self._doublings)
         return steps
 
     def _snap(self, widths: Any) -> Ints:
         steps = self._steps(widths)
-        rounded = np.floor(widths / steps + 0.5).astype(np.int64) * steps
-        snapped: Ints = np.clip(rounded, self._low, self._high)
+        rounded = np.clip(np.floor(widths / steps + 0.5) * steps, self._low, self._high)
+        nearest = rounded
+        for special in (self._sizes, self._low, self._high):
+            nearest = np.where(np.abs(widths - special) < np.abs(widths - nearest), special, nearest)
+        snapped: Ints = nearest.astype(np.int64)
         return snapped
 
     def _array(self, widths: Mapping[str, float]) -> Floats:
@@ -147,15 +156,3 @@ class WidthSpace:
 
     def _named(self, widths: Ints) -> dict[str, int]:
         return dict(zip(self.names, widths.tolist(), strict=True))
-
-
-def _ceil_to(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def _coarsest(size: int, own: int, multiple: int) -> int:
-    """The largest step of a width: its own multiple, doubled while it divides the size and stays within `multiple`."""
-    step = own
-    while 2 * step <= multiple and size % (2 * step) == 0:
-        step *= 2
-    return step

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
+
 from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.data import DataSet, Normalisation, check_fits, classes_of, load_data
 from conet_onnx.data.dataset import Array
@@ -22,6 +24,10 @@ from conet_onnx.torch_backend.train import Diverged, fit
 __all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit"]
 
 MOST_SCORES = 2**28  # bytes of a teacher's scores that are kept
+BATCH = 64
+GRAIN = 10**9  # MACs of a batch that are worth a thread
+# Share of the teacher in the loss, as Cho and Hariharan (2019) have it: the source knows more than a label says.
+DISTILL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +109,23 @@ class Workshop:
             student,
             self.dataset.split("train"),
             epochs=epochs,
+            batch=BATCH,
             teacher=self.teacher,
             normalise=self.normalise,
+            distill=DISTILL,
             labels=self.dataset.split("train").labels is not None,
             seed=seed,
-            threads=self.threads,
+            threads=self.training_threads,
             progress=report,
         )
         return fitted.graph, fitted.seconds
+
+    @cached_property
+    def training_threads(self) -> int:
+        """As asked, else as many as have enough to do: on small models, threads mostly wait for each other."""
+        if self.threads is not None:
+            return self.threads
+        return max(1, min(torch.get_num_threads(), BATCH * self.analysis.costs.price({}).macs // GRAIN))
 
     @cached_property
     def teacher(self) -> Graph | Array:
