@@ -67,6 +67,14 @@ class TestInheritance:
         assert scores(grown, images) == pytest.approx(expected, abs=1e-4)
         assert np.abs(before - expected).max() > 1e-2
 
+    def test_added_channels_are_copies_that_training_can_pull_apart(self, source: Graph, tmp_path: Path) -> None:
+        start = start_of(source, task(tmp_path, {"w5": 72}))
+        last = next(n for n, t in source.weights.items() if tuple(t.dims) == (10, 64))
+        before, after = source.array(last), start.array(last)
+        assert (np.abs(after).max(axis=0) > 1e-6).all()
+        assert len({column.tobytes() for column in np.ascontiguousarray(after.T)}) == 72
+        assert after.sum(axis=1) == pytest.approx(before.sum(axis=1), abs=1e-4)
+
     def test_the_parents_own_widths_give_the_parents_own_weights(self, source: Graph, tmp_path: Path) -> None:
         small = task(tmp_path, {"w1": 9, "w4": 30})
         evaluate_trial(small, SETTINGS)
