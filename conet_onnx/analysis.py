@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -67,26 +65,9 @@ def analyze(graph: Graph, *, freeze: Iterable[str] = ()) -> Analysis:
     Raises UsageError for a name that is none of these.
     """
     analysis = Analysis(graph)
-    with _collector_paused():
-        fold(analysis)
-        analysis.freeze(freeze)
-        _ = analysis.widths  # kept by the analysis
+    fold(analysis)
+    analysis.freeze(freeze)
     return analysis
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without cyclic garbage collection.
-
-    Analysing makes many small values that stay: to scan them again and again takes as long as making them.
-    """
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 def _value(value: Value) -> dict[str, Any]:

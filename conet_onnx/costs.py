@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from conet_onnx.collecting import collector_paused
 from conet_onnx.coupling import Coupling
 from conet_onnx.dims import Axis, Dim
 from conet_onnx.errors import UsageError
@@ -46,6 +47,7 @@ class Coverage(NamedTuple):
 class Costs:
     """The cost polynomials of one analysed graph."""
 
+    @collector_paused()
     def __init__(self, coupling: Coupling) -> None:
         self._coupling = coupling
         self._polynomials = Polynomials(coupling)

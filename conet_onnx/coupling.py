@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from conet_onnx.collecting import collector_paused
 from conet_onnx.dims import Dim
 from conet_onnx.errors import UsageError
 from conet_onnx.folding import Findings, Use
@@ -95,7 +96,8 @@ class Coupling(Findings):
     @cached_property
     def frozen(self) -> tuple[Frozen, ...]:
         """Every weight axis longer than one without anything to resize in it, with the reason."""
-        return tuple(_find_frozen(self))
+        with collector_paused():
+            return tuple(_find_frozen(self))
 
     @cached_property
     def resizable(self) -> frozenset[Dim]:
@@ -141,6 +143,7 @@ class Coupling(Findings):
         return graph
 
 
+@collector_paused()
 def _find_widths(coupling: Coupling) -> dict[str, Width]:
     solver = coupling.solver
     names: dict[Dim, str] = {}

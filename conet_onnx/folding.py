@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from conet_onnx.collecting import collector_paused
 from conet_onnx.dims import Axis, Dim, Segment, product
 from conet_onnx.graph import FLOATS, REALS, Graph, Node
 from conet_onnx.integers import Region, trace
@@ -108,6 +109,7 @@ class Findings:
         return (*tied, *self.uses)
 
 
+@collector_paused()
 def fold(findings: Findings) -> None:
     """Visit every node of the findings' graph once, in topological order, and fill the findings in."""
     _Fold(findings).run()

@@ -7,7 +7,7 @@ walked from the outermost factor, and the larger factor is split by the smaller.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from conet_onnx.dims import Axis, Dim, Factor, Segment, Size, axis, concatenation, product, total
@@ -82,13 +82,17 @@ class Solver:
         """The unbound dims of an axis, those inside composite atoms included."""
         known, at = self._leaves.get(ax, ((), -1))
         if at != len(self._bound):
-            known = tuple(
-                leaf
-                for dim in self.resolve(ax).dims
-                for leaf in (self.leaves(self.resolve_dim(dim)) if dim in self._bound else (dim,))
-            )
+            known = tuple(self._walk(ax))
             self._leaves[ax] = known, len(self._bound)
         return known
+
+    def _walk(self, ax: Axis | Segment) -> Iterator[Dim]:
+        """What `leaves` returns, not remembered: while axes are being equated it is soon outdated."""
+        for dim in self.resolve(ax).dims:
+            if dim in self._bound:
+                yield from self._walk(self.resolve_dim(dim))
+            else:
+                yield dim
 
     def reason(self, ax: Axis | Segment) -> Reason | None:
         """Why (a part of) the axis became a plain integer: the first known cause, followed to where it came from."""
@@ -109,7 +113,7 @@ class Solver:
 
     def freeze(self, ax: Axis | Segment, reason: Reason) -> None:
         """Bind every unbound dim of the axis to its size. Rigid dims are left alone: they never change anyway."""
-        for dim in self.leaves(ax):
+        for dim in tuple(self._walk(ax)):
             if not dim.rigid and dim not in self._bound:
                 if dim.size[0] != dim.size[1]:
                     continue  # follows a symbolic size; nothing here can be bound to one number
@@ -215,7 +219,7 @@ class Solver:
     def _bind(self, dim: Dim, to: Axis, cause: Reason | None = None) -> None:
         assert dim not in self._bound, f"{dim} is bound already"
         assert dim.size == to.size, f"{dim} has size {dim.size}, not {to.size}"
-        assert dim not in set(self.leaves(to)), f"{dim} would contain itself"
+        assert dim not in self._walk(to), f"{dim} would contain itself"
         self._bound[dim] = to
         if (target := to.lone) is not None:
             self._depth[target] = max(self._depth.get(target, 0), self._depth.get(dim, 0) + 1)
