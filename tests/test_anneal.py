@@ -12,7 +12,7 @@ import pytest
 from searching_fakes import chain, ideal_loss
 
 from conet_onnx.errors import NotYet, UsageError
-from conet_onnx.records.run import Trial
+from conet_onnx.records.trial import Trial
 from conet_onnx.searching.algorithms import ALGORITHMS, make_searcher
 from conet_onnx.searching.anneal import Anneal
 from conet_onnx.searching.budget import Budget

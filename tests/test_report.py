@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conet_onnx.errors import OutputError, UsageError
-from conet_onnx.records.run import ModelRecord, Run, Trial, write_run
+from conet_onnx.records.run import ModelRecord, Run, write_run
 from conet_onnx.records.study import TrialStudy
+from conet_onnx.records.trial import Trial
 from conet_onnx.report import plots, write_report
 from conet_onnx.report.facts import accuracy, changes, finished, fits, front, leader
 from conet_onnx.report.html import render

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from searching_victim import TRIALS, main
 
-from conet_onnx.records.run import Trial
 from conet_onnx.records.study import read_trials
+from conet_onnx.records.trial import Trial
 
 VICTIM = Path(__file__).with_name("searching_victim.py")
 POINTS = ["before begin", "after begin", "before evaluate", "evaluated", "after rename", "before tell", "after finish"]

@@ -16,7 +16,8 @@ from conet_onnx.data import DataSet, Split, load_data
 from conet_onnx.data.dataset import Splits
 from conet_onnx.errors import BudgetUnreachable, DataError, NotYet, OutputError, UsageError
 from conet_onnx.graph import Graph
-from conet_onnx.records.run import Run, Trial
+from conet_onnx.records.run import Run
+from conet_onnx.records.trial import Trial
 from conet_onnx.searching import SearchResult, job, read_run
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.job import front

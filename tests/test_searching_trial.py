@@ -19,7 +19,7 @@ import pytest
 import conet_onnx as co
 from conet_onnx.data.dataset import Array
 from conet_onnx.graph import Graph
-from conet_onnx.records.run import Trial
+from conet_onnx.records.trial import Trial
 from conet_onnx.runtime import run
 from conet_onnx.searching import read_run
 from conet_onnx.searching.loop import Parent, TrialTask

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from conet_onnx.errors import DataError, UsageError
-from conet_onnx.records.run import ModelRecord, Run, Trial, read_run, write_run
+from conet_onnx.records.run import ModelRecord, Run, read_run, write_run
 from conet_onnx.records.study import TrialStudy, locked, read_trials
+from conet_onnx.records.trial import Trial
 
 TRIAL = Trial(0, {"w0": 12, "w1": 20}, params=10, macs=2**40, bytes=40, parent=None, reason="scaled: w0 16→12")
 DONE = replace(

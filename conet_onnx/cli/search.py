@@ -61,9 +61,9 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--budget", multiple=True, required=True, metavar="KIND=V", help="macs=0.5, bytes=4MB... (repeatable).")
 @click.option("--backend", default="torch", show_default=True, metavar="B", help="What trains: torch.")
 @click.option("--algorithm", default="auto", show_default=True, metavar="A", help="auto (anneal), anneal or random.")
-@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Sets of widths to try (default: 12).")
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Sets of widths to try (default: 24).")
 @click.option("--epochs-per-trial", type=click.IntRange(min=1), metavar="E", help="Training of each (default: 4).")
-@click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 20).")
+@click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 40).")
 @click.option("--time-limit", metavar="T", callback=_seconds, help="Ends the trials in time: 90s, 10min, 2h.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same models.")
 @provider_option

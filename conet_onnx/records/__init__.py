@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from conet_onnx.records.run import ModelRecord, Run, Trial, read_run
+from conet_onnx.records.run import ModelRecord, Run, read_run
+from conet_onnx.records.trial import Trial
 
 __all__ = ["ModelRecord", "Run", "Trial", "read_run"]

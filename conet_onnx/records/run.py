@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.files import atomic_write
+from conet_onnx.records.study import read_trials
+from conet_onnx.records.trial import Trial
 
-__all__ = ["ModelRecord", "Run", "State", "Trial", "read_run", "write_run"]
+__all__ = ["ModelRecord", "Run", "read_run", "write_run"]
 
 FORMAT = "conet-onnx-search/1"
 RUN_FILE = "run.json"
 TRIALS_FILE = "trials.db"
-
-State: TypeAlias = Literal["complete", "running", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One set of widths, what it costs and, once it has been trained, how good it is.
-
-    `objective` is what the searcher minimises (nan until it is known), `parent` the trial whose weights this one
-    started from (None: the source's), `reason` what the searcher did in words ("w3 48→40").
-    """
-
-    number: int
-    widths: Mapping[str, int]
-    params: int
-    macs: int
-    bytes: int
-    parent: int | None
-    reason: str
-    state: State = "running"
-    validation: Mapping[str, float] = field(default_factory=dict)
-    objective: float = math.nan
-    accepted: bool = False
-    seconds: float = 0.0  # training
-    evaluation_seconds: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields by name; an unknown objective is null."""
-        return asdict(self) | {"objective": None if math.isnan(self.objective) else self.objective}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Trial:
-        """The inverse of `as_json`."""
-        objective = document.get("objective")
-        return cls(**{**document, "objective": math.nan if objective is None else float(objective)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +98,6 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
             f"{folder} is not a search's folder: {RUN_FILE} cannot be read ({error.strerror or error}). "
             "Name what a search had as --out."
         ) from error
-    from conet_onnx.records.study import read_trials
-
     return _parse(folder, text, read_trials(folder / TRIALS_FILE))
 
 

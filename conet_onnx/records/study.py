@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
-from conet_onnx.records.run import State, Trial
+from conet_onnx.records.trial import State, Trial
 
 if TYPE_CHECKING:
     import optuna

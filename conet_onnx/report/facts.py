@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from conet_onnx.records.run import ModelRecord, Run, Trial
+from conet_onnx.records.run import ModelRecord, Run
+from conet_onnx.records.trial import Trial
 
 __all__ = [
     "Change",

@@ -8,7 +8,8 @@ from html import escape
 from itertools import accumulate
 from typing import Any, TypeAlias
 
-from conet_onnx.records.run import ModelRecord, Run, Trial
+from conet_onnx.records.run import ModelRecord, Run
+from conet_onnx.records.trial import Trial
 from conet_onnx.report.facts import (
     accuracy,
     changes,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from conet_onnx.records.run import ModelRecord, Run, Trial
+from conet_onnx.records.run import ModelRecord, Run
+from conet_onnx.records.trial import Trial
 from conet_onnx.report.facts import accuracy, failed, finished, fits, front, leader, number, prices, shares
 from conet_onnx.report.wording import KINDS, count, listed, percent, points, quantity, ratio
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conet_onnx.records.run import ModelRecord, Run, Trial, read_run
+from conet_onnx.records.run import ModelRecord, Run, read_run
+from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Budget, Limits
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from conet_onnx.records.run import Trial
 from conet_onnx.records.study import TrialStudy
+from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.searcher import Proposal, Searcher, objective
 from conet_onnx.searching.space import WidthSpace

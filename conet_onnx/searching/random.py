@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from conet_onnx.records.run import Trial
+from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.searcher import Proposal, moves
 from conet_onnx.searching.space import WidthSpace

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from conet_onnx.records.run import Trial
+from conet_onnx.records.trial import Trial
 
 __all__ = ["Proposal", "Searcher", "moves", "objective"]
 
