@@ -153,11 +153,13 @@ def compare(
     *,
     feeds: Tensors | None = None,
     tolerance: float = TOLERANCE,
+    noise: Mapping[str, float] | None = None,
 ) -> Outcome:
     """Resize by these selections and compare every tensor with the masked source. Raises AssertionError."""
     plan = through_json(select(analysis, selections))
     chosen = {analysis.widths[name].dim: s.indices for name, s in selections.items()}
-    return compare_with(analysis, rewrite(analysis.graph, plan), chosen, feeds=feeds, tolerance=tolerance)
+    resized = rewrite(analysis.graph, plan)
+    return compare_with(analysis, resized, chosen, feeds=feeds, tolerance=tolerance, noise=noise)
 
 
 def compare_with(
@@ -167,8 +169,12 @@ def compare_with(
     *,
     feeds: Tensors | None = None,
     tolerance: float = TOLERANCE,
+    noise: Mapping[str, float] | None = None,
 ) -> Outcome:
-    """Compare every tensor of a resized model with the masked source's, taken along its axes."""
+    """Compare every tensor of a resized model with the masked source's, taken along its axes.
+
+    Where `noise` (see `rounding`) is above a third of the tolerance, three times it is allowed.
+    """
     graph = analysis.graph
     feeds = feeds_of(graph) if feeds is None else feeds
     hidden = masked(analysis, chosen)
@@ -191,7 +197,8 @@ def compare_with(
             assert value.shape == reference.shape, f"{node} makes {name}: {value.shape}, expected {reference.shape}"
             assert value.dtype == reference.dtype, f"{node} makes {name}: {value.dtype}, expected {reference.dtype}"
             error = distance(value, reference)
-            assert error <= tolerance, f"{node} makes {name} {value.shape}, off by {error:.2g}"
+            allowed = max(tolerance, 3 * (noise or {}).get(name, 0.0))
+            assert error <= allowed, f"{node} makes {name} {value.shape}, off by {error:.2g}, allowed {allowed:.2g}"
             compared, worst = compared + 1, max(worst, error)
     moved = 0.0
     if hidden is not None:
@@ -211,6 +218,23 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     if not np.isfinite(b).all():
         return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
     return float(np.abs(a - b).max() / max(np.abs(b).max(), LEAST))
+
+
+def rounding(graph: Graph, feeds: Tensors | None = None) -> dict[str, float]:
+    """How far each tensor moves when every weight moves to a neighbouring float, up or down by chance.
+
+    Sums over twice as many terms are rounded otherwise, and deep random networks amplify that: this says by how much.
+    """
+    feeds = feeds_of(graph) if feeds is None else feeds
+    rng = np.random.default_rng(5)
+
+    def neighbour(array: np.ndarray) -> np.ndarray:
+        return np.nextafter(array, np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype))
+
+    floats = {n: graph.array(n) for n, t in graph.weights.items() if t.data_type == onnx.TensorProto.FLOAT and t.dims}
+    moved = graph.with_arrays({name: neighbour(array) for name, array in floats.items()})
+    before, after = (run_all(some, feeds, threads=1) for some in (graph, moved))
+    return {name: distance(after[name], array) for name, array in before.items() if array.dtype.kind == "f"}
 
 
 # Selections
