@@ -100,8 +100,12 @@ class Costs:
     def share(self, width: str) -> Share:
         """Parameters and MACs that a width's channels touch."""
         dim = self._coupling.widths[width].dim
-        weights = [size for use, size, dims in self._uses if dim in dims and self._counts(use.tensor)]
-        return Share(self._evaluate(weights), self._evaluate([macs for _, macs, dims in self._products if dim in dims]))
+        # A scale that several layers share counts once: the file holds it once.
+        weights = {use.tensor: size for use, size, dims in self._uses if dim in dims and self._counts(use.tensor)}
+        return Share(
+            self._evaluate(list(weights.values())),
+            self._evaluate([macs for _, macs, dims in self._products if dim in dims]),
+        )
 
     @cached_property
     def coverage(self) -> Coverage:

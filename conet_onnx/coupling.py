@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from conet_onnx.collecting import collector_paused
-from conet_onnx.dims import Dim
+from conet_onnx.dims import Dim, Segment
 from conet_onnx.errors import UsageError
 from conet_onnx.folding import Findings, Use
 from conet_onnx.graph import Graph
@@ -157,8 +157,8 @@ def _find_widths(coupling: Coupling) -> dict[str, Width]:
         # torch's exporter calls folded weights onnx::Conv_123; the node's name says more
         label = facing.part.tensor if facing.part is not None and "::" not in facing.part.tensor else node.name
         for segment in facing.contraction.produces:
-            for dim in solver.leaves(segment):
-                names.setdefault(dim, label.removesuffix(".weight"))
+            for dim, part in _parts(coupling, segment):
+                names.setdefault(dim, label.removesuffix(".weight") + part)
     members: dict[Dim, dict[Member, None]] = {dim: {} for dim in names}
     for use in coupling.every_use:
         for axis, segment in enumerate(use.shape):
@@ -177,6 +177,15 @@ def _find_widths(coupling: Coupling) -> dict[str, Width]:
         f"w{k}": Width(f"w{k}", names[d], d.size[0], 1, 1, tuple(mixed.get(d, ())), tuple(members[d]), d)
         for k, d in enumerate(offered)
     }
+
+
+def _parts(coupling: Coupling, segment: Segment) -> Iterator[tuple[Dim, str]]:
+    """The dims that an axis is made of, each with what tells it from the others: #k in a sum, ·k in a product."""
+    pieces = coupling.axis(segment).segments
+    for n, piece in enumerate(pieces):
+        dims = coupling.solver.leaves(piece)
+        for k, dim in enumerate(dims):
+            yield dim, (f"#{n}" if len(pieces) > 1 else "") + (f"·{k}" if len(dims) > 1 else "")
 
 
 def _find_frozen(coupling: Coupling) -> Iterator[Frozen]:

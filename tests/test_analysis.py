@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import zoo
-from test_coupling import residual
+from onnx import helper
+from test_coupling import conv, model, residual
 
 from conet_onnx.analysis import analyze
 from conet_onnx.graph import Graph, load
@@ -35,6 +36,17 @@ def test_shares_count_what_a_width_touches() -> None:
     assert group["params"] == 6 * 3 + 6 * 3 + 5 * 6
     assert group["macs"] == 64 * (6 * 3 + 6 * 3 + 5 * 6)
     assert analysis.costs.source == (66, 64 * 66, 4 * 66)
+
+
+def test_a_scale_that_layers_share_counts_once() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "a", "bias"], ["ya"]),
+        helper.make_node("Conv", ["ya", "b", "bias"], ["yb"]),
+        helper.make_node("Add", ["ya", "yb"], ["s"]),
+        conv("s", "c", "y"),
+    ]
+    analysis = analyze(model(nodes, {"a": (6, 3, 1, 1), "b": (6, 6, 1, 1), "c": (5, 6, 1, 1), "bias": (6,)}))
+    assert analysis.costs.share("w0").params == analysis.costs.source.params == 18 + 36 + 30 + 6
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

@@ -75,6 +75,23 @@ class TestWidths:
                 assert segment.size == (1, 1) or (place in held) != (place in frozen)
         assert set(frozen.values()) == {"spatial", "input", "output"}
 
+    def test_parts_of_an_axis_are_told_apart_by_name(self) -> None:
+        """A zero-padded shortcut leaves the first and the last channels of the second layer to that layer alone."""
+        pads = helper.make_node("Pad", ["ya", "pads"], ["padded"])
+        nodes = [conv("x", "a", "ya"), conv("ya", "b", "yb"), pads, helper.make_node("Add", ["yb", "padded"], ["s"])]
+        weights = {"a": (4, 3, 1, 1), "b": (10, 4, 1, 1), "c": (5, 10, 1, 1)}
+        graph = model([*nodes, conv("s", "c", "y")], weights)
+        graph.model.graph.initializer.append(numpy_helper.from_array(np.array([0, 2, 0, 0, 0, 4, 0, 0]), "pads"))
+        found = {w.name: w.size for w in analyze(Graph(graph.model)).widths.values()}
+        assert found == {"a": 4, "b#0": 2, "b#2": 4}
+
+    def test_groups_and_their_channels_are_told_apart_by_name(self) -> None:
+        graph = model(
+            [conv("x", "a", "ya"), conv("ya", "b", "yb", group=3), conv("yb", "c", "y")],
+            {"a": (6, 3, 1, 1), "b": (12, 2, 1, 1), "c": (5, 12, 1, 1)},
+        )
+        assert {w.name: w.size for w in analyze(graph).widths.values()} == {"a·0": 3, "a·1": 2, "b": 4}
+
 
 class TestFrozen:
     def reasons(self, graph: Graph) -> dict[tuple[str, int], str]:
