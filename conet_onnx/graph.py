@@ -19,6 +19,7 @@ from onnx import checker, helper, inliner, numpy_helper, shape_inference
 from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer, skeleton
+from conet_onnx.storing import stored_size, write_model
 
 __all__ = ["FLOATS", "REALS", "Graph", "Node", "Value", "load"]
 
@@ -177,15 +178,15 @@ class Graph:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model; the file appears whole or not at all. Over 2 GiB its weights go to `NAME.data` beside it."""
-        if self.model.ByteSize() <= PROTOBUF_LIMIT:
+        if stored_size(self.model) <= PROTOBUF_LIMIT:
             with atomic_write(path) as part:
-                part.write_bytes(self.model.SerializeToString())
+                write_model(self.model, part)
             return
         data = Path(f"{os.fspath(path)}.data")
         if any(data.resolve() == source.resolve() for source in self.external):
             raise OutputError(f"Cannot write {data}: it holds the weights of {self.file}. Choose another name.")
         with atomic_write(data) as weights, atomic_write(path) as part:
-            part.write_bytes(_externalize(self.model, weights, data.name).SerializeToString())
+            write_model(_externalize(self.model, weights, data.name), part)
 
     def _check_input_shapes(self) -> None:
         known = {value.name: value for value in self.inputs}
