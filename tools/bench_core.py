@@ -125,10 +125,11 @@ def memory(setting: Setting) -> Iterator[Row]:
     """Peak memory above what the process held before, in copies of the source's weights."""
     small = setting.save("small", _chain(20, residual=True))
     files = [setting.save("wide", _wide()), *map(setting.file, setting.among("resnet50"))]
-    for path, action in itertools.product(files, ("load", "resize")):
+    for path, scale in itertools.product(files, (None, 0.5, 0.95)):
         weights = sum(numpy_helper.to_array(t).nbytes for t in onnx.load(path).graph.initializer)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            peak = pool.submit(_peak, action, path, small).result()
+            peak = pool.submit(_peak, scale, path, small).result()
+        action = "load" if scale is None else f"resize x{scale:g}"
         case, ratio = f"{path.stem}, {action}", peak / weights
         yield Row("memory", case, peak / 1e6, weights / 1e6, "MB", "the weights", ratio, ratio, ratio, COPIES)
 
@@ -298,15 +299,15 @@ def _each(call: Callable[[Any], Any], arguments: list[Any]) -> None:
         call(argument)
 
 
-def _peak(action: str, path: Path, small: Path) -> int:
-    """Bytes by which an action raises this process's memory; run in a new one, where `small` warms it up."""
+def _peak(scale: float | None, path: Path, small: Path) -> int:
+    """Bytes by which loading or resizing raises this process's memory; run in a new one, where `small` warms it up."""
     import conet_onnx as co
 
     def act(file: Path) -> None:
-        if action == "load":
+        if scale is None:
             co.load(file)
         else:
-            _resize(file, file.with_suffix(".resized"), 0.5)
+            _resize(file, file.with_suffix(".resized"), scale)
 
     act(small)
     gc.collect()
