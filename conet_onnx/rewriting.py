@@ -65,15 +65,16 @@ def apply(source: np.ndarray[Any, Any], made: Take) -> np.ndarray[Any, Any]:
     """take(source) / divide along every listed axis; dtype is kept. Raises UsageError where the shape is another."""
     if source.shape != made.shape:
         raise UsageError(f"the plan expects a weight of shape {made.shape}, got {source.shape}.")
-    result = source
-    for axis, indices in sorted(made.take.items(), key=lambda item: len(item[1]) / max(source.shape[item[0]], 1)):
+    result, dtype = source, source.dtype
+    del source  # a large weight is not kept beside its first slice
+    for axis, indices in sorted(made.take.items(), key=lambda item: len(item[1]) / max(made.shape[item[0]], 1)):
         result = np.take(result, np.maximum(indices, 0), axis=axis)
         if (indices == NULL).any():
             result[(slice(None),) * axis + (indices == NULL,)] = 0
     for axis, divide in made.divide.items():
         shape = [1] * result.ndim
         shape[axis] = len(divide)
-        result = (result / divide.reshape(shape)).astype(source.dtype)
+        result = (result / divide.reshape(shape)).astype(dtype)
     return np.asarray(result, order="C")  # not ascontiguousarray, which gives a scalar an axis
 
 

@@ -70,11 +70,14 @@ def _norms(analysis: Analysis, power: int, wanted: Callable[[Use], bool]) -> dic
         held = [(k, ax, d) for k, s in enumerate(use.shape) for ax in (analysis.axis(s),) for d in _held(analysis, ax)]
         if not held:
             continue
-        magnitude = np.abs(analysis.graph.array(use.tensor).astype(np.float32, copy=False)) ** power
+        array = analysis.graph.array(use.tensor).astype(np.float32, copy=False)
+        array = np.abs(array) if power == 1 else array
         sums: dict[int, NDArray[Any]] = {}
         for k, ax, dim in held:
             if k not in sums:
-                sums[k] = magnitude.sum(axis=tuple(i for i in range(magnitude.ndim) if i != k), dtype=np.float64)
+                by_channel = array.reshape(-1, array.shape[k], int(np.prod(array.shape[k + 1 :])))
+                factors = (by_channel,) * power  # their product is never stored
+                sums[k] = np.einsum(",".join(["anb"] * power) + "->n", *factors, dtype=np.float64)
             where = positions(analysis, ax, dim)
             inside = where >= 0
             score = np.bincount(where[inside], weights=sums[k][inside], minlength=dim.size[0]) ** (1 / power)
