@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["TrialStudy", "locked", "read_trials"]
 
 NAME = "conet-onnx"
+STATES: Mapping[str, State] = {"COMPLETE": "complete", "FAIL": "failed"}  # in Optuna and here; all else is running
 LOCK_FILE = ".lock"
 BEGUN = ("params", "macs", "bytes", "parent", "reason")  # user attributes, written with the trial
 FINISHED = ("validation", "accepted", "seconds", "evaluation_seconds")  # written before it is told
@@ -168,7 +169,7 @@ def _storage(file: Path, *, make: bool = False) -> optuna.storages.RDBStorage:
 
 
 def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
-    state: State = {"COMPLETE": "complete", "FAIL": "failed"}.get(frozen.state.name, "running")  # type: ignore[assignment]
+    state = STATES.get(frozen.state.name, "running")
     attributes: dict[str, Any] = frozen.user_attrs
     begun = Trial(number=frozen.number, widths=dict(frozen.params), **{key: attributes[key] for key in BEGUN})
     if state == "running":
