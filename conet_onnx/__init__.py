@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conet_onnx.analysis import analyze
-    from conet_onnx.graph import load
+    from conet_onnx.loading import load
     from conet_onnx.planning import plan
     from conet_onnx.rewriting import rewrite
     from conet_onnx.scoring import importance
@@ -35,7 +35,7 @@ _HOMES = {
     "analyze": "analysis",
     "from_torch": "torch_backend",
     "importance": "scoring",
-    "load": "graph",
+    "load": "loading",
     "plan": "planning",
     "rewrite": "rewriting",
     "search": "searching",

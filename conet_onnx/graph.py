@@ -5,28 +5,28 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import checker, helper, inliner, numpy_helper, shape_inference
+from onnx import checker, helper, numpy_helper, shape_inference
 
 from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
-from conet_onnx.shapes import Inference, copy_except, infer, skeleton
-from conet_onnx.storing import stored_size, write_model
+from conet_onnx.shapes import Inference, copy_except, infer
+from conet_onnx.storing import apart, as_bytes, held, pieces
 
-__all__ = ["FLOATS", "REALS", "Graph", "Node", "Value", "load"]
+__all__ = ["FLOATS", "PROTOBUF_LIMIT", "REALS", "Draft", "Graph", "Node", "Value", "one_line"]
 
-Replace = Callable[[str, onnx.TensorProto], onnx.TensorProto | None]
+Array = np.ndarray[Any, Any]
 
-PROTOBUF_LIMIT = 2**31 - 1  # protobuf refuses to serialise more, so larger models need external data
 LONGEST_MESSAGE = 300  # characters of onnx's own words in an error
+PROTOBUF_LIMIT = 2**31 - 1  # protobuf refuses to serialise more, so larger models need external data
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +62,27 @@ class Value:
 
 
 class Graph:
-    """A read-only view of a ModelProto; edits make another Graph.
+    """A read-only view of a model; edits make another Graph, which shares all large weights that stay as they are.
 
-    Parameters: the model (not to be changed afterwards), the file that it came from and that file's external data,
-    and sizes for symbolic input dimensions.
+    Parameters: the model (not to be changed afterwards); the data of those initializers that do not hold their own
+    (storing.read_model); the file that it came from and that file's external data; and sizes for symbolic input
+    dimensions.
+
+    Attributes: `model` is the ModelProto, `arrays` the data that it does not hold, by the weight's name, `weights`
+    every weight's TensorProto by name: its type and shape; `array` gives its values.
     """
 
     def __init__(
         self,
         model: onnx.ModelProto,
         *,
+        arrays: Mapping[str, Array] = MappingProxyType({}),
         file: str = "",
         external: Sequence[Path] = (),
         input_shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.model = model
+        self.arrays = arrays
         self.file = file
         self.input_shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
         self.external = tuple(external)
@@ -93,7 +99,10 @@ class Graph:
         """Of the file that the model was read from (external data included), else of its serialised bytes."""
         if self.file:
             return sha256_of([self.file, *self.external])
-        return hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()
+        digest = hashlib.sha256()
+        for piece in pieces(self.model, self.arrays):
+            digest.update(piece)
+        return digest.hexdigest()
 
     @cached_property
     def _producers(self) -> dict[str, Node]:
@@ -113,7 +122,7 @@ class Graph:
         try:
             return infer(self.model, self.input_shapes)
         except (checker.ValidationError, shape_inference.InferenceError, RuntimeError) as error:
-            raise ModelError(f"{self.file or 'The model'} is not a valid ONNX model: {_one_line(error)}") from error
+            raise ModelError(f"{self.file or 'The model'} is not a valid ONNX model: {one_line(error)}") from error
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -135,9 +144,29 @@ class Graph:
             value.name == name for value in self.outputs
         )
 
-    def array(self, name: str) -> np.ndarray[Any, Any]:
-        """A weight as an array (a fresh one: weights are not kept twice). Raises KeyError for anything else."""
-        return numpy_helper.to_array(self.weights[name])
+    def array(self, name: str) -> Array:
+        """A weight's values, not to be written to. Raises KeyError for anything else."""
+        apart = self.arrays.get(name)
+        return numpy_helper.to_array(self.weights[name]) if apart is None else apart
+
+    def tensor(self, name: str) -> onnx.TensorProto:
+        """A weight that holds its data, not to be changed. Raises KeyError for anything else."""
+        apart = self.arrays.get(name)
+        if apart is None:
+            return self.weights[name]
+        made = onnx.TensorProto()
+        made.CopyFrom(self.weights[name])
+        made.raw_data = bytes(as_bytes(apart))
+        return made
+
+    def proto(self) -> onnx.ModelProto:
+        """A copy of the model that holds all of its weights."""
+        made = onnx.ModelProto()
+        made.CopyFrom(self.model)
+        for tensor in made.graph.initializer:
+            if (array := held(tensor, self.arrays)) is not None:
+                tensor.raw_data = bytes(as_bytes(array))
+        return made
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value if it is the same for every input: a weight, or something small computed from static shapes."""
@@ -171,22 +200,23 @@ class Graph:
                     f"weight {name!r} has shape {tuple(old.dims)}, got {array.shape}: resize it with a plan."
                 )
 
-        def make(name: str, tensor: onnx.TensorProto) -> onnx.TensorProto | None:
-            return with_values(tensor, arrays[name]) if name in arrays else None
-
-        return Graph(with_weights(self.model, make), external=self.external, input_shapes=self.input_shapes)
+        draft = Draft(self)
+        for name, array in arrays.items():
+            draft.put(name, np.array(array))
+        return draft.graph()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model; the file appears whole or not at all. Over 2 GiB its weights go to `NAME.data` beside it."""
-        if stored_size(self.model) <= PROTOBUF_LIMIT:
-            with atomic_write(path) as part:
-                write_model(self.model, part)
+        parts = pieces(self.model, self.arrays)
+        if sum(map(len, parts)) <= PROTOBUF_LIMIT:
+            with atomic_write(path) as part, part.open("wb") as stream:
+                stream.writelines(parts)
             return
         data = Path(f"{os.fspath(path)}.data")
         if any(data.resolve() == source.resolve() for source in self.external):
             raise OutputError(f"Cannot write {data}: it holds the weights of {self.file}. Choose another name.")
         with atomic_write(data) as weights, atomic_write(path) as part:
-            write_model(_externalize(self.model, weights, data.name), part)
+            part.write_bytes(_externalize(self, weights, data.name).SerializeToString())
 
     def _check_input_shapes(self) -> None:
         known = {value.name: value for value in self.inputs}
@@ -203,77 +233,62 @@ class Graph:
                 )
 
 
-def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
-    """Read, check and view an ONNX file. External data must lie inside the model's folder; functions are inlined.
+class Draft:
+    """A graph that is being edited: a model of its own, and the large weights, which are replaced whole."""
 
-    Raises ModelError where the file is missing, is not ONNX, fails onnx.checker, has no weights, or names external
-    data that is missing or lies outside its folder (such data is never opened).
-    """
-    file = Path(path)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ModelError(f"Cannot read {file}: {error.strerror or error}.") from error
-    if not data:
-        raise ModelError(f"{file} is empty; expected an ONNX model.")
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data)
-    except DecodeError as error:
-        raise ModelError(f"{file} is not an ONNX model, or it is truncated ({len(data)} bytes).") from error
-    del data
-    external = _external_files(model, file)
-    try:
-        _check_types(model)
-        if external:  # first: the checker looks for external data beside the process, not beside the model
-            onnx.load_external_data_for_model(model, os.fspath(file.parent))
-        checker.check_model(skeleton(model)[0])
-        for tensor in _all_tensors(model.graph):
-            checker.check_tensor(tensor)  # is there as much data as the shape needs?
-    except (checker.ValidationError, ValueError, RuntimeError, OSError) as error:  # onnx raises all four
-        raise ModelError(f"{file} is not a valid ONNX model: {_one_line(error)}") from error
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    graph = Graph(model, file=os.fspath(file), external=external, input_shapes=input_shapes)
-    if not any(tensor.data_type in FLOATS for tensor in graph.weights.values()):
-        raise ModelError(
-            f"{file} holds no weights: there is nothing to resize. Was it exported with export_params=False?"
-        )
-    return graph
+    def __init__(self, source: Graph) -> None:
+        self._source = source
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(source.model)
+        self.arrays = dict(source.arrays)
+        self._weights = _weights(self.model)
+        self._inside = {name for name, tensor in source.weights.items() if source.producer(name)}
 
+    def node(self, node: Node) -> onnx.NodeProto:
+        """The draft's own message of one of the source's nodes, to be edited."""
+        found: onnx.NodeProto = self.model.graph.node[node.index]
+        return found
 
-def with_weights(model: onnx.ModelProto, make: Replace) -> onnx.ModelProto:
-    """A copy of the model in which `make(name, tensor)` has replaced some weights; None keeps one as it is.
+    def put(self, name: str, value: Array) -> None:
+        """Give a weight another value, whose shape may be another; it keeps its type. The array becomes the draft's."""
+        tensor = self._weights[name]
+        value = np.asarray(value, dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type), order="C")
+        self.arrays.pop(name, None)
+        for name_of_field in _DATA_FIELDS:
+            tensor.ClearField(name_of_field)
+        tensor.dims[:] = value.shape
+        if apart(tensor) and name not in self._inside:
+            value.flags.writeable = False
+            self.arrays[name] = value
+        else:
+            tensor.MergeFrom(copy_except(numpy_helper.from_array(value), "dims"))
 
-    Weights are made one at a time, in their places, so that no more than the two models are ever in memory.
-    """
-    made: onnx.ModelProto = copy_except(model, "graph")
-    made.graph.CopyFrom(copy_except(model.graph, "initializer", "node"))
-    for tensor in model.graph.initializer:
-        made.graph.initializer.add().CopyFrom(make(tensor.name, tensor) or tensor)
-    for node in model.graph.node:
-        new = made.graph.node.add()
-        value = _constant_value(node)
-        replaced = None if value is None else make(node.output[0], value)
-        if replaced is None:
-            new.CopyFrom(node)
-            continue
-        new.CopyFrom(copy_except(node, "attribute"))
-        new.attribute.append(helper.make_attribute("value", replaced))
-    return made
+    def add(self, name: str, value: Array, like: str = "") -> None:
+        """A new initializer; of the type, and with the descriptions, of another weight where one is given."""
+        made = self.model.graph.initializer.add()
+        if like:
+            made.CopyFrom(copy_except(self._weights[like], "dims", *_DATA_FIELDS))
+        else:
+            made.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+        made.name = name
+        self._weights[name] = made
+        self.put(name, value)
+
+    def drop(self, names: Collection[str]) -> None:
+        """Remove initializers."""
+        for index in reversed(range(len(self.model.graph.initializer))):
+            name = self.model.graph.initializer[index].name
+            if name in names:
+                del self.model.graph.initializer[index]
+                self.arrays.pop(name, None)
+
+    def graph(self) -> Graph:
+        """What has become of it; the draft is not to be used any more."""
+        source = self._source
+        return Graph(self.model, arrays=self.arrays, external=source.external, input_shapes=source.input_shapes)
 
 
-def with_values(tensor: onnx.TensorProto, array: np.ndarray[Any, Any]) -> onnx.TensorProto:
-    """The same tensor (name, type, doc string, metadata) with another value."""
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    made = numpy_helper.from_array(np.asarray(array, dtype=dtype, order="C"), tensor.name)
-    if tensor.HasField("doc_string"):
-        made.doc_string = tensor.doc_string
-    made.metadata_props.extend(tensor.metadata_props)
-    return made
-
-
-_DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+_DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 REALS = frozenset(  # element types that can be divided
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
@@ -370,76 +385,25 @@ def _value(proto: onnx.ValueInfoProto) -> Value:
     return Value(proto.name, shape, dtype)
 
 
-def _external_files(model: onnx.ModelProto, file: Path) -> list[Path]:
-    """The files that hold external weights, each proved to lie inside the model's folder and to be long enough."""
-    folder = file.parent.resolve()
-    found: dict[Path, None] = {}
-    for tensor in _all_tensors(model.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {e.key: e.value for e in tensor.external_data}
-        location = entries.get("location", "")
-        place = folder / location
-        if "\0" in location or place.resolve() == folder or not place.resolve().is_relative_to(folder):
-            raise ModelError(
-                f"{file}: the data of {tensor.name!r} is said to lie at {location!r}, outside the "
-                "model's folder; it was not read. Move it beside the model."
-            )
-        if not place.is_file():
-            raise ModelError(
-                f"{file}: its external data {place.name!r} (for {tensor.name!r}) is missing; put it beside the model."
-            )
-        numbers = [entries.get(key, "0") for key in ("offset", "length")]
-        if not all(text.isascii() and text.isdigit() for text in numbers):
-            raise ModelError(f"{file}: the data of {tensor.name!r} has offset and length {numbers}: not sizes.")
-        end = sum(map(int, numbers))
-        if place.stat().st_size < end:
-            raise ModelError(
-                f"{file}: its external data {place.name!r} is truncated: {tensor.name!r} ends at byte {end}."
-            )
-        found[place] = None
-    return sorted(found)
-
-
-def _check_types(model: onnx.ModelProto) -> None:
-    """Raise ValueError for an element type that ONNX has not; the checker lets some pass."""
-    tensors = [(tensor.name, tensor.data_type) for tensor in _all_tensors(model.graph)]
-    values = [(value.name, value.type.tensor_type.elem_type) for value in (*model.graph.input, *model.graph.output)]
-    for name, kind in (*tensors, *values):
-        if kind not in onnx.TensorProto.DataType.values():
-            raise ValueError(f"{name!r} has the element type {kind}, which ONNX has not.")
-
-
-def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _all_tensors(inner)
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """onnx's messages name the node on their later lines, and may go on to print it whole."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
-def _externalize(model: onnx.ModelProto, data: Path, location: str) -> onnx.ModelProto:
-    """Write the weights to `data`; return a model that refers to them by `location`."""
+def _externalize(graph: Graph, data: Path, location: str) -> onnx.ModelProto:
+    """Write the large weights to `data`; return a model that refers to them by `location`."""
+    made = onnx.ModelProto()
+    made.CopyFrom(graph.model)
     with data.open("wb") as stream:
-
-        def move(_: str, tensor: onnx.TensorProto) -> onnx.TensorProto:
-            raw = numpy_helper.to_array(tensor).tobytes()
-            made: onnx.TensorProto = copy_except(tensor, "raw_data", *_DATA_FIELDS)
-            made.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", location), ("offset", stream.tell()), ("length", len(raw))):
-                made.external_data.add(key=key, value=str(value))
-            stream.write(raw)
-            return made
-
-        return with_weights(model, move)
+        for tensor in made.graph.initializer:
+            if not apart(tensor):
+                continue
+            array = graph.array(tensor.name)
+            for field in _DATA_FIELDS:
+                tensor.ClearField(field)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", stream.tell()), ("length", array.nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
+            stream.write(as_bytes(array))
+    return made

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from conet_onnx.errors import UsageError
-from conet_onnx.graph import Graph, Node, with_values, with_weights
-from conet_onnx.plans import NULL, Integer, Take, WidthPlan
+from conet_onnx.graph import Draft, Graph, Node
+from conet_onnx.plans import NULL, Indices, Integer, Take, WidthPlan
 
 __all__ = ["apply", "rewrite"]
+
+Array = np.ndarray[Any, Any]
+
+BLOCK = 1 << 16  # elements that are made at a time
 
 
 def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
@@ -31,24 +36,25 @@ def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
     by_name = {node.name: node for node in graph.nodes}
     _check_names(graph, plan, by_name)
 
-    def make(name: str, tensor: onnx.TensorProto) -> onnx.TensorProto | None:
-        made = plan.initializers.get(name)
-        take = made if isinstance(made, Take) else next((u.take for u in made or () if u.name == name), None)
-        return None if take is None else with_values(tensor, apply(numpy_helper.to_array(tensor), take))
-
-    model = with_weights(graph.model, make)
+    draft = Draft(graph)
     for name, made in plan.initializers.items():
-        for use in made if isinstance(made, tuple) else ():
-            if use.name != name:
-                tensor = with_values(graph.weights[name], apply(graph.array(name), use.take))
-                tensor.name = use.name
-                model.graph.initializer.append(tensor)
-            model.graph.node[by_name[use.node].index].input[use.input] = use.name
-    _edit_integers(graph, model, plan.integers, by_name)
-    made_graph = Graph(model, external=graph.external, input_shapes=graph.input_shapes)
-    _drop_left_over(graph, made_graph)
-    _refresh_shapes(made_graph)
-    return made_graph
+        if isinstance(made, Take):
+            draft.put(name, apply(graph.array(name), made))
+            continue
+        for use in made:
+            value = apply(graph.array(name), use.take)
+            if use.name == name:
+                draft.put(name, value)
+            else:
+                draft.add(use.name, value, like=name)
+            draft.node(by_name[use.node]).input[use.input] = use.name
+    _edit_integers(graph, draft, plan.integers, by_name)
+    resized = draft.graph()
+    if left := _left_over(graph, resized):
+        draft.drop(left)
+        resized = draft.graph()
+    _refresh_shapes(resized)
+    return resized
 
 
 def _check_names(graph: Graph, plan: WidthPlan, by_name: Mapping[str, Node]) -> None:
@@ -61,37 +67,51 @@ def _check_names(graph: Graph, plan: WidthPlan, by_name: Mapping[str, Node]) -> 
             raise UsageError(f"the plan edits {name!r}, which is not a node of {graph.file or 'this model'}.")
 
 
-def apply(source: np.ndarray[Any, Any], made: Take) -> np.ndarray[Any, Any]:
-    """take(source) / divide along every listed axis; dtype is kept. Raises UsageError where the shape is another."""
+def apply(source: Array, made: Take) -> Array:
+    """take(source) / divide along every listed axis, a new array of the same type.
+
+    Block after block of the first axis, so that what is made on the way is small and stays in the processor's cache.
+    Raises UsageError where the shape is another.
+    """
     if source.shape != made.shape:
         raise UsageError(f"the plan expects a weight of shape {made.shape}, got {source.shape}.")
-    result, dtype = source, source.dtype
-    del source  # a large weight is not kept beside its first slice
-    for axis, indices in sorted(made.take.items(), key=lambda item: len(item[1]) / max(made.shape[item[0]], 1)):
-        result = np.take(result, np.maximum(indices, 0), axis=axis)
-        if (indices == NULL).any():
-            result[(slice(None),) * axis + (indices == NULL,)] = 0
-    for axis, divide in made.divide.items():
-        shape = [1] * result.ndim
-        shape[axis] = len(divide)
-        result = (result / divide.reshape(shape)).astype(dtype)
-    return np.asarray(result, order="C")  # not ascontiguousarray, which gives a scalar an axis
+    shape = tuple(len(made.take[k]) if k in made.take else n for k, n in enumerate(source.shape))
+    result: Array = np.empty(shape, source.dtype)
+    if not shape:
+        return source.copy()
+    inner = sorted((k for k in made.take if k), key=lambda k: shape[k] / max(source.shape[k], 1))
+    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        rows = slice(start, start + step)
+        part = _take(source, made.take[0][rows], 0) if 0 in made.take else source[rows]
+        for axis in inner:
+            part = _take(part, made.take[axis], axis)
+        for axis, divide in made.divide.items():
+            by = divide if axis else divide[rows]
+            part = (part / by.reshape([-1 if k == axis else 1 for k in range(len(shape))])).astype(source.dtype)
+        result[rows] = part
+    return result
 
 
-def _edit_integers(
-    graph: Graph, model: onnx.ModelProto, integers: Sequence[Integer], by_name: Mapping[str, Node]
-) -> None:
+def _take(source: Array, indices: Indices, axis: int) -> Array:
+    result: Array = np.take(source, np.maximum(indices, 0), axis=axis)
+    if (indices == NULL).any():
+        result[(slice(None),) * axis + (indices == NULL,)] = 0
+    return result
+
+
+def _edit_integers(graph: Graph, draft: Draft, integers: Sequence[Integer], by_name: Mapping[str, Node]) -> None:
     places: dict[tuple[str, str], dict[int, int]] = {}
     for edit in integers:
         places.setdefault((edit.node, edit.where), {})[edit.position] = edit.new
-    taken = {*graph.names, *(tensor.name for tensor in model.graph.initializer)}
+    taken = {*graph.names, *(tensor.name for tensor in draft.model.graph.initializer)}
     for (name, where), edits in places.items():
         node = by_name[name]
         kind, _, what = where.partition(":")
         if kind == "attribute":
-            _edit_attribute(model.graph.node[node.index], what, edits)
+            _edit_attribute(draft.node(node), what, edits)
         else:
-            _edit_input(graph, model, node, int(what), edits, taken)
+            _edit_input(graph, draft, node, int(what), edits, taken)
 
 
 def _edit_attribute(proto: onnx.NodeProto, name: str, edits: Mapping[int, int]) -> None:
@@ -106,9 +126,7 @@ def _edit_attribute(proto: onnx.NodeProto, name: str, edits: Mapping[int, int]) 
     proto.attribute.append(helper.make_attribute(name, [edits[k] for k in range(len(edits))]))
 
 
-def _edit_input(
-    graph: Graph, model: onnx.ModelProto, node: Node, index: int, edits: Mapping[int, int], taken: set[str]
-) -> None:
+def _edit_input(graph: Graph, draft: Draft, node: Node, index: int, edits: Mapping[int, int], taken: set[str]) -> None:
     """Edit a constant in place where this node is all that reads it; else give the node one of its own."""
     tensor = node.inputs[index] if index < len(node.inputs) else ""
     constant = graph.constant(tensor) if tensor else None
@@ -119,14 +137,14 @@ def _edit_input(
         for position, new in edits.items():
             values.reshape(-1)[position] = new
     if tensor in graph.weights and graph.readings(tensor) == 1:
-        _overwrite(model, tensor, values)
+        draft.put(tensor, values)
         return
     name = f"{node.name}.{index}"
     while name in taken:
         name += "_"
     taken.add(name)
-    model.graph.initializer.append(numpy_helper.from_array(values, name))
-    proto = model.graph.node[node.index]
+    draft.add(name, values)
+    proto = draft.node(node)
     proto.input.extend([""] * (index + 1 - len(proto.input)))
     proto.input[index] = name
     for k, attribute in enumerate(proto.attribute):
@@ -137,25 +155,9 @@ def _edit_input(
             break
 
 
-def _overwrite(model: onnx.ModelProto, tensor: str, values: np.ndarray[Any, Any]) -> None:
-    for initializer in model.graph.initializer:
-        if initializer.name == tensor:
-            initializer.CopyFrom(with_values(initializer, values))
-            return
-    for node in model.graph.node:
-        if tensor in node.output:
-            node.attribute[0].t.CopyFrom(with_values(node.attribute[0].t, values))
-            return
-
-
-def _drop_left_over(source: Graph, made: Graph) -> None:
-    """Remove initializers that were read, and are not any more: all readers have constants of their own."""
-    kept = [t for t in made.model.graph.initializer if made.readings(t.name) or not source.readings(t.name)]
-    if len(kept) < len(made.model.graph.initializer):
-        left = {t.name for t in made.model.graph.initializer} - {t.name for t in kept}
-        for k in reversed(range(len(made.model.graph.initializer))):
-            if made.model.graph.initializer[k].name in left:
-                del made.model.graph.initializer[k]
+def _left_over(source: Graph, made: Graph) -> set[str]:
+    """Initializers that were read, and are not any more: all readers have constants of their own."""
+    return {t.name for t in made.model.graph.initializer if source.readings(t.name) and not made.readings(t.name)}
 
 
 def _refresh_shapes(graph: Graph) -> None:

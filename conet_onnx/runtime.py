@@ -21,6 +21,7 @@ from onnx import helper
 
 from conet_onnx.errors import ModelError, UsageError
 from conet_onnx.graph import PROTOBUF_LIMIT, Graph
+from conet_onnx.storing import pieces
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -254,15 +255,15 @@ def _start(model: Model, outputs: Sequence[str], create: Callable[[bytes | str],
         if isinstance(model, str | os.PathLike):
             return create(file) if not outputs else _start(onnx.load(file), outputs, create)
         if isinstance(model, bytes):
-            return create(model if not outputs else _exposed(onnx.load_from_string(model), outputs))
-        proto = model.model if isinstance(model, Graph) else model
+            return create(model if not outputs else _exposed(onnx.load_from_string(model), outputs, {}))
+        proto, arrays = (model.model, model.arrays) if isinstance(model, Graph) else (model, {})
         if _weight_bytes(proto) <= PROTOBUF_LIMIT - MARGIN:
-            return create(_exposed(proto, outputs))
+            return create(_exposed(proto, outputs, arrays))
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             large = onnx.ModelProto()
             large.CopyFrom(proto)
             large.MergeFromString(_more_outputs(proto, outputs))
-            Graph(large).save(Path(folder, "model.onnx"))
+            Graph(large, arrays=arrays).save(Path(folder, "model.onnx"))
             return create(os.path.join(folder, "model.onnx"))
     except ModelError:
         raise
@@ -276,9 +277,9 @@ def _weight_bytes(proto: onnx.ModelProto) -> int:
     return sum(math.prod(dims) * itemsize for dims, itemsize in sizes)
 
 
-def _exposed(proto: onnx.ModelProto, outputs: Sequence[str]) -> bytes:
-    """The serialised model with more outputs; appended bytes merge (protobuf encoding), so no weight is copied."""
-    return bytes(proto.SerializeToString()) + _more_outputs(proto, outputs)
+def _exposed(proto: onnx.ModelProto, outputs: Sequence[str], arrays: Mapping[str, Array]) -> bytes:
+    """The serialised model with more outputs; appended bytes merge (protobuf encoding)."""
+    return b"".join((*pieces(proto, arrays), _more_outputs(proto, outputs)))
 
 
 def _more_outputs(proto: onnx.ModelProto, outputs: Sequence[str]) -> bytes:

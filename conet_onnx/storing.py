@@ -1,64 +1,254 @@
-"""Write a model to a file weight by weight: its serialised bytes are never in memory as a whole.
+"""Read and write models with their large weights held apart, each in an array of its own.
 
-The protobuf wire format allows it: a message is its fields one after the other, and one that is embedded is preceded
-by its length (https://protobuf.dev/programming-guides/encoding).
+A protobuf message gives its bytes only as copies: a weight that is read from a message, changed and stored in another
+one is in memory four times on the way. So a large weight goes from the file into an array, and from an array into a
+file; the message keeps its name, type, shape and all else. A message on the wire is its fields one after the other, and
+one that is embedded is preceded by its length (https://protobuf.dev/programming-guides/encoding).
 """
 
 from __future__ import annotations
 
+import io
+import math
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
-from google.protobuf.message import Message
+from onnx import TensorProto, helper
+from onnx.external_data_helper import load_external_data_for_tensor
 
-from conet_onnx.shapes import copy_except
+from conet_onnx.shapes import SMALL, copy_except
 
-__all__ = ["stored_size", "write_model"]
+__all__ = ["apart", "as_bytes", "held", "load_external", "pieces", "read_model"]
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
 
 GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
 INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
+NAME, RAW_DATA = TensorProto.NAME_FIELD_NUMBER, TensorProto.RAW_DATA_FIELD_NUMBER
+VARINT, EMBEDDED = 0, 2  # wire types
+FIXED = {1: 8, 5: 4}  # wire type -> bytes
+
+# ONNX TensorProto.raw_data: these are stored element by element, little-endian, as numpy holds them
+PLAIN = frozenset(
+    {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.BOOL}
+    | {TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64}
+    | {TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64}
+)
 
 
-def stored_size(model: onnx.ModelProto) -> int:
-    """The bytes of the model's graph, which is all of a model but a few."""
-    return sum(map(len, _around(model.graph, INITIALIZER))) + _stored(_sizes(model))
+def apart(tensor: TensorProto) -> bool:
+    """Whether a weight is large and plain enough to be held apart. Smaller ones take part in shape inference."""
+    return (
+        tensor.data_type in PLAIN
+        and math.prod(tensor.dims) > SMALL
+        and min(tensor.dims) > 0
+        and bool(tensor.name)
+        and sys.byteorder == "little"
+    )
 
 
-def write_model(model: onnx.ModelProto, file: Path) -> None:
-    """Write what `model.SerializeToString()` makes. Raises OSError."""
-    before, after = _around(model, GRAPH)
-    nodes, values = _around(model.graph, INITIALIZER)
-    sizes = _sizes(model)
-    with file.open("wb") as stream:
-        stream.write(before)
-        stream.write(_header(GRAPH, len(nodes) + _stored(sizes) + len(values)))
-        stream.write(nodes)
-        for size, tensor in zip(sizes, model.graph.initializer, strict=True):
-            stream.write(_header(INITIALIZER, size))
-            stream.write(tensor.SerializeToString())
-        stream.write(values)
-        stream.write(after)
+def held(tensor: TensorProto, arrays: Arrays) -> Array | None:
+    """The data of an initializer that is held apart; None where it holds its own."""
+    return None if tensor.HasField("raw_data") else arrays.get(tensor.name)
 
 
-def _around(message: Message, number: int) -> tuple[bytes, bytes]:
-    """The fields of a message before and after one of them, in the order of their numbers, as protobuf writes them."""
-    fields = [field for field, _ in message.ListFields()]
-    late = [field.name for field in fields if field.number >= number]
-    early = [field.name for field in fields if field.number <= number]
-    return copy_except(message, *late).SerializeToString(), copy_except(message, *early).SerializeToString()
+def read_model(file: Path) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """The model in a file without the data of its large weights, and that data by name, not to be written to.
+
+    Raises OSError, and DecodeError for what is no model.
+    """
+    with file.open("rb") as stream:
+        about = os.fstat(stream.fileno())
+        try:
+            if stat.S_ISREG(about.st_mode):
+                return _read(_Reader(stream), about.st_size)
+        except _Unusual:
+            stream.seek(0)
+        return onnx.ModelProto.FromString(stream.read()), {}
 
 
-def _sizes(model: onnx.ModelProto) -> list[int]:
-    return [tensor.ByteSize() for tensor in model.graph.initializer]
+def load_external(model: onnx.ModelProto, folder: Path, arrays: dict[str, Array]) -> None:
+    """Bring external data into the model; that of large weights into `arrays`. Raises OSError and ValueError."""
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL and apart(tensor) and tensor.name not in arrays:
+            loaded = TensorProto()  # not in place: protobuf keeps the memory of a field until its message is gone
+            loaded.CopyFrom(tensor)
+            load_external_data_for_tensor(loaded, os.fspath(folder))
+            held = _array(loaded, loaded.raw_data)
+            if held is not None:
+                arrays[tensor.name] = held
+                tensor.CopyFrom(copy_except(loaded, "raw_data"))
+    onnx.load_external_data_for_model(model, os.fspath(folder))
 
 
-def _stored(sizes: list[int]) -> int:
-    return sum(len(_header(INITIALIZER, size)) + size for size in sizes)
+def as_bytes(array: Array) -> memoryview:
+    """The array's own memory, where it is contiguous."""
+    return np.asarray(array, order="C").reshape(-1).view(np.uint8).data
+
+
+def pieces(model: onnx.ModelProto, arrays: Arrays) -> list[memoryview | bytes]:
+    """What protobuf makes of the model with all its weights inside, cut in pieces; arrays are their own memory."""
+    data = memoryview(model.SerializeToString())
+    if not arrays:
+        return [data]
+    return _filled(data, GRAPH, lambda graph: _filled(graph, INITIALIZER, lambda tensor: _with_data(tensor, arrays)))
+
+
+class _Unusual(Exception):
+    """Bytes that protobuf's own parser is to judge."""
+
+
+class _Reader:
+    """A stream that is read from its start on, and knows how far it is."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.place = 0
+
+    def take(self, length: int) -> bytes:
+        """So many bytes, and no fewer."""
+        read = self._stream.read(length)
+        self.place += length
+        if len(read) != length:
+            raise _Unusual
+        return read
+
+    def fill(self, data: Array) -> None:
+        """As many bytes as there is room for."""
+        if self._stream.readinto(data.data) != len(data):  # type: ignore[attr-defined]  # BinaryIO lacks it
+            raise _Unusual
+        self.place += len(data)
+
+    def varint(self) -> tuple[int, bytes]:
+        """A number of base 128, and its bytes."""
+        number, made = 0, b""
+        while len(made) < 10:  # the longest that protobuf accepts
+            byte = self.take(1)
+            number |= (byte[0] & 0x7F) << 7 * len(made)
+            made += byte
+            if byte[0] < 0x80:
+                return number, made
+        raise _Unusual
+
+    def fields(self, end: int) -> Iterator[tuple[int, bytes, int | None]]:
+        """The fields up to a place: number, the bytes before the payload, and its length where one is embedded.
+
+        Who takes a field reads its payload; where none is embedded, all of the field is in the bytes.
+        """
+        while self.place < end:
+            tag, header = self.varint()
+            length = None
+            if (wire := tag & 7) == EMBEDDED:
+                length, more = self.varint()
+                header += more
+            elif wire == VARINT:
+                header += self.varint()[1]
+            elif wire in FIXED:
+                header += self.take(FIXED[wire])
+            else:
+                raise _Unusual
+            if self.place + (length or 0) > end:
+                raise _Unusual
+            yield tag >> 3, header, length
+
+
+def _read(reader: _Reader, size: int) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    model: onnx.ModelProto = onnx.ModelProto()
+    arrays: dict[str, Array] = {}
+    outside, inside = bytearray(), bytearray()  # the fields of the model and of its graph that are not weights
+    for number, header, length in reader.fields(size):
+        if number != GRAPH or length is None:
+            outside += header + reader.take(length or 0)
+            continue
+        model.graph.SetInParent()
+        for part, start, extent in reader.fields(reader.place + length):
+            if part == INITIALIZER and extent is not None:
+                _read_tensor(reader, extent, model.graph.initializer.add(), arrays)
+            else:
+                inside += start + reader.take(extent or 0)
+    model.MergeFromString(bytes(outside))
+    if inside:
+        model.graph.MergeFromString(bytes(inside))
+    return model, arrays
+
+
+def _read_tensor(reader: _Reader, size: int, tensor: TensorProto, arrays: dict[str, Array]) -> None:
+    if size <= SMALL:
+        tensor.MergeFromString(reader.take(size))
+        return
+    rest, data = bytearray(), None
+    for number, header, length in reader.fields(reader.place + size):
+        if number == RAW_DATA and length is not None:
+            data = np.empty(length, np.uint8)  # not a bytearray, whose zeros would be written first
+            reader.fill(data)
+        else:
+            rest += header + reader.take(length or 0)
+    tensor.MergeFromString(bytes(rest))
+    if data is None:
+        return
+    held = _array(tensor, data) if apart(tensor) and tensor.name not in arrays else None
+    if held is None:
+        tensor.raw_data = data.tobytes()
+    else:
+        arrays[tensor.name] = held
+
+
+def _array(tensor: TensorProto, data: bytes | Array) -> Array | None:
+    """The data as an array that cannot be written to; None where it is not what the shape needs, or not alone."""
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    alone = tensor.data_location != TensorProto.EXTERNAL and not any(
+        field.is_repeated and field.name.endswith("_data") and value for field, value in tensor.ListFields()
+    )
+    if not alone or len(data) != math.prod(tensor.dims) * dtype.itemsize:
+        return None
+    made = np.frombuffer(data, np.uint8).view(dtype).reshape(tuple(tensor.dims))
+    made.flags.writeable = False
+    return made
+
+
+def _filled(
+    message: memoryview, number: int, fill: Callable[[memoryview], list[memoryview | bytes] | None]
+) -> list[memoryview | bytes]:
+    """A message in which the embedded fields of one number have another payload; None leaves one as it is."""
+    made: list[memoryview | bytes] = []
+    reader, kept = _Reader(io.BytesIO(message)), 0
+    for found, header, length in reader.fields(len(message)):
+        begun = reader.place - len(header)
+        reader.take(length or 0)
+        payload = fill(message[begun + len(header) : reader.place]) if found == number else None
+        if payload is not None:
+            made += (message[kept:begun], _header(number, sum(map(len, payload))), *payload)
+            kept = reader.place
+    return [*made, message[kept:]]
+
+
+def _with_data(message: memoryview, arrays: Arrays) -> list[memoryview | bytes] | None:
+    """A tensor with its data, if that is held apart, in its place in the order of numbers."""
+    reader, place, name = _Reader(io.BytesIO(message)), len(message), b""
+    for number, header, length in reader.fields(len(message)):
+        if number > RAW_DATA:
+            place = min(place, reader.place - len(header))
+        payload = reader.take(length or 0)
+        if number == RAW_DATA:
+            return None
+        if number == NAME:
+            name = payload
+    array = arrays.get(name.decode())
+    if array is None:
+        return None
+    return [message[:place], _header(RAW_DATA, array.nbytes), as_bytes(array), message[place:]]
 
 
 def _header(field: int, length: int) -> bytes:
-    """The tag of a length-delimited field, and its length: base-128 numbers, the lowest seven bits first."""
-    return _varint(field << 3 | 2) + _varint(length)
+    """The tag of a field that is embedded, and its length: base-128 numbers, the lowest seven bits first."""
+    return _varint(field << 3 | EMBEDDED) + _varint(length)
 
 
 def _varint(number: int) -> bytes:

@@ -80,8 +80,7 @@ def masked(analysis: Analysis, chosen: Chosen) -> Graph | None:
     first input is multiplied by a mask, whatever way the weight takes to get there, and however it is grouped.
     """
     graph = analysis.graph
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model = graph.proto()
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node, proto in zip(graph.nodes, list(model.graph.node), strict=True):
@@ -319,7 +318,7 @@ def counted(graph: Graph) -> tuple[int, int, int]:
     """Elements of the floating-point weights of rank one or more, MACs at batch one, bytes of the initializers."""
     kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
     params = sum(int(np.prod(t.dims)) for t in graph.weights.values() if t.data_type in kinds and len(t.dims))
-    raw = sum(numpy_helper.to_array(t).nbytes for t in graph.model.graph.initializer)
+    raw = sum(numpy_helper.to_array(t).nbytes for t in graph.proto().graph.initializer)
     return params, macs(graph), raw
 
 
@@ -351,8 +350,9 @@ def assert_valid(graph: Graph, source: Graph | None = None) -> None:
 
     With a source: its inputs and outputs are unchanged, and its nodes are the same but for integers.
     """
-    onnx.checker.check_model(graph.model, full_check=True)
-    inferred = onnx.shape_inference.infer_shapes(graph.model, check_type=True, strict_mode=True, data_prop=True)
+    model = graph.proto()
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     recorded = {v.name: v for v in inferred.graph.value_info}
     for value in graph.model.graph.value_info:  # what the file says must be what follows from it
         sizes = graph.shape(value.name)
@@ -373,7 +373,7 @@ def assert_valid(graph: Graph, source: Graph | None = None) -> None:
 
 def initializer_bytes(graph: Graph) -> dict[str, bytes]:
     """Every initializer as it is serialised."""
-    return {t.name: t.SerializeToString(deterministic=True) for t in graph.model.graph.initializer}
+    return {t.name: t.SerializeToString(deterministic=True) for t in graph.proto().graph.initializer}
 
 
 # All laws at once
@@ -395,7 +395,7 @@ def keep_all_laws(model: onnx.ModelProto, seed: int = 0, tolerance: float = 5e-5
     analysis = analyze(Graph(model))
     same = {n: Selection(np.arange(w.size), np.ones(w.size)) for n, w in analysis.widths.items()}
     unchanged = rewrite(analysis.graph, through_json(select(analysis, same)))
-    assert unchanged.model.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    assert unchanged.proto().SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
     assert tuple(analysis.costs.source) == counted(analysis.graph)
     assert tuple(analysis.costs.price({})) == counted(analysis.graph)
     smaller = shrunk(analysis, rng)

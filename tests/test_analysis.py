@@ -11,7 +11,8 @@ from onnx import helper
 from test_coupling import conv, model, residual
 
 from conet_onnx.analysis import analyze
-from conet_onnx.graph import Graph, load
+from conet_onnx.graph import Graph
+from conet_onnx.loading import load
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -18,7 +18,7 @@ from cli_support import Result, call, listing, only_line, save, small_model
 from onnx import TensorProto, helper, numpy_helper
 
 from conet_onnx.errors import ModelError, OutputError
-from conet_onnx.graph import load
+from conet_onnx.loading import load
 
 FILE_SIZE = 1000  # bytes: the largest file that a process may write in the test of a full disk
 

@@ -14,11 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from strategies import Builder
 
 from conet_onnx.errors import ModelError, OutputError, UsageError
-from conet_onnx.graph import Graph, load
+from conet_onnx.graph import Graph
+from conet_onnx.loading import load
 
 
 def small(opset: int = 17, dynamic: bool = False) -> onnx.ModelProto:
-    """conv, Relu, flatten by Shape, Gemm."""
+    """conv, Relu, flatten by Shape, Gemm, whose weight is large enough to be held apart once it was read."""
     b = Builder(random.Random(4), opset=opset, batch=2, dynamic=dynamic)
     b.tidy = True
     x = b.conv(b.input("x", (2, 3, 4, 4)), 6)
@@ -26,7 +27,7 @@ def small(opset: int = 17, dynamic: bool = False) -> onnx.ModelProto:
     sizes = b.node("Shape", [x], (4,))
     target = b.node("Concat", [b.slice(sizes, 0, 0, 1), b.integers([-1])], (2,), axis=0)
     x = b.node("Reshape", [x, target], (2, 96))
-    return b.model([b.node("Gemm", [x, b.weight(b.floats(96, 3)), b.weight(b.floats(3))], (2, 3))])
+    return b.model([b.node("Gemm", [x, b.weight(b.floats(96, 12)), b.weight(b.floats(12))], (2, 12))])
 
 
 def saved(folder: Path, model: onnx.ModelProto, name: str = "model.onnx") -> Path:
@@ -145,7 +146,10 @@ class TestExternalData:
         monkeypatch.setattr("conet_onnx.graph.PROTOBUF_LIMIT", 100)
         graph.save(tmp_path / "big.onnx")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
+        assert (tmp_path / "big.onnx.data").stat().st_size == 4 * 96 * 12
+        onnx.checker.check_model(tmp_path / "big.onnx")
         back = load(tmp_path / "big.onnx")
+        assert len(back.arrays) == 1
         for name in graph.weights:
             assert np.array_equal(back.array(name), graph.array(name))
         assert [n.op for n in back.nodes] == [n.op for n in graph.nodes]
@@ -165,7 +169,7 @@ class TestSaving:
         graph = Graph(small())
         graph.save(tmp_path / "m.onnx")
         back = load(tmp_path / "m.onnx")
-        assert back.model == graph.model
+        assert back.proto() == graph.model
         assert back.sha256 == hashlib.sha256((tmp_path / "m.onnx").read_bytes()).hexdigest()
 
     def test_nowhere_to_write(self, tmp_path):
@@ -301,6 +305,20 @@ class TestWithArrays:
         assert doubled.array(name).dtype == np.float32
         assert graph.model.SerializeToString() == before
         assert [n for n in doubled.weights if not np.array_equal(doubled.array(n), graph.array(n))] == [name]
+
+    def test_what_stays_is_shared_and_what_is_given_is_copied(self, tmp_path):
+        graph = load(saved(tmp_path, small()))
+        (large,) = graph.arrays
+        name = next(n for n in graph.weights if n != large and graph.array(n).ndim > 1)
+        given = np.zeros(graph.array(name).shape, np.float32)
+        changed = graph.with_arrays({name: given})
+        assert changed.array(large) is graph.array(large)
+        given[:] = 1
+        assert not changed.array(name).any()
+        again = changed.with_arrays({large: 2 * graph.array(large)})
+        assert np.array_equal(again.array(large), 2 * graph.array(large))
+        assert again.array(large) is not graph.array(large)
+        assert changed.array(large) is graph.array(large)
 
     def test_constant_nodes_too(self):
         model = small()

@@ -12,7 +12,7 @@ from conet_onnx.analysis import analyze
 from conet_onnx.data import Normalisation, load_data
 from conet_onnx.evaluation import choose_normalisation, evaluate
 from conet_onnx.files import sha256_of
-from conet_onnx.graph import load
+from conet_onnx.loading import load
 from models.resnet_cifar import BLOCKS, ResNet, resnet8, resnet20, resnet32, resnet56, resnet110
 from tools.make_models import macs
 

@@ -322,7 +322,7 @@ class TestWhatAPlanMakesVerifies:
         assert verify(source, resize(source, wanted), Plan(), provider="cpu").difference < 2e-5
 
     def test_a_pair_read_from_files(self, tmp_path):
-        from conet_onnx.graph import load
+        from conet_onnx.loading import load
 
         source, _ = shrunk()
         source.save(tmp_path / "a.onnx")

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from conet_onnx.data import DataSet, Normalisation, load_data  # noqa: E402  (after the path)
 from conet_onnx.evaluation import Evaluation, evaluate  # noqa: E402
 from conet_onnx.files import atomic_write, sha256_of  # noqa: E402
-from conet_onnx.graph import load  # noqa: E402
+from conet_onnx.loading import load  # noqa: E402
 from models.resnet_cifar import ResNet, resnet8  # noqa: E402
 
 NORMALISATION = Normalisation(scale=1 / 16)  # the digits' pixels are 0..16

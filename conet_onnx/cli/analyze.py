@@ -37,7 +37,7 @@ def analyze(
     with Bar(2) as bar:
         bar.step(f"Reading {model}")
         from conet_onnx.analysis import analyze as analyze_graph
-        from conet_onnx.graph import load
+        from conet_onnx.loading import load
 
         graph = load(model, input_shapes=input_shapes)
         bar.step("Following the axes")

@@ -38,8 +38,8 @@ def bench(
 ) -> None:
     """Measure latency (p50, p95) with onnxruntime; two models take turns and are compared. Takes about 10 seconds."""
     check_writable(json_to)
-    from conet_onnx.graph import load
     from conet_onnx.latency import FORMAT, compare, measure
+    from conet_onnx.loading import load
     from conet_onnx.runtime import resolve
 
     graphs = [load(file, input_shapes=input_shapes) for file in (a, b) if file is not None]

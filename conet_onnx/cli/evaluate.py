@@ -40,7 +40,7 @@ def evaluate(
     from conet_onnx.data import load_data
     from conet_onnx.evaluation import evaluate as evaluate_graph
     from conet_onnx.evaluation import resolve_normalisation
-    from conet_onnx.graph import load
+    from conet_onnx.loading import load
     from conet_onnx.runtime import resolve
 
     graph = load(model, input_shapes=input_shapes)

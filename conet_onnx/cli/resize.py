@@ -91,7 +91,7 @@ def resize(
     with Bar(6) as bar:
         bar.step(f"Reading {model}")
         from conet_onnx.analysis import analyze
-        from conet_onnx.graph import load
+        from conet_onnx.loading import load
         from conet_onnx.planning import plan as make_plan
         from conet_onnx.rewriting import rewrite
         from conet_onnx.scoring import importance

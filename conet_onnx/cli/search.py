@@ -101,7 +101,7 @@ def search(
 
     limits = Budget.parse(budget)
     from conet_onnx.data import load_data
-    from conet_onnx.graph import load
+    from conet_onnx.loading import load
     from conet_onnx.searching import search as run_search
 
     graph = load(model, input_shapes=input_shapes)

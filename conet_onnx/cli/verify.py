@@ -28,7 +28,7 @@ def verify(source: str, resized: str, plan_file: str, provider: str, input_shape
     with Bar(3) as bar:
         bar.step(f"Reading {source}")
         plan = _read(plan_file)
-        from conet_onnx.graph import load
+        from conet_onnx.loading import load
         from conet_onnx.verification import verify as prove
 
         a = load(source, input_shapes=input_shapes)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
-from conet_onnx.graph import Graph, load
+from conet_onnx.graph import Graph
 from conet_onnx.latency import compare
+from conet_onnx.loading import load
 from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, ModelRecord, Run, read_run, write_run
 from conet_onnx.records.study import LOCK_FILE, TrialStudy, locked
 from conet_onnx.records.trial import Trial

@@ -14,7 +14,8 @@ from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.data import DataSet, Normalisation, check_fits, classes_of, load_data
 from conet_onnx.data.dataset import Array
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
-from conet_onnx.graph import Graph, load
+from conet_onnx.graph import Graph
+from conet_onnx.loading import load
 from conet_onnx.planning import plan
 from conet_onnx.rewriting import rewrite
 from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask

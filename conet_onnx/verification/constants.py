@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 
 from conet_onnx.errors import ModelError, VerificationFailed
 from conet_onnx.graph import Graph, Node
 from conet_onnx.runtime import run
 
-__all__ = ["Constants", "closure", "constant_names", "evaluate", "is_float", "to_array"]
+__all__ = ["Constants", "closure", "constant_names", "evaluate", "is_float", "values_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -35,14 +35,15 @@ class Constants:
             return self.computed[name]
         if name not in self.graph.weights:
             raise VerificationFailed(f"the plan names tensor {name!r}, which {self.whose} lacks.")
-        return to_array(self.graph.weights[name])
+        return values_of(self.graph, name)
 
 
-def to_array(tensor: TensorProto) -> Array:
+def values_of(graph: Graph, weight: str) -> Array:
+    """The values of a weight. Raises VerificationFailed where there are not as many as its shape needs."""
     try:
-        return numpy_helper.to_array(tensor)
+        return graph.array(weight)
     except (ValueError, TypeError) as error:
-        raise VerificationFailed(f"tensor {tensor.name!r} holds data that does not fit its shape.") from error
+        raise VerificationFailed(f"tensor {weight!r} holds data that does not fit its shape.") from error
 
 
 def is_float(array: Array) -> bool:
@@ -85,7 +86,7 @@ def evaluate(graph: Graph, names: Sequence[str], tags: Mapping[str, Array] | Non
             proto.op_type = "Identity"
             del proto.attribute[:]
     for name in sorted(weights):
-        tensor = graph.weights[name] if name not in (tags or {}) else numpy_helper.from_array((tags or {})[name])
+        tensor = graph.tensor(name) if name not in (tags or {}) else numpy_helper.from_array((tags or {})[name])
         made.graph.initializer.add().CopyFrom(tensor)
         made.graph.initializer[-1].name = name
     made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)

@@ -105,7 +105,7 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
     return axis, np.asarray(operand.any(axis=tuple(a for a in range(operand.ndim) if a != axis)))
 
 
-def masked_model(source: Graph, operands: Mapping[tuple[int, int], Array]) -> onnx.ModelProto:
+def masked_model(source: Graph, operands: Mapping[tuple[int, int], Array]) -> Graph:
     """The source with fresh weights at some inputs; weights that nothing reads any more are left out."""
     made = onnx.ModelProto(ir_version=max(source.model.ir_version, 4))  # from 4 on, weights need not be inputs
     made.opset_import.extend(source.model.opset_import)
@@ -121,8 +121,9 @@ def masked_model(source: Graph, operands: Mapping[tuple[int, int], Array]) -> on
         made.graph.initializer.append(numpy_helper.from_array(value, name))
     read = {name for node in made.graph.node for name in node.input} | {value.name for value in made.graph.output}
     read.update(name for node in source.nodes for name in node.captured)
-    made.graph.initializer.extend(tensor for tensor in source.model.graph.initializer if tensor.name in read)
-    return made
+    kept = [tensor for tensor in source.model.graph.initializer if tensor.name in read]
+    made.graph.initializer.extend(kept)
+    return Graph(made, arrays={t.name: source.arrays[t.name] for t in kept if t.name in source.arrays})
 
 
 # Statistics across a resized axis: there a resize is an approximation

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
 from conet_onnx.errors import VerificationFailed
 from conet_onnx.graph import Graph, Node
-from conet_onnx.verification.constants import Constants, is_float, to_array
+from conet_onnx.verification.constants import Constants, is_float, values_of
 from conet_onnx.verification.plans import Edits, Planned
 from conet_onnx.verification.proof import Check
 from conet_onnx.verification.structure import STORAGE, Pairs, compare_fields
@@ -48,22 +47,24 @@ def compare_weights(source: Graph, resized: Graph, planned: Planned, pairs: Pair
             _same_form(take.new_shape, expected.dtype, actual, where)
         else:
             _same_values(take.apply(expected), actual, where, divided=bool(take.divide))
-    for name, tensor in source.weights.items():
+    for name in source.weights:
         if name not in made and name not in patched and name in resized.weights:
-            _compare_tensor(tensor, resized.weights[name], f"initializer {name!r}", changed=planned.changed)
+            _compare_weight(name, source, resized, changed=planned.changed)
     return Check("weights", f"{len(made)} are as planned, {len(after.keys() - made.keys())} are the source's own")
 
 
-def _compare_tensor(a: TensorProto, b: TensorProto, where: str, *, changed: bool) -> None:
-    if a == b:
+def _compare_weight(name: str, source: Graph, resized: Graph, *, changed: bool) -> None:
+    a, b, where = source.weights[name], resized.weights[name], f"initializer {name!r}"
+    if a == b and source.arrays.get(name) is resized.arrays.get(name):
         return
     compare_fields(a, b, where, but=STORAGE)
-    expected, actual = to_array(a), to_array(b)
+    expected, actual = values_of(source, name), values_of(resized, name)
     if changed and is_float(expected):
         _same_form(expected.shape, expected.dtype, actual, where)
         return
     _same_values(expected, actual, where, divided=False)
-    compare_fields(a, b, where, but={"data_location"})  # equal values that are stored in another way
+    # Equal values that are stored in another way:
+    compare_fields(source.tensor(name), resized.tensor(name), where, but={"data_location"})
 
 
 def _same_form(shape: tuple[int, ...], dtype: np.dtype[Any], actual: Array, where: str) -> None:
