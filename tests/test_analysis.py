@@ -11,7 +11,6 @@ from onnx import helper
 from test_coupling import conv, model, residual
 
 from conet_onnx.analysis import analyze
-from conet_onnx.graph import Graph
 from conet_onnx.loading import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,12 +51,12 @@ def test_a_scale_that_layers_share_counts_once() -> None:
 
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_convolutional_networks_are_covered_whole(name: str) -> None:
-    coverage = analyze(Graph(zoo.onnx_model(name))).costs.coverage
+    coverage = analyze(zoo.graph(name)).costs.coverage
     assert coverage.params > 0.99
     assert coverage.macs > 0.94  # the stem of SqueezeNet reads an image, but makes a width
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_macs_do_not_depend_on_the_batch_of_the_file(name: str) -> None:
-    static, dynamic = (Graph(zoo.onnx_model(name, dynamic_batch=flag)) for flag in (False, True))
+    static, dynamic = (zoo.graph(name, dynamic_batch=flag) for flag in (False, True))
     assert analyze(static).costs.source.macs == analyze(dynamic).costs.source.macs

@@ -63,10 +63,10 @@ class TestWidths:
     )
     def test_known_networks_have_the_widths_that_their_definition_says(self, name: str, widths: int) -> None:
         """ResNet: one per block's inner convolution, one per stage. MobileNetV2: 8 trunks, 17 expansions."""
-        assert len(analyze(Graph(zoo.onnx_model(name))).widths) == widths
+        assert len(analyze(zoo.graph(name)).widths) == widths
 
     def test_every_channel_axis_of_a_convolutional_network_is_resizable_or_has_a_reason(self) -> None:
-        analysis = analyze(Graph(zoo.onnx_model("googlenet")))
+        analysis = analyze(zoo.graph("googlenet"))
         held = {(m.tensor, m.axis) for w in analysis.widths.values() for m in w.members}
         frozen = {(f.tensor, f.axis): f.reason.kind for f in analysis.frozen}
         for use in analysis.every_use:
@@ -142,7 +142,7 @@ class TestFrozen:
         assert {f.reason.kind for f in analysis.frozen if f.tensor == "a" and f.axis == 0} == {"asked"}
 
     def test_ids_do_not_depend_on_what_is_frozen(self) -> None:
-        graph = Graph(zoo.onnx_model("resnet18"))
+        graph = zoo.graph("resnet18")
         every = analyze(graph).widths
         fewer = analyze(graph, freeze=["w3"]).widths
         assert fewer == {name: width for name, width in every.items() if name != "w3"}
@@ -167,7 +167,7 @@ class TestWhy:
         assert analyze(residual()).why(("a", 0), ("c", 0)) == ()
 
     def test_every_two_members_of_a_width_have_a_path(self) -> None:
-        analysis = analyze(Graph(zoo.onnx_model("shufflenet_v2_x0_5")))
+        analysis = analyze(zoo.graph("shufflenet_v2_x0_5"))
         for width in analysis.widths.values():
             first = width.members[0]
             for member in width.members[1:]:

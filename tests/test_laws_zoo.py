@@ -11,7 +11,6 @@ import torch
 import zoo
 
 from conet_onnx.analysis import Analysis, analyze
-from conet_onnx.graph import Graph
 from conet_onnx.planning import Selection, select
 from conet_onnx.rewriting import rewrite
 
@@ -48,7 +47,7 @@ def _one_thread():
 
 @functools.lru_cache(maxsize=1)  # tests of one model follow each other
 def _analysed(flavour: Flavour) -> Analysis:
-    return analyze(Graph(zoo.onnx_model(*flavour)))
+    return analyze(zoo.graph(*flavour))
 
 
 def _named(flavour: Flavour) -> str:

@@ -42,7 +42,7 @@ def test_channels_of_a_concat_are_scored_where_they_lie() -> None:
 
 
 def test_batchnorm_scale_counts_where_there_is_one() -> None:
-    graph = Graph(zoo.onnx_model("resnet18", keep_norms=True))
+    graph = zoo.graph("resnet18", keep_norms=True)
     analysis = analyze(graph)
     scores = importance(graph, "batchnorm-scale", analysis=analysis)
     width = next(w for w in analysis.widths.values() if w.name == "layer1.0.conv1")
@@ -64,7 +64,7 @@ def test_random_scores_are_seeded() -> None:
 
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_every_width_has_a_finite_score_for_each_channel(name: str) -> None:
-    graph = Graph(zoo.onnx_model(name))
+    graph = zoo.graph(name)
     analysis = analyze(graph)
     for key, scores in importance(graph, "l2", analysis=analysis).items():
         assert scores.shape == (analysis.widths[key].size,)

@@ -37,7 +37,7 @@ def flattened(*, batch: int | str = "n", height: int | str = 8) -> Graph:
 class TestShapes:
     @pytest.mark.parametrize("name", zoo.MODELS)
     def test_they_are_what_onnxruntime_sees(self, name: str) -> None:
-        graph = Graph(zoo.onnx_model(name, dynamic_batch=True))
+        graph = zoo.graph(name, dynamic_batch=True)
         seen = run_all(graph, random_feeds(graph, batch=2))
         for tensor, array in seen.items():
             sizes = graph.shape(tensor)

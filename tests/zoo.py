@@ -16,7 +16,10 @@ import onnx
 import torch
 from torch import nn
 
-__all__ = ["MODELS", "SIZE", "example", "module", "onnx_model"]
+from conet_onnx.graph import Graph
+from conet_onnx.loading import load
+
+__all__ = ["MODELS", "SIZE", "example", "file", "graph", "module", "onnx_model"]
 
 MODELS: tuple[str, ...] = (
     "resnet18",
@@ -66,7 +69,17 @@ def example(name: str, batch: int = 2) -> np.ndarray:
 def onnx_model(
     name: str, exporter: str = "legacy", dynamic_batch: bool = False, keep_norms: bool = False
 ) -> onnx.ModelProto:
-    """The network as ONNX: input `x`, output `y`, batch 2 or symbolic; shared in this process, never to be changed.
+    """The model in `file` of the same arguments; shared in this process, never to be changed."""
+    return onnx.load(file(name, exporter, dynamic_batch, keep_norms))
+
+
+def graph(name: str, exporter: str = "legacy", dynamic_batch: bool = False, keep_norms: bool = False) -> Graph:
+    """The model in `file` of the same arguments, loaded as users load it."""
+    return load(file(name, exporter, dynamic_batch, keep_norms))
+
+
+def file(name: str, exporter: str = "legacy", dynamic_batch: bool = False, keep_norms: bool = False) -> Path:
+    """An ONNX file of the network: input `x`, output `y`, batch 2 or symbolic.
 
     `exporter` is "legacy" (TorchScript) or "dynamo". Exporters may fold BatchNormalization into convolutions;
     with `keep_norms` the nodes stay.
@@ -80,7 +93,7 @@ def onnx_model(
         with os.fdopen(handle, "wb") as stream:
             stream.write(made.SerializeToString())
         os.replace(part, path)
-    return onnx.load(path)
+    return path
 
 
 def _legacy(model: nn.Module, x: torch.Tensor, dynamic_batch: bool, keep_norms: bool) -> onnx.ModelProto:
