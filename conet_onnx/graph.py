@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -65,8 +65,8 @@ class Graph:
     """A read-only view of a model; edits make another Graph, which shares all large weights that stay as they are.
 
     Parameters: the model (not to be changed afterwards); the data of those initializers that do not hold their own
-    (storing.read_model); the file that it came from and that file's external data; and sizes for symbolic input
-    dimensions.
+    (storing.read_model); its nodes, if they are known already; the file that it came from and that file's external
+    data; and sizes for symbolic input dimensions.
 
     Attributes: `model` is the ModelProto, `arrays` the data that it does not hold, by the weight's name, `weights`
     every weight's TensorProto by name: its type and shape; `array` gives its values.
@@ -77,6 +77,7 @@ class Graph:
         model: onnx.ModelProto,
         *,
         arrays: Mapping[str, Array] = MappingProxyType({}),
+        nodes: Sequence[Node] | None = None,
         file: str = "",
         external: Sequence[Path] = (),
         input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -87,7 +88,7 @@ class Graph:
         self.input_shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
         self.external = tuple(external)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-        self.nodes = _nodes(model)
+        self.nodes = _nodes(model) if nodes is None else tuple(nodes)
         self.weights = _weights(model)
         initialized = {tensor.name for tensor in model.graph.initializer}
         self.inputs = tuple(_value(v) for v in model.graph.input if v.name not in initialized)
@@ -242,10 +243,12 @@ class Draft:
         self.model.CopyFrom(source.model)
         self.arrays = dict(source.arrays)
         self._weights = _weights(self.model)
-        self._inside = {name for name, tensor in source.weights.items() if source.producer(name)}
+        self._inside = {name: node for name in source.weights if (node := source.producer(name)) is not None}
+        self._edited: set[int] = set()
 
     def node(self, node: Node) -> onnx.NodeProto:
-        """The draft's own message of one of the source's nodes, to be edited."""
+        """The draft's own message of one of the source's nodes, to be edited in its inputs and attributes."""
+        self._edited.add(node.index)
         found: onnx.NodeProto = self.model.graph.node[node.index]
         return found
 
@@ -254,6 +257,8 @@ class Draft:
         tensor = self._weights[name]
         value = np.asarray(value, dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type), order="C")
         self.arrays.pop(name, None)
+        if name in self._inside:
+            self._edited.add(self._inside[name].index)
         for name_of_field in _DATA_FIELDS:
             tensor.ClearField(name_of_field)
         tensor.dims[:] = value.shape
@@ -285,7 +290,12 @@ class Draft:
     def graph(self) -> Graph:
         """What has become of it; the draft is not to be used any more."""
         source = self._source
-        return Graph(self.model, arrays=self.arrays, external=source.external, input_shapes=source.input_shapes)
+        nodes = list(source.nodes)
+        for index in self._edited:
+            nodes[index] = replace(nodes[index], **_reads(self.model.graph.node[index]))
+        return Graph(
+            self.model, arrays=self.arrays, nodes=nodes, external=source.external, input_shapes=source.input_shapes
+        )
 
 
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
@@ -301,23 +311,27 @@ def _nodes(model: onnx.ModelProto) -> tuple[Node, ...]:
     own = {node.name for node in model.graph.node if node.name in node.output}  # some exporters call a node so
     unique = {name for name, times in count.items() if name and times == 1 + (name in own)}
     versions = {o.domain or "ai.onnx": o.version for o in model.opset_import}
-    made = []
-    for index, proto in enumerate(model.graph.node):
-        attributes = {a.name: _attribute(a) for a in proto.attribute}
-        made.append(
-            Node(
-                index=index,
-                name=proto.name if proto.name in unique else next(filter(None, proto.output), f"node {index}"),
-                op=proto.op_type,
-                domain="" if proto.domain == "ai.onnx" else proto.domain,
-                since=_since(proto, versions),
-                inputs=tuple(proto.input),
-                outputs=tuple(proto.output),
-                attributes=attributes,
-                captured=_captured(proto),
-            )
+    return tuple(
+        Node(
+            index=index,
+            name=proto.name if proto.name in unique else next(filter(None, proto.output), f"node {index}"),
+            op=proto.op_type,
+            domain="" if proto.domain == "ai.onnx" else proto.domain,
+            since=_since(proto, versions),
+            **_reads(proto),
         )
-    return tuple(made)
+        for index, proto in enumerate(model.graph.node)
+    )
+
+
+def _reads(proto: onnx.NodeProto) -> dict[str, Any]:
+    """Those fields of a node that an edit may change."""
+    return {
+        "inputs": tuple(proto.input),
+        "outputs": tuple(proto.output),
+        "attributes": {a.name: _attribute(a) for a in proto.attribute},
+        "captured": _captured(proto),
+    }
 
 
 def _since(proto: onnx.NodeProto, versions: Mapping[str, int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -13,7 +13,7 @@ from onnx import checker, inliner
 from conet_onnx.errors import ModelError
 from conet_onnx.graph import FLOATS, Graph, one_line
 from conet_onnx.shapes import skeleton
-from conet_onnx.storing import load_external, read_model
+from conet_onnx.storing import held, load_external, read_model
 
 __all__ = ["load"]
 
@@ -34,14 +34,16 @@ def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[in
         raise ModelError(f"{file} is not an ONNX model, or it is truncated ({size} bytes).") from error
     if not model.ListFields():
         raise ModelError(f"{file} is empty; expected an ONNX model.")
-    external = _external_files(model, file)
+    tensors = [*model.graph.initializer, *_inner_tensors(model.graph)]
+    external = _external_files(tensors, file)
     try:
-        _check_types(model)
+        _check_types(model, tensors)
         if external:  # first: the checker looks for external data beside the process, not beside the model
             load_external(model, file.parent, arrays)
         checker.check_model(skeleton(model)[0])
-        for tensor in _all_tensors(model.graph, but=arrays):  # those have as much data as their shapes need
-            checker.check_tensor(tensor)
+        for k, tensor in enumerate(tensors):
+            if k >= len(model.graph.initializer) or held(tensor, arrays) is None:  # else there is all that it needs
+                checker.check_tensor(tensor)
     except (checker.ValidationError, ValueError, RuntimeError, OSError) as error:  # onnx raises all four
         raise ModelError(f"{file} is not a valid ONNX model: {one_line(error)}") from error
     if model.functions:
@@ -54,11 +56,11 @@ def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[in
     return graph
 
 
-def _external_files(model: onnx.ModelProto, file: Path) -> list[Path]:
+def _external_files(tensors: Iterable[onnx.TensorProto], file: Path) -> list[Path]:
     """The files that hold external weights, each proved to lie inside the model's folder and to be long enough."""
     folder = file.parent.resolve()
     found: dict[Path, None] = {}
-    for tensor in _all_tensors(model.graph):
+    for tensor in tensors:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {e.key: e.value for e in tensor.external_data}
@@ -85,18 +87,18 @@ def _external_files(model: onnx.ModelProto, file: Path) -> list[Path]:
     return sorted(found)
 
 
-def _check_types(model: onnx.ModelProto) -> None:
+def _check_types(model: onnx.ModelProto, tensors: Iterable[onnx.TensorProto]) -> None:
     """Raise ValueError for an element type that ONNX has not; the checker lets some pass."""
-    tensors = [(tensor.name, tensor.data_type) for tensor in _all_tensors(model.graph)]
+    known = frozenset(onnx.TensorProto.DataType.values())
+    kinds = [(tensor.name, tensor.data_type) for tensor in tensors]
     values = [(value.name, value.type.tensor_type.elem_type) for value in (*model.graph.input, *model.graph.output)]
-    for name, kind in (*tensors, *values):
-        if kind not in onnx.TensorProto.DataType.values():
+    for name, kind in (*kinds, *values):
+        if kind not in known:
             raise ValueError(f"{name!r} has the element type {kind}, which ONNX has not.")
 
 
-def _all_tensors(graph: onnx.GraphProto, but: Container[str] = ()) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph but some of its initializers, those in nodes and subgraphs included."""
-    yield from (tensor for tensor in graph.initializer if tensor.name not in but)
+def _inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph but its initializers: those of sparse ones, of nodes, and all of subgraphs."""
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
     for node in graph.node:
@@ -105,4 +107,5 @@ def _all_tensors(graph: onnx.GraphProto, but: Container[str] = ()) -> Iterator[o
                 yield attribute.t
             yield from attribute.tensors
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _all_tensors(inner)
+                yield from inner.initializer
+                yield from _inner_tensors(inner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from conet_onnx.errors import UsageError
 from conet_onnx.folding import Use
 from conet_onnx.graph import Graph
 
-__all__ = ["CRITERIA", "importance", "positions"]
+__all__ = ["CRITERIA", "channels", "importance"]
 
 Scores = Mapping[str, NDArray[np.float64]]
+Indices = NDArray[np.intp]
 CRITERIA = ("l1", "l2", "random", "batchnorm-scale")
+BLOCK = 1 << 16  # elements that are read at a time
 
 
 def importance(graph: Graph, criterion: str = "l2", *, analysis: Analysis | None = None, seed: int = 0) -> Scores:
@@ -43,22 +45,27 @@ def importance(graph: Graph, criterion: str = "l2", *, analysis: Analysis | None
     return {name: found.get(name, np.ones(w.size)) for name, w in analysis.widths.items()}
 
 
-def positions(analysis: Analysis, ax: Axis, dim: Dim) -> NDArray[np.int64]:
-    """For each position along an axis the index into `dim` that it belongs to, -1 for none. A dim inside a sum too."""
-    solver = analysis.solver
-    parts = []
+def channels(analysis: Analysis, ax: Axis) -> Iterator[tuple[Dim, slice, Indices]]:
+    """Where the dims of an axis lie, those inside of sums too: a stretch of it, and the index into the dim at each
+    position of the stretch, -1 for none."""
+    solver, start = analysis.solver, 0
     for segment in ax.segments:
-        found = np.full(1, -1, dtype=np.int64)
+        size = inner = segment.size[0]
+        stretch = slice(start, start + size)
+        start += size
         for factor in segment.factors:
             n = factor if isinstance(factor, int) else factor.size[0]
-            own = np.full(n, -1, dtype=np.int64)
-            if factor is dim:
-                own = np.arange(n)
-            elif isinstance(factor, Dim) and solver.is_composite(factor):
-                own = positions(analysis, solver.resolve_dim(factor), dim)
-            found = np.maximum(found[:, None], own[None, :]).ravel()
-        parts.append(found)
-    return np.concatenate(parts)
+            inner //= n
+            if isinstance(factor, int):
+                continue
+            own = np.arange(size) // inner % n if size > n else np.arange(n)
+            if not solver.is_composite(factor):
+                yield factor, stretch, own
+                continue
+            for dim, part, indices in channels(analysis, solver.resolve_dim(factor)):
+                found = np.full(n, -1)
+                found[part] = indices
+                yield dim, stretch, found[own]
 
 
 def _norms(analysis: Analysis, power: int, wanted: Callable[[Use], bool]) -> dict[str, NDArray[np.float64]]:
@@ -67,24 +74,33 @@ def _norms(analysis: Analysis, power: int, wanted: Callable[[Use], bool]) -> dic
     for use in analysis.every_use:
         if not analysis.is_real(use.tensor) or not wanted(use):
             continue
-        held = [(k, ax, d) for k, s in enumerate(use.shape) for ax in (analysis.axis(s),) for d in _held(analysis, ax)]
+        axes = {k: analysis.axis(segment) for k, segment in enumerate(use.shape)}
+        held = {k: ax for k, ax in axes.items() if not analysis.resizable.isdisjoint(analysis.solver.leaves(ax))}
         if not held:
             continue
-        array = analysis.graph.array(use.tensor).astype(np.float32, copy=False)
-        array = np.abs(array) if power == 1 else array
-        sums: dict[int, NDArray[Any]] = {}
-        for k, ax, dim in held:
-            if k not in sums:
-                by_channel = array.reshape(-1, array.shape[k], int(np.prod(array.shape[k + 1 :])))
-                factors = (by_channel,) * power  # their product is never stored
-                sums[k] = np.einsum(",".join(["anb"] * power) + "->n", *factors, dtype=np.float64)
-            where = positions(analysis, ax, dim)
-            inside = where >= 0
-            score = np.bincount(where[inside], weights=sums[k][inside], minlength=dim.size[0]) ** (1 / power)
-            scale = max(float(score.mean()), float(np.finfo(np.float64).tiny))
-            totals.setdefault(by_dim[dim], []).append(np.asarray(score / scale, dtype=np.float64))
+        sums = _sums(analysis.graph.array(use.tensor), held, power)
+        for k, ax in held.items():
+            found: dict[Dim, NDArray[Any]] = {}
+            for dim, stretch, indices in channels(analysis, ax):
+                if dim in analysis.resizable:
+                    inside = indices >= 0
+                    part = np.bincount(indices[inside], weights=sums[k][stretch][inside], minlength=dim.size[0])
+                    found[dim] = found[dim] + part if dim in found else part
+            for dim, total in found.items():
+                score = total ** (1 / power)
+                scale = max(float(score.mean()), float(np.finfo(np.float64).tiny))
+                totals.setdefault(by_dim[dim], []).append(score / scale)
     return {name: np.mean(scores, axis=0) for name, scores in totals.items()}
 
 
-def _held(analysis: Analysis, ax: Axis) -> list[Dim]:
-    return [d for d in dict.fromkeys(analysis.solver.leaves(ax)) if d in analysis.resizable]
+def _sums(array: NDArray[Any], axes: Collection[int], power: int) -> dict[int, NDArray[np.float64]]:
+    """The sum of |x|^power over each slice along some axes; a block of rows at a time, which stays in the cache."""
+    rows = np.empty(len(array))
+    others = np.zeros(array.shape[1:])
+    step = max(1, BLOCK // max(1, others.size))
+    for start in range(0, len(array), step):
+        block = array[start : start + step].astype(np.float32, copy=False)
+        block = np.abs(block) if power == 1 else np.square(block)
+        rows[start : start + step] = block.reshape(len(block), -1).sum(1)
+        others += block.sum(0)
+    return {k: others.sum(tuple(a for a in range(others.ndim) if a != k - 1)) if k else rows for k in axes}

@@ -7,6 +7,7 @@ evaluating small constant nodes and inferring node by node.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,7 @@ def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Ty
 
     def keep(tensor: onnx.TensorProto, name: str) -> bool:
         types[name] = helper.make_tensor_type_proto(tensor.data_type, tuple(tensor.dims))
-        small = int(np.prod(tensor.dims, dtype=np.int64)) <= SMALL
+        small = bool(math.prod(tensor.dims) <= SMALL)
         if not small and name not in listed:
             made.graph.input.add(name=name, type=types[name])
         return small

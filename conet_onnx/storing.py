@@ -128,7 +128,10 @@ class _Reader:
 
     def varint(self) -> tuple[int, bytes]:
         """A number of base 128, and its bytes."""
-        number, made = 0, b""
+        made = self.take(1)
+        if made[0] < 0x80:
+            return made[0], made
+        number = made[0] & 0x7F
         while len(made) < 10:  # the longest that protobuf accepts
             byte = self.take(1)
             number |= (byte[0] & 0x7F) << 7 * len(made)

@@ -360,6 +360,10 @@ def assert_valid(graph: Graph, source: Graph | None = None) -> None:
             said = [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
             assert all(a is None or b is None or a == b for a, b in zip(said, sizes, strict=True)), value
     session(graph, provider="cpu", threads=1)
+    fresh = Graph(model)  # what the view says is what the model says
+    assert graph.nodes == fresh.nodes
+    assert [str(node.attributes) for node in graph.nodes] == [str(node.attributes) for node in fresh.nodes]
+    assert graph.weights.keys() == fresh.weights.keys()
     if source is not None:
         names = {t.name for t in source.model.graph.initializer}
         assert [v for v in graph.model.graph.input if v.name not in names] == [
