@@ -12,7 +12,7 @@ from onnx import helper
 
 from conet_onnx.errors import UsageError
 from conet_onnx.graph import Draft, Graph, Node
-from conet_onnx.plans import NULL, Indices, Integer, Take, WidthPlan
+from conet_onnx.plans import NULL, Floats, Integer, Take, WidthPlan
 
 __all__ = ["apply", "rewrite"]
 
@@ -75,29 +75,38 @@ def apply(source: Array, made: Take) -> Array:
     """
     if source.shape != made.shape:
         raise UsageError(f"the plan expects a weight of shape {made.shape}, got {source.shape}.")
+    if not source.ndim:
+        return source.copy()
     shape = tuple(len(made.take[k]) if k in made.take else n for k, n in enumerate(source.shape))
     result: Array = np.empty(shape, source.dtype)
-    if not shape:
-        return source.copy()
-    inner = sorted((k for k in made.take if k), key=lambda k: shape[k] / max(source.shape[k], 1))
+    order = sorted(made.take, key=lambda k: (k > 0, shape[k] / max(source.shape[k], 1)))
+    zeros = {k: made.take[k] == NULL for k in order if (made.take[k] == NULL).any()}
+    taken = {k: np.maximum(made.take[k], 0) if k in zeros else made.take[k] for k in order}
+    divides = {k: _narrowed(by, source.dtype) for k, by in made.divide.items()}
     step = max(1, BLOCK // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         rows = slice(start, start + step)
-        part = _take(source, made.take[0][rows], 0) if 0 in made.take else source[rows]
-        for axis in inner:
-            part = _take(part, made.take[axis], axis)
-        for axis, divide in made.divide.items():
-            by = divide if axis else divide[rows]
-            part = (part / by.reshape([-1 if k == axis else 1 for k in range(len(shape))])).astype(source.dtype)
+        part = source if 0 in taken else source[rows]
+        for k in order:
+            part = np.take(part, taken[k] if k else taken[k][rows], axis=k)
         result[rows] = part
+        part = result[rows]
+        for k, by in divides.items():
+            by = (by if k else by[rows]).reshape([-1 if axis == k else 1 for axis in range(source.ndim)])
+            np.divide(part, by, out=part) if by.dtype == part.dtype else np.copyto(part, part / by, casting="unsafe")
+        for k, nothing in zeros.items():
+            part[(slice(None),) * k + (nothing if k else nothing[rows],)] = 0
     return result
 
 
-def _take(source: Array, indices: Indices, axis: int) -> Array:
-    result: Array = np.take(source, np.maximum(indices, 0), axis=axis)
-    if (indices == NULL).any():
-        result[(slice(None),) * axis + (indices == NULL,)] = 0
-    return result
+def _narrowed(divide: Floats, dtype: np.dtype[Any]) -> Array:
+    """The divisors in single precision where they and what they divide are that precise: the quotients are the same.
+
+    (A quotient of two singles, rounded to double and then to single, is the one that is rounded once: 53 >= 2 * 24 + 2;
+    Figueroa, When is double rounding innocuous?, 1995.)
+    """
+    single: Array = divide.astype(np.float32)
+    return single if dtype == np.float32 and np.array_equal(single, divide) else divide
 
 
 def _edit_integers(graph: Graph, draft: Draft, integers: Sequence[Integer], by_name: Mapping[str, Node]) -> None:
