@@ -19,7 +19,7 @@ from onnx import checker, helper, numpy_helper, shape_inference
 from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer
-from conet_onnx.storing import apart, as_bytes, held, pieces
+from conet_onnx.storing import Data, apart, as_bytes, flowing, held, pieces, size_of, whole
 
 __all__ = ["FLOATS", "PROTOBUF_LIMIT", "REALS", "Draft", "Graph", "Node", "Value", "one_line"]
 
@@ -69,14 +69,15 @@ class Graph:
     data; and sizes for symbolic input dimensions.
 
     Attributes: `model` is the ModelProto, `arrays` the data that it does not hold, by the weight's name, `weights`
-    every weight's TensorProto by name: its type and shape; `array` gives its values.
+    every weight's TensorProto by name: its type and shape; `array` gives its values. What a rewrite makes of a large
+    weight is made when it is asked for.
     """
 
     def __init__(
         self,
         model: onnx.ModelProto,
         *,
-        arrays: Mapping[str, Array] = MappingProxyType({}),
+        arrays: Mapping[str, Data] = MappingProxyType({}),
         nodes: Sequence[Node] | None = None,
         file: str = "",
         external: Sequence[Path] = (),
@@ -101,7 +102,7 @@ class Graph:
         if self.file:
             return sha256_of([self.file, *self.external])
         digest = hashlib.sha256()
-        for piece in pieces(self.model, self.arrays):
+        for piece in flowing(pieces(self.model, self.arrays)):
             digest.update(piece)
         return digest.hexdigest()
 
@@ -148,7 +149,7 @@ class Graph:
     def array(self, name: str) -> Array:
         """A weight's values, not to be written to. Raises KeyError for anything else."""
         apart = self.arrays.get(name)
-        return numpy_helper.to_array(self.weights[name]) if apart is None else apart
+        return numpy_helper.to_array(self.weights[name]) if apart is None else whole(apart)
 
     def tensor(self, name: str) -> onnx.TensorProto:
         """A weight that holds its data, not to be changed. Raises KeyError for anything else."""
@@ -157,7 +158,7 @@ class Graph:
             return self.weights[name]
         made = onnx.TensorProto()
         made.CopyFrom(self.weights[name])
-        made.raw_data = bytes(as_bytes(apart))
+        made.raw_data = bytes(as_bytes(whole(apart)))
         return made
 
     def proto(self) -> onnx.ModelProto:
@@ -165,8 +166,8 @@ class Graph:
         made = onnx.ModelProto()
         made.CopyFrom(self.model)
         for tensor in made.graph.initializer:
-            if (array := held(tensor, self.arrays)) is not None:
-                tensor.raw_data = bytes(as_bytes(array))
+            if (data := held(tensor, self.arrays)) is not None:
+                tensor.raw_data = bytes(as_bytes(whole(data)))
         return made
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
@@ -209,9 +210,9 @@ class Graph:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model; the file appears whole or not at all. Over 2 GiB its weights go to `NAME.data` beside it."""
         parts = pieces(self.model, self.arrays)
-        if sum(map(len, parts)) <= PROTOBUF_LIMIT:
+        if sum(map(size_of, parts)) <= PROTOBUF_LIMIT:
             with atomic_write(path) as part, part.open("wb") as stream:
-                stream.writelines(parts)
+                stream.writelines(flowing(parts))
             return
         data = Path(f"{os.fspath(path)}.data")
         if any(data.resolve() == source.resolve() for source in self.external):
@@ -252,10 +253,12 @@ class Draft:
         found: onnx.NodeProto = self.model.graph.node[node.index]
         return found
 
-    def put(self, name: str, value: Array) -> None:
-        """Give a weight another value, whose shape may be another; it keeps its type. The array becomes the draft's."""
+    def put(self, name: str, value: Data) -> None:
+        """Give a weight another value, whose shape may be another; it keeps its type. The value becomes the draft's."""
         tensor = self._weights[name]
-        value = np.asarray(value, dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type), order="C")
+        if isinstance(value, np.ndarray):
+            value = np.asarray(value, dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type), order="C")
+            value.flags.writeable = False
         self.arrays.pop(name, None)
         if name in self._inside:
             self._edited.add(self._inside[name].index)
@@ -263,12 +266,11 @@ class Draft:
             tensor.ClearField(name_of_field)
         tensor.dims[:] = value.shape
         if apart(tensor) and name not in self._inside:
-            value.flags.writeable = False
             self.arrays[name] = value
         else:
-            tensor.MergeFrom(copy_except(numpy_helper.from_array(value), "dims"))
+            tensor.MergeFrom(copy_except(numpy_helper.from_array(whole(value)), "dims"))
 
-    def add(self, name: str, value: Array, like: str = "") -> None:
+    def add(self, name: str, value: Data, like: str = "") -> None:
         """A new initializer; of the type, and with the descriptions, of another weight where one is given."""
         made = self.model.graph.initializer.add()
         if like:

@@ -288,11 +288,12 @@ class _Compiler:
         """Source positions along an axis, in the order of the new ones: row-major over products, in turn over sums."""
         parts, offset = [], 0
         for segment in ax.segments:
-            found = np.zeros(1, dtype=np.int64)
+            found: Indices | None = None
             for factor in segment.factors:
                 n = factor if isinstance(factor, int) else factor.size[0]
-                found = (found[:, None] * n + self._of_factor(factor, n)).ravel()
-            parts.append(found + offset)
+                own = self._of_factor(factor, n)
+                found = own if found is None else (found[:, None] * n + own).ravel()
+            parts.append(np.array([offset]) if found is None else found + offset)
             offset += segment.size[0]
         return np.concatenate(parts)
 
@@ -308,7 +309,7 @@ class _Compiler:
         """The divisor at each new position along an axis; those of the dims that are summed over multiply."""
         parts = []
         for segment in ax.segments:
-            found = np.ones(1)
+            found: Floats | None = None
             for factor in segment.factors:
                 if isinstance(factor, Dim) and factor in self._chosen:
                     chosen = self._chosen[factor]
@@ -317,8 +318,8 @@ class _Compiler:
                     own = self._divisors(self._solver.resolve_dim(factor), summed)
                 else:
                     own = np.ones(factor if isinstance(factor, int) else factor.size[0])
-                found = np.outer(found, own).ravel()
-            parts.append(found)
+                found = own if found is None else np.outer(found, own).ravel()
+            parts.append(np.ones(1) if found is None else found)
         return np.concatenate(parts)
 
     def _integers(self) -> list[Integer]:

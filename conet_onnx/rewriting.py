@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +11,12 @@ from onnx import helper
 
 from conet_onnx.errors import UsageError
 from conet_onnx.graph import Draft, Graph, Node
-from conet_onnx.plans import NULL, Floats, Integer, Take, WidthPlan
+from conet_onnx.plans import Integer, Take, WidthPlan
+from conet_onnx.slicing import Slices
 
-__all__ = ["apply", "rewrite"]
+__all__ = ["rewrite"]
 
 Array = np.ndarray[Any, Any]
-
-BLOCK = 1 << 16  # elements that are made at a time
 
 
 def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
@@ -39,10 +37,10 @@ def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
     draft = Draft(graph)
     for name, made in plan.initializers.items():
         if isinstance(made, Take):
-            draft.put(name, apply(graph.array(name), made))
+            draft.put(name, Slices(graph.array(name), made))
             continue
         for use in made:
-            value = apply(graph.array(name), use.take)
+            value = Slices(graph.array(name), use.take)
             if use.name == name:
                 draft.put(name, value)
             else:
@@ -65,48 +63,6 @@ def _check_names(graph: Graph, plan: WidthPlan, by_name: Mapping[str, Node]) -> 
     for name in (*(use.node for use in uses), *(edit.node for edit in plan.integers)):
         if name not in by_name:
             raise UsageError(f"the plan edits {name!r}, which is not a node of {graph.file or 'this model'}.")
-
-
-def apply(source: Array, made: Take) -> Array:
-    """take(source) / divide along every listed axis, a new array of the same type.
-
-    Block after block of the first axis, so that what is made on the way is small and stays in the processor's cache.
-    Raises UsageError where the shape is another.
-    """
-    if source.shape != made.shape:
-        raise UsageError(f"the plan expects a weight of shape {made.shape}, got {source.shape}.")
-    if not source.ndim:
-        return source.copy()
-    shape = tuple(len(made.take[k]) if k in made.take else n for k, n in enumerate(source.shape))
-    result: Array = np.empty(shape, source.dtype)
-    order = sorted(made.take, key=lambda k: (k > 0, shape[k] / max(source.shape[k], 1)))
-    zeros = {k: made.take[k] == NULL for k in order if (made.take[k] == NULL).any()}
-    taken = {k: np.maximum(made.take[k], 0) if k in zeros else made.take[k] for k in order}
-    divides = {k: _narrowed(by, source.dtype) for k, by in made.divide.items()}
-    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
-    for start in range(0, shape[0], step):
-        rows = slice(start, start + step)
-        part = source if 0 in taken else source[rows]
-        for k in order:
-            part = np.take(part, taken[k] if k else taken[k][rows], axis=k)
-        result[rows] = part
-        part = result[rows]
-        for k, by in divides.items():
-            by = (by if k else by[rows]).reshape([-1 if axis == k else 1 for axis in range(source.ndim)])
-            np.divide(part, by, out=part) if by.dtype == part.dtype else np.copyto(part, part / by, casting="unsafe")
-        for k, nothing in zeros.items():
-            part[(slice(None),) * k + (nothing if k else nothing[rows],)] = 0
-    return result
-
-
-def _narrowed(divide: Floats, dtype: np.dtype[Any]) -> Array:
-    """The divisors in single precision where they and what they divide are that precise: the quotients are the same.
-
-    (A quotient of two singles, rounded to double and then to single, is the one that is rounded once: 53 >= 2 * 24 + 2;
-    Figueroa, When is double rounding innocuous?, 1995.)
-    """
-    single: Array = divide.astype(np.float32)
-    return single if dtype == np.float32 and np.array_equal(single, divide) else divide
 
 
 def _edit_integers(graph: Graph, draft: Draft, integers: Sequence[Integer], by_name: Mapping[str, Node]) -> None:

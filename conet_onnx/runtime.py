@@ -21,7 +21,7 @@ from onnx import helper
 
 from conet_onnx.errors import ModelError, UsageError
 from conet_onnx.graph import PROTOBUF_LIMIT, Graph
-from conet_onnx.storing import pieces
+from conet_onnx.storing import Data, flowing, pieces
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -277,9 +277,9 @@ def _weight_bytes(proto: onnx.ModelProto) -> int:
     return sum(math.prod(dims) * itemsize for dims, itemsize in sizes)
 
 
-def _exposed(proto: onnx.ModelProto, outputs: Sequence[str], arrays: Mapping[str, Array]) -> bytes:
+def _exposed(proto: onnx.ModelProto, outputs: Sequence[str], arrays: Mapping[str, Data]) -> bytes:
     """The serialised model with more outputs; appended bytes merge (protobuf encoding)."""
-    return b"".join((*pieces(proto, arrays), _more_outputs(proto, outputs)))
+    return b"".join((*flowing(pieces(proto, arrays)), _more_outputs(proto, outputs)))
 
 
 def _more_outputs(proto: onnx.ModelProto, outputs: Sequence[str]) -> bytes:

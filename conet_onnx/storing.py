@@ -13,9 +13,9 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import onnx
@@ -24,10 +24,42 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from conet_onnx.shapes import SMALL, copy_except
 
-__all__ = ["apart", "as_bytes", "held", "load_external", "pieces", "read_model"]
+__all__ = [
+    "Data",
+    "Deferred",
+    "apart",
+    "as_bytes",
+    "flowing",
+    "held",
+    "load_external",
+    "pieces",
+    "read_model",
+    "size_of",
+    "whole",
+]
 
 Array = np.ndarray[Any, Any]
-Arrays = Mapping[str, Array]
+
+
+class Deferred(Protocol):
+    """The data of a weight that is made when it is needed: all at once, or a block at a time where it is written."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+    def whole(self) -> Array:
+        """The same array each time, not to be written to."""
+
+    def blocks(self) -> Iterator[Array]:
+        """Contiguous arrays that make the whole, one after the other along its first axis."""
+
+
+Data = Array | Deferred  # of one weight, held apart from its message
+Piece = bytes | memoryview | Deferred
 
 GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
 INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
@@ -54,7 +86,12 @@ def apart(tensor: TensorProto) -> bool:
     )
 
 
-def held(tensor: TensorProto, arrays: Arrays) -> Array | None:
+def whole(data: Data) -> Array:
+    """All of it, as an array that is not to be written to."""
+    return data if isinstance(data, np.ndarray) else data.whole()
+
+
+def held(tensor: TensorProto, arrays: Mapping[str, Data]) -> Data | None:
     """The data of an initializer that is held apart; None where it holds its own."""
     return None if tensor.HasField("raw_data") else arrays.get(tensor.name)
 
@@ -93,7 +130,21 @@ def as_bytes(array: Array) -> memoryview:
     return np.asarray(array, order="C").reshape(-1).view(np.uint8).data
 
 
-def pieces(model: onnx.ModelProto, arrays: Arrays) -> list[memoryview | bytes]:
+def size_of(piece: Piece) -> int:
+    """The bytes of a piece."""
+    return len(piece) if isinstance(piece, bytes | memoryview) else piece.nbytes
+
+
+def flowing(parts: Iterable[Piece]) -> Iterator[bytes | memoryview]:
+    """The bytes of some pieces; what is deferred is made, and forgotten, a block at a time."""
+    for piece in parts:
+        if isinstance(piece, bytes | memoryview):
+            yield piece
+        else:
+            yield from map(as_bytes, piece.blocks())
+
+
+def pieces(model: onnx.ModelProto, arrays: Mapping[str, Data]) -> list[Piece]:
     """What protobuf makes of the model with all its weights inside, cut in pieces; arrays are their own memory."""
     data = memoryview(model.SerializeToString())
     if not arrays:
@@ -216,23 +267,21 @@ def _array(tensor: TensorProto, data: bytes | Array) -> Array | None:
     return made
 
 
-def _filled(
-    message: memoryview, number: int, fill: Callable[[memoryview], list[memoryview | bytes] | None]
-) -> list[memoryview | bytes]:
+def _filled(message: memoryview, number: int, fill: Callable[[memoryview], list[Piece] | None]) -> list[Piece]:
     """A message in which the embedded fields of one number have another payload; None leaves one as it is."""
-    made: list[memoryview | bytes] = []
+    made: list[Piece] = []
     reader, kept = _Reader(io.BytesIO(message)), 0
     for found, header, length in reader.fields(len(message)):
         begun = reader.place - len(header)
         reader.take(length or 0)
         payload = fill(message[begun + len(header) : reader.place]) if found == number else None
         if payload is not None:
-            made += (message[kept:begun], _header(number, sum(map(len, payload))), *payload)
+            made += (message[kept:begun], _header(number, sum(map(size_of, payload))), *payload)
             kept = reader.place
     return [*made, message[kept:]]
 
 
-def _with_data(message: memoryview, arrays: Arrays) -> list[memoryview | bytes] | None:
+def _with_data(message: memoryview, arrays: Mapping[str, Data]) -> list[Piece] | None:
     """A tensor with its data, if that is held apart, in its place in the order of numbers."""
     reader, place, name = _Reader(io.BytesIO(message)), len(message), b""
     for number, header, length in reader.fields(len(message)):
@@ -243,10 +292,11 @@ def _with_data(message: memoryview, arrays: Arrays) -> list[memoryview | bytes] 
             return None
         if number == NAME:
             name = payload
-    array = arrays.get(name.decode())
-    if array is None:
+    data = arrays.get(name.decode())
+    if data is None:
         return None
-    return [message[:place], _header(RAW_DATA, array.nbytes), as_bytes(array), message[place:]]
+    stored = as_bytes(data) if isinstance(data, np.ndarray) else data
+    return [message[:place], _header(RAW_DATA, data.nbytes), stored, message[place:]]
 
 
 def _header(field: int, length: int) -> bytes:

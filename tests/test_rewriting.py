@@ -18,7 +18,8 @@ from conet_onnx.analysis import analyze
 from conet_onnx.errors import UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.planning import Selection, Take, plan, select
-from conet_onnx.rewriting import apply, rewrite
+from conet_onnx.rewriting import rewrite
+from conet_onnx.slicing import apply
 
 BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 
@@ -373,7 +374,7 @@ def test_takes_of_any_shape_and_type(data):
     expected = by_element(source, made)
     for block in (1, 7, 10_000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("conet_onnx.rewriting.BLOCK", block)
+            patch.setattr("conet_onnx.slicing.BLOCK", block)
             found = apply(source, made)
         assert found.dtype == source.dtype
         assert found.flags.c_contiguous
