@@ -186,7 +186,7 @@ def compare_with(
         for name in node.outputs:
             if not name or node.index in analysis.region.nodes or (grown and name in constants):
                 continue  # integers that carry sizes; weights whose copies are divided
-            if name in constants and analysis.graph.producer(name).op == "Constant":  # type: ignore[union-attr]
+            if name in constants and analysis.graph.producer(name).op == "Constant":  # type: ignore[union-attr]  # constants have producers
                 continue
             if name in constants and analysis.is_alias(node):
                 continue  # a second name of a scale or bias that has been unshared

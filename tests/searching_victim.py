@@ -57,15 +57,15 @@ def main(folder: Path, *, die_at: str | None = None, delay: float = 0.0) -> None
         (folder / name).mkdir(parents=True, exist_ok=True)
     with locked(folder):
         study = TrialStudy(folder / "trials.db", bounds=space.bounds)
-        study.begin = around(study.begin, "before begin", "after begin")  # type: ignore[method-assign]
-        study.finish = around(study.finish, "after rename", "after finish")  # type: ignore[method-assign]
+        study.begin = around(study.begin, "before begin", "after begin")  # type: ignore[method-assign]  # the kill goes in between
+        study.finish = around(study.finish, "after rename", "after finish")  # type: ignore[method-assign]  # the kill goes in between
         set_state = study._storage.set_trial_state_values
 
         def tell(trial_id: int, *rest: Any) -> Any:
             reaches("before tell", study._storage.get_trial_number_from_id(trial_id))
             return set_state(trial_id, *rest)
 
-        study._storage.set_trial_state_values = tell  # type: ignore[method-assign]
+        study._storage.set_trial_state_values = tell  # type: ignore[method-assign]  # the kill goes in between
         Loop(folder, space, limits, searcher, study, around(recorded, "before evaluate", "evaluated"), seed=5).run(
             TRIALS, Clock(TRIALS)
         )

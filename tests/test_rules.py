@@ -156,7 +156,7 @@ def shuffle(groups: int, times: int = 1) -> Build:
 def shuffled_halves(b: Builder, x: str) -> Sequence[str]:
     """ShuffleNet: split, shuffle, split again."""
     n, c, h, w = b.shapes[x]
-    x = shuffle(2)(b, x)  # type: ignore[assignment]
+    x = shuffle(2)(b, x)  # type: ignore[assignment]  # it gives what it was given
     left, right = b.split(x, 1, [c // 2, c // 2])
     joined = b.node("Concat", [left, b.conv(right, c // 2)], (n, c, h, w), axis=1)
     return shuffle(2)(b, joined)
@@ -813,7 +813,7 @@ def centred_groups(b: Builder, x: str) -> str:
 
 
 def grouped_after_shuffle(b: Builder, x: str) -> str:
-    return b.conv(shuffle(2)(b, x), 6, group=3)  # type: ignore[arg-type]
+    return b.conv(shuffle(2)(b, x), 6, group=3)  # type: ignore[arg-type]  # it gives what it was given
 
 
 def rolled(b: Builder, x: str) -> str:

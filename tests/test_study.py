@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conet_onnx.errors import DataError, UsageError
+from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.records.run import ModelRecord, Run, read_run, write_run
 from conet_onnx.records.study import TrialStudy, locked, read_trials
 from conet_onnx.records.trial import Trial
@@ -102,6 +103,17 @@ class TestStudy:
         with pytest.raises(DataError, match=r"trials\.db"):
             read_trials(file)
         assert file.read_bytes() == content
+
+    def test_a_full_disk_is_an_output_error_and_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(sqlite3, "connect", full)
+        with pytest.raises(OutputError, match="full"):
+            TrialStudy(tmp_path / "trials.db")
+        assert not list(tmp_path.iterdir())
 
     def test_a_missing_file_is_a_data_error_and_is_not_made(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="missing"):

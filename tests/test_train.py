@@ -213,7 +213,7 @@ class TestRepeating:
         train(with_dropout(), problem(50), epochs=1, threads=2)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert torch.get_num_threads() == threads
-        assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+        assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002 - the old global generator is what must stay as it was
 
     def test_scores_computed_beforehand_teach_the_same(self) -> None:
         teacher, data = network(16), problem()

@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests"), str(Path(__file__).resolve().parent.parent)]
 
 import onnx  # noqa: E402 - the tests' folder must be on the path first
-import oracles  # noqa: E402
-import strategies  # noqa: E402
+import oracles  # noqa: E402 - found through the line above
+import strategies  # noqa: E402 - found through the line above
 
 
 def main() -> int:

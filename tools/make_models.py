@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from conet_onnx.data import DataSet, Normalisation, load_data  # noqa: E402  (after the path)
-from conet_onnx.evaluation import Evaluation, evaluate  # noqa: E402
-from conet_onnx.files import atomic_write, sha256_of  # noqa: E402
-from conet_onnx.loading import load  # noqa: E402
-from models.resnet_cifar import ResNet, resnet8  # noqa: E402
+from conet_onnx.evaluation import Evaluation, evaluate  # noqa: E402 - found through the line above
+from conet_onnx.files import atomic_write, sha256_of  # noqa: E402 - found through the line above
+from conet_onnx.loading import load  # noqa: E402 - found through the line above
+from models.resnet_cifar import ResNet, resnet8  # noqa: E402 - found through the line above
 
 NORMALISATION = Normalisation(scale=1 / 16)  # the digits' pixels are 0..16
 OPSET = 18

@@ -38,8 +38,7 @@ class TrialStudy:
         self._file = file
         self._bounds = bounds or {}
         if not file.exists():
-            with atomic_write(file) as part:  # creating the tables takes many transactions
-                _storage(part, make=True).remove_session()
+            _make(file)
         self._storage = _storage(file)
         self._id = self._storage.get_study_id_from_name(NAME)
 
@@ -146,7 +145,31 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _storage(file: Path, *, make: bool = False) -> optuna.storages.RDBStorage:
+def _make(file: Path) -> None:
+    """An empty study, whole or not at all: creating its tables takes many transactions."""
+    import optuna
+
+    with atomic_write(file) as part, _writing(file), _quiet():
+        made = _connected(part, skip_table_creation=False)
+        made.create_new_study([optuna.study.StudyDirection.MINIMIZE], NAME)
+        made.remove_session()
+
+
+def _storage(file: Path) -> optuna.storages.RDBStorage:
+    """The database in a file that holds a study of ours. Raises DataError where it does not."""
+    import optuna
+    import sqlalchemy
+
+    try:
+        with _quiet():
+            storage = _connected(file)
+            storage.get_study_id_from_name(NAME)
+    except (KeyError, RuntimeError, sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        raise DataError(f"{file} is not the study of a search. Was it edited?") from error
+    return storage
+
+
+def _connected(file: Path, *, skip_table_creation: bool = True) -> optuna.storages.RDBStorage:
     import optuna
     import sqlalchemy
 
@@ -154,18 +177,19 @@ def _storage(file: Path, *, make: bool = False) -> optuna.storages.RDBStorage:
         "creator": lambda: sqlite3.connect(file),
         "poolclass": sqlalchemy.NullPool,
     }
+    return optuna.storages.RDBStorage("sqlite://", engine, skip_table_creation=skip_table_creation)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    import optuna
+
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage = optuna.storages.RDBStorage("sqlite://", engine, skip_table_creation=not make)
-        if make:
-            storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], NAME)
-        storage.get_study_id_from_name(NAME)
-    except (KeyError, RuntimeError, sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
-        raise DataError(f"{file} is not the study of a search. Was it edited?") from error
+        yield
     finally:
         optuna.logging.set_verbosity(verbosity)
-    return storage
 
 
 def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
