@@ -81,6 +81,8 @@ class Axis:
 
 def product(*factors: Factor | Segment) -> Segment:
     """The normal form of a product: no ones, no two integers side by side."""
+    if len(factors) == 1 and isinstance(dim := factors[0], Dim) and dim.size != (1, 1):
+        return Segment((dim,), dim.size, (dim,))
     flat: list[Factor] = []
     first = second = 1
     for factor in factors:

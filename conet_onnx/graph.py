@@ -94,6 +94,7 @@ class Graph:
         initialized = {tensor.name for tensor in model.graph.initializer}
         self.inputs = tuple(_value(v) for v in model.graph.input if v.name not in initialized)
         self.outputs = tuple(_value(v) for v in model.graph.output)
+        self._sizes: dict[str, tuple[tuple[int, int], ...] | None] = {}
         self._check_input_shapes()
 
     @cached_property
@@ -178,7 +179,9 @@ class Graph:
 
     def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:
         """Each axis's size at the two assignments; the pair differs where the size depends on a symbolic input size."""
-        return self.inference.sizes(name)
+        if name not in self._sizes:
+            self._sizes[name] = self.inference.sizes(name)
+        return self._sizes[name]
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Each axis's size, None where it depends on a symbolic input size; None where nothing is known."""

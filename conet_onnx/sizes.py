@@ -79,6 +79,10 @@ class Polynomials:
 
 def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
     """The product of two polynomials."""
+    if len(a) == 1 and () in a:
+        a, b = b, a
+    if len(b) == 1 and () in b:
+        return a if b[()] == 1 else {m: c * b[()] for m, c in a.items()}
     made: dict[tuple[int, ...], int] = {}
     for m, c in a.items():
         for n, d in b.items():

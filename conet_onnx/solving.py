@@ -7,10 +7,10 @@ walked from the outermost factor, and the larger factor is split by the smaller.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from conet_onnx.dims import Axis, Dim, Factor, Segment, Size, axis, concatenation, product, total
+from conet_onnx.dims import ONE, Axis, Dim, Factor, Segment, Size, axis, concatenation, product, total
 
 __all__ = ["Reason", "Solver"]
 
@@ -240,9 +240,11 @@ class Solver:
             raise Conflict(f"cannot cut {ax}")
         return None
 
-    def _expand(self, segment: Segment) -> list[Segment]:
+    def _expand(self, segment: Segment) -> Sequence[Segment]:
         """One segment with its bound dims replaced; sums are written out where that keeps the row-major order."""
-        parts = [product()]
+        if len(segment.factors) == 1 and isinstance(dim := segment.factors[0], Dim):
+            return self.resolve_dim(dim).segments
+        parts = [ONE]
         for factor in segment.factors:
             value = self.resolve_dim(factor) if isinstance(factor, Dim) and factor in self._bound else None
             if value is None:
