@@ -251,6 +251,8 @@ class _Fold:
 
     def _settled(self, segment: Segment) -> Segment:
         """The segment with what is known of it by now, where that is still one product."""
+        if self.solver.is_resolved(segment):
+            return segment
         resolved = self.solver.resolve(segment)
         if len(resolved.segments) != 1:
             return segment

@@ -55,12 +55,16 @@ class Solver:
 
     def resolve(self, ax: Axis | Segment) -> Axis:
         """The axis in terms of unbound dims only, but for composite atoms: sums behind a product, resolved apart."""
-        if self._bound.keys().isdisjoint(ax.dims):
+        if self.is_resolved(ax):
             return ax if isinstance(ax, Axis) else concatenation((ax,))
         if (dim := ax.lone) is not None:
             return self.resolve_dim(dim)
         segments = ax.segments if isinstance(ax, Axis) else (ax,)
         return total(part for s in segments for part in self._expand(s))
+
+    def is_resolved(self, ax: Axis | Segment) -> bool:
+        """Whether none of its dims is bound."""
+        return self._bound.keys().isdisjoint(ax.dims)
 
     def resolve_dim(self, dim: Dim) -> Axis:
         """What a dim is bound to, resolved; the dim itself where it is unbound."""
@@ -102,6 +106,8 @@ class Solver:
 
     def equate(self, left: Axis | Segment, right: Axis | Segment, node: str) -> None:
         """Make two axes equal; what cannot be aligned is frozen, blaming `node`. Raises Conflict where sizes differ."""
+        if left == right:
+            return
         left, right = _as_axis(left), _as_axis(right)
         if left.size != right.size:
             raise Conflict(f"{node}: {left} has size {left.size}, {right} has size {right.size}")
