@@ -308,6 +308,7 @@ _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_da
 REALS = frozenset(  # element types that can be divided
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 )
+_SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 FLOATS = REALS | {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}  # element types that weights are made of
 
 
@@ -316,13 +317,14 @@ def _nodes(model: onnx.ModelProto) -> tuple[Node, ...]:
     own = {node.name for node in model.graph.node if node.name in node.output}  # some exporters call a node so
     unique = {name for name, times in count.items() if name and times == 1 + (name in own)}
     versions = {o.domain or "ai.onnx": o.version for o in model.opset_import}
+    since = {pair: _since(*pair, versions) for pair in {(node.op_type, node.domain) for node in model.graph.node}}
     return tuple(
         Node(
             index=index,
             name=proto.name if proto.name in unique else next(filter(None, proto.output), f"node {index}"),
             op=proto.op_type,
             domain="" if proto.domain == "ai.onnx" else proto.domain,
-            since=_since(proto, versions),
+            since=since[proto.op_type, proto.domain],
             **_reads(proto),
         )
         for index, proto in enumerate(model.graph.node)
@@ -339,10 +341,10 @@ def _reads(proto: onnx.NodeProto) -> dict[str, Any]:
     }
 
 
-def _since(proto: onnx.NodeProto, versions: Mapping[str, int]) -> int:
-    domain = "" if proto.domain == "ai.onnx" else proto.domain
+def _since(op: str, domain: str, versions: Mapping[str, int]) -> int:
+    domain = "" if domain == "ai.onnx" else domain
     try:
-        return int(onnx.defs.get_schema(proto.op_type, versions.get(domain or "ai.onnx", 0), domain).since_version)
+        return int(onnx.defs.get_schema(op, versions.get(domain or "ai.onnx", 0), domain).since_version)
     except onnx.defs.SchemaError:
         return 0
 
@@ -362,6 +364,8 @@ def _captured(proto: onnx.NodeProto) -> tuple[str, ...]:
     """Outer values that the node's subgraphs read, in order of first use."""
     found: dict[str, None] = {}
     for attribute in proto.attribute:
+        if attribute.type not in _SUBGRAPHS:
+            continue
         for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
             inner = {v.name for v in graph.input} | {t.name for t in graph.initializer}
             for node in graph.node:
