@@ -9,8 +9,6 @@ import numpy as np
 import onnx
 import oracles
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from strategies import Builder
 
@@ -19,7 +17,6 @@ from conet_onnx.errors import UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.planning import Selection, Take, plan, select
 from conet_onnx.rewriting import rewrite
-from conet_onnx.slicing import apply
 
 BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 
@@ -336,69 +333,7 @@ def rename(model: onnx.ModelProto, old: str, new: str) -> None:
         node.input[:] = [new if n == old else n for n in node.input]
 
 
-# Takes
-
-
-def test_a_take_selects_repeats_divides_and_zeroes():
-    source = np.arange(12, dtype=np.float32).reshape(3, 4)
-    made = Take((3, 4), {0: np.array([2, 0, 2]), 1: np.array([1, -1])}, {0: np.array([1.0, 1.0, 2.0])})
-    assert apply(source, made).tolist() == [[9, 0], [1, 0], [4.5, 0]]
-
-
-def by_element(source: np.ndarray, made: Take) -> np.ndarray:
-    """The same, an element at a time."""
-    takes = [made.take.get(k, np.arange(n)) for k, n in enumerate(source.shape)]
-    result = np.zeros([len(t) for t in takes], source.dtype)
-    for place in np.ndindex(result.shape):
-        where = tuple(int(t[i]) for t, i in zip(takes, place, strict=True))
-        if min(where, default=0) >= 0:
-            value = source[where]
-            for k, by in made.divide.items():
-                value = np.asarray(value / by[place[k]]).astype(source.dtype)
-            result[place] = value
-    return result
-
-
-@given(st.data())
-def test_takes_of_any_shape_and_type(data):
-    """Whole blocks of rows at a time or less than one make no difference, nor does the precision of the divisors."""
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    shape = tuple(data.draw(st.lists(st.integers(1, 6), max_size=4)))
-    dtype = data.draw(st.sampled_from(["float32", "float64", "float16", "int8", BFLOAT16]))
-    source = (100 * rng.standard_normal(shape)).astype(dtype)
-    axes = data.draw(st.sets(st.sampled_from(range(len(shape))))) if shape else set()
-    take = {k: rng.integers(-1 if data.draw(st.booleans()) else 0, shape[k], rng.integers(1, 9)) for k in axes}
-    shares = data.draw(st.sampled_from([[1.0], [1.0, 2.0, 4.0], [1.0, 3.0, 7.0], [1.5, 2.7, 1 / 3]]))
-    divide = {k: rng.choice(shares, len(take[k])) for k in axes if source.dtype != np.int8 and data.draw(st.booleans())}
-    made = Take(shape, take, divide)
-    expected = by_element(source, made)
-    for block in (1, 7, 10_000):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("conet_onnx.slicing.BLOCK", block)
-            found = apply(source, made)
-        assert found.dtype == source.dtype
-        assert found.flags.c_contiguous
-        assert not np.shares_memory(found, source)
-        assert found.tobytes() == expected.tobytes()
-
-
-def test_a_take_of_another_shape_is_refused():
-    with pytest.raises(UsageError, match="shape"):
-        apply(np.zeros((2, 2)), Take((3, 2), {0: np.array([0])}))
-
-
-def test_divisors_are_applied_before_the_type_is_narrowed():
-    source = np.full((1, 3), 1000, np.float16)
-    made = apply(source, Take((1, 3), {1: np.array([0, 0, 1])}, {1: np.array([3.0, 1.5, 1.0])}))
-    assert made.dtype == np.float16
-    assert made[0].tolist() == [np.float16(1000 / 3), np.float16(1000 / 1.5), 1000]
-
-
-@pytest.mark.parametrize("by", [2.0, 3.0, 2.7, 1 / 3])
-def test_quotients_are_rounded_once(by):
-    source = np.random.default_rng(0).standard_normal((1, 5000), dtype=np.float32)
-    made = apply(source, Take(source.shape, {0: np.array([0])}, {0: np.array([by])}))
-    assert np.array_equal(made, (source.astype(np.float64) / by).astype(np.float32))
+# Refusals
 
 
 def test_a_plan_for_another_model_is_refused():
