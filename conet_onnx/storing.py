@@ -63,7 +63,7 @@ Piece = bytes | memoryview | Deferred
 
 GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
 INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
-NAME, RAW_DATA = TensorProto.NAME_FIELD_NUMBER, TensorProto.RAW_DATA_FIELD_NUMBER
+RAW_DATA = TensorProto.RAW_DATA_FIELD_NUMBER
 VARINT, EMBEDDED = 0, 2  # wire types
 FIXED = {1: 8, 5: 4}  # wire type -> bytes
 
@@ -283,18 +283,20 @@ def _filled(message: memoryview, number: int, fill: Callable[[memoryview], list[
 
 def _with_data(message: memoryview, arrays: Mapping[str, Data]) -> list[Piece] | None:
     """A tensor with its data, if that is held apart, in its place in the order of numbers."""
-    reader, place, name = _Reader(io.BytesIO(message)), len(message), b""
-    for number, header, length in reader.fields(len(message)):
-        if number > RAW_DATA:
-            place = min(place, reader.place - len(header))
-        payload = reader.take(length or 0)
-        if number == RAW_DATA:
-            return None
-        if number == NAME:
-            name = payload
-    data = arrays.get(name.decode())
+    whole_message = bytes(message)
+    tensor = TensorProto.FromString(whole_message)
+    data = held(tensor, arrays)
     if data is None:
         return None
+    place = len(message)
+    known = any(field.number > RAW_DATA for field, _ in tensor.ListFields())
+    if known or not whole_message.endswith(tensor.name.encode()):  # fields that onnx does not know come last
+        reader = _Reader(io.BytesIO(message))
+        for number, header, length in reader.fields(len(message)):
+            if number > RAW_DATA:
+                place = reader.place - len(header)
+                break
+            reader.take(length or 0)
     stored = as_bytes(data) if isinstance(data, np.ndarray) else data
     return [message[:place], _header(RAW_DATA, data.nbytes), stored, message[place:]]
 

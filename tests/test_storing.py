@@ -192,6 +192,22 @@ class TestOnTheWire:
             assert whole(light, arrays).SerializeToString() == expected
             assert b"".join(flowing(pieces(light, arrays))) == expected
 
+    def test_fields_after_the_data(self, tmp_path: Path) -> None:
+        """Those that onnx knows, those that it does not, both, and words that look like the end of the name."""
+        unknown = field(15, b"text")
+        for doc, more in (("words", b""), ("", unknown), ("words", unknown), ("w", b""), ("", field(15, b"w"))):
+            tensor = weight()
+            if doc:
+                tensor.doc_string = doc
+                tensor.metadata_props.add(key="k", value="v")
+            data = made_of([]).SerializeToString() + field(7, field(5, tensor.SerializeToString() + more))
+            light, arrays = read_bytes(data, tmp_path)
+            assert len(arrays) == 1
+            again = onnx.ModelProto.FromString(b"".join(flowing(pieces(light, arrays))))
+            assert again == onnx.ModelProto.FromString(data)
+            if not more.endswith(b"w"):
+                assert again.SerializeToString() == b"".join(flowing(pieces(light, arrays)))
+
 
 class TestArrays:
     def test_they_cannot_be_written_to(self, tmp_path: Path) -> None:
