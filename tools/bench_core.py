@@ -108,7 +108,7 @@ def growth(setting: Setting) -> Iterator[Row]:
 
 
 def resizing(setting: Setting) -> Iterator[Row]:
-    """File to file without verification, against onnx.load and onnx.save of the source; where that is smaller, of the result too."""
+    """File to file without verification, against onnx.load and onnx.save of the source, or of the result too."""
     out, copied = setting.folder / "out.onnx", setting.folder / "copy.onnx"
     cases = [(name, 0.5) for name in setting.models]
     cases += [(name, 2.0) for name in setting.among("resnet18", "resnet50", "densenet121")]
