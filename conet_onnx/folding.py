@@ -10,7 +10,7 @@ from conet_onnx.collecting import collector_paused
 from conet_onnx.dims import Axis, Dim, Segment, product
 from conet_onnx.graph import FLOATS, REALS, Graph, Node
 from conet_onnx.integers import Region, trace
-from conet_onnx.rules import Contraction, Facts, Op, Opaque, Operand, Shape, Site, find_rule, fixed
+from conet_onnx.rules import WITHOUT, Contraction, Facts, Op, Opaque, Operand, Shape, Site, find_rule, fixed
 from conet_onnx.solving import Conflict, Reason, Solver
 
 __all__ = ["Facing", "Findings", "Part", "Use", "fold"]
@@ -160,7 +160,8 @@ class _Fold:
         rule = find_rule(node)
         if rule is None:
             kind = "control flow" if node.has_subgraph else "unknown op"
-            raise Opaque(kind, f"{node} is not understood: nothing is known of how its channels depend on each other")
+            why = "nothing is known of how its channels depend on each other" if node.domain else WITHOUT.get(node.op)
+            raise Opaque(kind, f"{node} is not understood: {why or 'it has no rule for this version of the operator'}")
         if any(shape is None for shape, name in zip(shapes, node.inputs, strict=True) if name):
             raise Opaque("unknown shape", f"{node} reads a tensor of unknown shape")
         while shapes and shapes[-1] is None:

@@ -24,6 +24,7 @@ SMALL = 1024  # elements: weights up to here take part in data propagation, comp
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 )
+ALIKE = frozenset({"GroupNormalization"})  # onnx infers nothing for these: the output is like the first input
 GROWING = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"})
 BATCH = (3, 5)  # sizes for a symbolic first axis
 EXTENT = (224, 256)  # sizes for any other symbolic axis
@@ -253,6 +254,9 @@ def _infer_node(
 ) -> None:
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if any(name and name not in types for name in node.input):
+        return
+    if node.op_type in ALIKE:
+        types[node.output[0]] = types[node.input[0]]
         return
     data = {name: numpy_helper.from_array(constants[name], name) for name in node.input if name in constants}
     try:

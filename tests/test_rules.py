@@ -511,11 +511,6 @@ def gathered(b: Builder, x: str) -> str:
     return b.node("Gather", [x, b.integers([2, 0, 1])], (n, 3, h, w), axis=1)
 
 
-def instance_norm(b: Builder, x: str) -> str:
-    c = b.shapes[x][1]
-    return b.node("InstanceNormalization", [x, *b.norm_parameters(c)[:2]], b.shapes[x])
-
-
 def gram(b: Builder, x: str) -> str:
     """Queries times keys: two activations meet."""
     n, c, h, w = b.shapes[x]
@@ -951,11 +946,9 @@ CASES = [
     Case("Softmax over channels", across("Softmax", axis=1), [], frozen=("softmax",)),
     Case("Softmax over space", across("Softmax", axis=3), [6], opsets=(13, 21)),
     Case("Softmax from the channels on", across("Softmax", axis=1), [], frozen=("softmax",), opsets=(11,)),
-    Case("LpNormalization", across("LpNormalization", axis=1), [], frozen=("unknown op",)),
-    Case("CumSum", cumulative, [], frozen=("unknown op",)),
-    Case("ArgMax", argmax, [], frozen=("unknown op",)),
-    Case("Gather of channels", gathered, [], frozen=("unknown op",)),
-    Case("InstanceNormalization", instance_norm, [], frozen=("unknown op",)),
+    Case("CumSum", cumulative, [], frozen=("positions",)),
+    Case("ArgMax", argmax, [], frozen=("positions",)),
+    Case("Gather of channels", gathered, [], frozen=("picked",)),
     Case("a product of two activations", gram, [], frozen=("activations",)),
     Case("a size that is used as a number", size_as_number, [], frozen=("computed",)),
     Case("a weight that is rounded", rounded, [5], frozen=("activations",)),

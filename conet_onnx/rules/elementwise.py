@@ -15,11 +15,11 @@ UNARY = (
     *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Exp"),
     *("Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu"),
     *("Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan"),
-    *("Tanh", "ThresholdedRelu", "IsNaN", "IsInf"),
+    *("Tanh", "ThresholdedRelu", "IsNaN", "IsInf", "BitwiseNot"),
 )
 NARY = (
     *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Sum", "Mean", "PRelu", "And", "Or", "Xor", "Equal", "Greater"),
-    *("GreaterOrEqual", "Less", "LessOrEqual"),
+    *("GreaterOrEqual", "Less", "LessOrEqual", "Mod", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Where"),
 )
 LINEAR = {"Mul": (0, 1), "Div": (0,)}
 
@@ -66,7 +66,8 @@ def softmax(op: Op, x: Shape) -> Facts:
 
 for name in UNARY:
     rule(name)(same_shape)
-rule("Clip")(same_shape)
+for name in ("Clip", "CastLike"):
+    rule(name)(same_shape)
 for name in ("Identity", "Cast", "Dropout"):
     rule(name)(moved)
 for name in NARY:

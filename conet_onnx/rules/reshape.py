@@ -1,12 +1,12 @@
-"""Operators that regroup the same elements in row-major order: Reshape, Flatten, Squeeze, Unsqueeze."""
+"""Operators that regroup the same elements: Reshape, Flatten, Squeeze, Unsqueeze, DepthToSpace, SpaceToDepth."""
 
 from __future__ import annotations
 
 from conet_onnx.dims import ONE, Axis, Segment, Size, axis, product
-from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, rule
+from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, rule, spatial
 from conet_onnx.solving import Reason
 
-__all__ = ["flatten", "reshape"]
+__all__ = ["depth_to_space", "flatten", "reshape", "space_to_depth"]
 
 Equal = tuple[tuple[Axis | Segment, Axis | Segment], ...]
 
@@ -88,6 +88,23 @@ def flatten(op: Op, x: Shape, _: Shape | None = None) -> Facts:
         reason = Reason("squeeze", op.node.name, f"{op.node} names no axes: it would drop a channel axis of size one")
         frozen = tuple((segment, reason) for segment in x if segment.dims)
     return Facts(outputs=(output,), equal=equal, frozen=frozen, passes=(0,))
+
+
+@rule("DepthToSpace")
+def depth_to_space(op: Op, x: Shape) -> Facts:
+    """ONNX DepthToSpace: X (N, b·b·c, H, W) in mode DCR, (N, c·b·b, H, W) in mode CRD; Y (N, c, H·b, W·b)."""
+    squared = op.attribute("blocksize") ** 2
+    c = product(op.fresh("c", op.sizes()[1]))
+    channels = product(c, squared) if op.attribute("mode", "DCR") == "CRD" else product(squared, c)
+    y = (x[0], c, *fixed(op.node.name, op.sizes()[2:]))
+    return Facts(outputs=(y,), equal=((x[1], channels),), frozen=spatial(op, x[2:]))
+
+
+@rule("SpaceToDepth")
+def space_to_depth(op: Op, x: Shape) -> Facts:
+    """ONNX SpaceToDepth: X (N, c, H, W), Y (N, b·b·c, H/b, W/b)."""
+    y = (x[0], product(op.attribute("blocksize") ** 2, x[1]), *fixed(op.node.name, op.sizes()[2:]))
+    return Facts(outputs=(y,), frozen=spatial(op, x[2:]))
 
 
 def _times(a: Size, b: Size) -> Size:

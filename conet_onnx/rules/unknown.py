@@ -1,0 +1,46 @@
+"""Operators that have no rule, on purpose: what they read keeps its size, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["WITHOUT"]
+
+_DATA = "it picks or places elements by what is in the data"
+_GATES = "the gates of a recurrent layer share one axis, which is not followed yet"
+_QUANTISED = "scales and zero points are not followed yet"
+_ATTENTION = "the heads inside of it are not followed yet"
+_CHANCE = "its numbers are drawn by position"
+_NUMBERS = "it makes numbers out of sizes"
+_SIGNAL = "it transforms a signal along its positions"
+_GEOMETRY = "it moves elements between positions"
+_BODY = "it runs another graph, which is not looked into"
+_SEQUENCE = "it holds tensors in a sequence or an optional"
+_TEXT = "it works on text"
+_LOSS = "it is a loss: its classes are an output's"
+
+WITHOUT: Mapping[str, str] = {
+    **dict.fromkeys(("Compress", "GatherElements", "GatherND", "NonMaxSuppression", "NonZero", "OneHot"), _DATA),
+    **dict.fromkeys(("ReverseSequence", "Scatter", "ScatterElements", "ScatterND", "TensorScatter"), _DATA),
+    **dict.fromkeys(("MaxUnpool", "Unique"), _DATA),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _GATES),
+    **dict.fromkeys(("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"), _QUANTISED),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QuantizeLinear"), _QUANTISED),
+    **dict.fromkeys(("Attention", "CausalConvWithState", "LinearAttention", "RotaryEmbedding", "SwiGLU"), _ATTENTION),
+    **dict.fromkeys(("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"), _CHANCE),
+    **dict.fromkeys(("RandomUniform", "RandomUniformLike"), _CHANCE),
+    **dict.fromkeys(("Constant", "ConstantOfShape", "EyeLike", "Range", "Shape", "Size"), _NUMBERS),
+    **dict.fromkeys(("BlackmanWindow", "DFT", "HammingWindow", "HannWindow", "MelWeightMatrix", "STFT"), _SIGNAL),
+    **dict.fromkeys(("AffineGrid", "CenterCropPad", "Col2Im", "DeformConv", "Det", "GridSample"), _GEOMETRY),
+    **dict.fromkeys(("ImageDecoder", "MaxRoiPool", "RoiAlign"), _GEOMETRY),
+    **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), _BODY),
+    **dict.fromkeys(("ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement"), _SEQUENCE),
+    **dict.fromkeys(("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase"), _SEQUENCE),
+    **dict.fromkeys(("SequenceInsert", "SequenceLength", "SplitToSequence"), _SEQUENCE),
+    **dict.fromkeys(("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"), _TEXT),
+    **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), _LOSS),
+    "BitCast": "it reads the bits of its elements as other elements",
+    "Einsum": "its equation is not followed yet",
+    "Expand": "the shape that it repeats its input to is not followed yet",
+    "Tile": "how often it repeats its input is not followed yet",
+}
