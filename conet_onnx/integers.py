@@ -6,7 +6,7 @@ consumer form the integer region; it runs inside the deployed model, and so it f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ def trace(graph: Graph) -> Region:
     origins: dict[str, tuple[Origin, ...]] = {}
     reads: dict[str, frozenset[tuple[str, int]]] = {}
     for node in graph.nodes:
-        if node.domain or node.has_subgraph:
+        if node.domain or node.has_subgraph or _shapes_weights(node, graph, reads):
             continue
         if node.op in ("Shape", "Size"):
             sizes = graph.sizes(node.inputs[0])
@@ -55,6 +55,12 @@ def trace(graph: Graph) -> Region:
             continue
         nodes.add(node.index)
     return Region(frozenset(nodes), origins, reads)
+
+
+def _shapes_weights(node: Node, graph: Graph, reads: Container[str]) -> bool:
+    """Whether integers say what shape some numbers get that are not integers themselves: their rule is asked."""
+    dtype = graph.dtype(node.outputs[0]) if node.op in ("Expand", "Reshape") else None
+    return dtype is not None and dtype.kind == "f" and node.inputs[0] not in reads
 
 
 def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:

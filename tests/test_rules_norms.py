@@ -100,6 +100,27 @@ def embedded(b: Builder, x: str) -> str:
     return b.transpose(y, (0, 3, 1, 2))
 
 
+def tiled(*repeats: int) -> Build:
+    def build(b: Builder, x: str) -> str:
+        shape = tuple(n * s for n, s in zip(repeats, b.shapes[x], strict=True))
+        return b.node("Tile", [x, b.integers(repeats)], shape)
+
+    return build
+
+
+def expanded(source: tuple[int, ...], target: Sequence[int] | None = None) -> Build:
+    """A constant (-1: as many as there are channels), repeated to a shape, and added."""
+
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        shape = b.integers([c if s == -1 else s for s in target]) if target else b.node("Shape", [x], (4,))
+        out = np.broadcast_shapes(tuple(c if s == -1 else s for s in source), (*(target or (n, c, h, w)),))
+        y = b.node("Expand", [b.weight(b.floats(*(c if s == -1 else s for s in source))), shape], out)
+        return b.node("Add", [x, y], (n, c, h, w))
+
+    return build
+
+
 def where(b: Builder, x: str) -> str:
     """A mask of channels that is a constant, and a value for each channel that it hides."""
     c = b.shapes[x][1]
@@ -169,6 +190,15 @@ CASES = [
     *(Case(f"{op} over space", reduced(op, [2, 3]), [6], opsets=(11, 18)) for op in SUMS),
     Case("TopK of channels", top_k(1), [], frozen=("positions",)),
     Case("TopK along space", top_k(3), [6]),
+    Case("Tile of channels", tiled(1, 3, 1, 1), [6]),
+    Case("Tile of space", tiled(1, 1, 2, 1), [6]),
+    Case("Expand of channels", expanded((6, 1, 1), [6, HEIGHT, 1]), [6]),
+    Case("Expand to more axes", expanded((6, 1, 1), [1, 6, 1, WIDTH]), [6]),
+    Case("Expand by a smaller target", expanded((1, 6, 1, 1), [HEIGHT, WIDTH]), [6]),
+    Case("Expand by a target of ones", expanded((6, 1, 1), [1, 1, 1]), [6]),
+    Case("Expand from one to the channels", expanded((1, 1, 1), [6, HEIGHT, 1]), [6]),
+    Case("Expand to the shape of another", expanded((6, 1, 1)), [6]),
+    Case("Expand from one to the shape of another", expanded((1,)), [6]),
     Case("Trilu of space", triangle((0, 1, 2, 3)), [6], opsets=(18, 21)),
     Case("Trilu with channels", triangle((0, 2, 3, 1)), [], frozen=("positions",), opsets=(18, 21)),
     Case("Gather of rows", rows_picked, [6]),
@@ -202,9 +232,9 @@ def test_the_reason_is_what_a_user_reads() -> None:
     b = Builder(random.Random(0), opset=18)
     b.tidy = True
     x = b.conv(b.input("x", (2, 3, HEIGHT, WIDTH)), 6)
-    y = b.node("Tile", [x, b.integers([1, 2, 1, 1])], (2, 12, HEIGHT, WIDTH))
+    y = b.node("RandomUniformLike", [x], b.shapes[x])
     details = {frozen.reason.detail for frozen in analyze(Graph(b.model([b.conv(y, 2)]))).frozen}
-    assert any("Tile" in detail and WITHOUT["Tile"] in detail for detail in details)
+    assert any("RandomUniformLike" in detail and WITHOUT["RandomUniformLike"] in detail for detail in details)
 
 
 @pytest.mark.parametrize(("case", "opset", "dynamic"), GRID)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from conet_onnx.dims import ONE, Axis, Segment
+from conet_onnx.dims import ONE, Axis, Segment, axis, product
 from conet_onnx.graph import REALS
-from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, rule
+from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, rule
 from conet_onnx.solving import Reason
 
 __all__ = ["broadcast", "same_shape"]
@@ -53,6 +53,48 @@ def joined(shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[tuple[Axis | Segment
         output.append(meeting[0] if meeting else ONE)
         equal.extend((meeting[0], other) for other in meeting[1:])
     return tuple(output), tuple(equal)
+
+
+@rule("Expand")
+def expand(op: Op, x: Shape, _: Shape) -> Facts:
+    """ONNX Expand: x broadcast with a target shape. An axis of size one that is repeated takes any size."""
+    sizes, target = op.sizes(), op.integers(1)
+    origins = op.origin(1) or (None,) * len(sizes)
+    output: list[Segment] = []
+    equal: list[tuple[Axis | Segment, Axis | Segment]] = []
+    sites: list[Site] = []
+    for place, size in enumerate(sizes):
+        own = place - len(sizes) + len(x)
+        asked = place - len(sizes) + (len(origins) if target is None else len(target))
+        segment = x[own] if own >= 0 else ONE
+        literal = None if target is None or asked < 0 else target[asked]
+        if segment.size != size:
+            read = origins[asked] if target is None and asked >= 0 else None
+            if isinstance(read, tuple):
+                segment = op.source(read)  # repeated as often as that axis is long
+            elif size[0] == size[1] and literal is not None:
+                segment = product(op.fresh(f"out{place}", size))
+            else:
+                segment = fixed(f"{op.node.name}{place}", (size,))[0]
+        output.append(segment)
+        if asked < 0 or not segment.dims or all(d.rigid for d in segment.dims):
+            continue
+        if literal is not None and literal != 1:
+            sites.append(Site("input:1", asked, axis(segment), literal))
+        elif target is None and isinstance(origin := origins[asked], tuple):
+            equal.append((segment, op.source(origin)))
+        elif target is None and origin != 1:
+            raise Opaque("computed target", f"{op.node} computes its target while the model runs")
+    return Facts(outputs=(tuple(output),), equal=tuple(equal), sites=tuple(sites), sees=(1,))
+
+
+@rule("Tile", since=6)
+def tile(op: Op, x: Shape, _: Shape) -> Facts:
+    """ONNX Tile: a whole axis again and again, so that `repeats` is a factor outside of it."""
+    repeats = op.integers(1)
+    if repeats is None or len(repeats) != len(x) or min(repeats, default=1) < 1:
+        raise Opaque("computed repeats", f"{op.node} computes how often it repeats its input")
+    return Facts(outputs=(tuple(product(n, segment) for n, segment in zip(repeats, x, strict=True)),))
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")

@@ -41,6 +41,4 @@ WITHOUT: Mapping[str, str] = {
     **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), _LOSS),
     "BitCast": "it reads the bits of its elements as other elements",
     "Einsum": "its equation is not followed yet",
-    "Expand": "the shape that it repeats its input to is not followed yet",
-    "Tile": "how often it repeats its input is not followed yet",
 }
