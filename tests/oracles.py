@@ -105,7 +105,15 @@ def masked(analysis: Analysis, chosen: Chosen) -> Graph | None:
 
 def summed_axis(op: str, attributes: Mapping[str, object]) -> int | None:
     """The axis of a contraction's first input that it sums over; None for other operators."""
+    if op == "Einsum":
+        (first, second), output = _letters(attributes)
+        return next((k for k, letter in enumerate(first) if letter in second and letter not in output), None)
     return (0 if attributes.get("transA", 0) else 1) if op == "Gemm" else CONTRACTED.get(op)
+
+
+def _letters(attributes: Mapping[str, object]) -> tuple[list[str], str]:
+    left, output = str(attributes["equation"]).split("->")
+    return left.split(","), output
 
 
 def shape_of(analysis: Analysis, node: int, index: int) -> tuple[Segment, ...] | None:
@@ -330,13 +338,16 @@ def macs(graph: Graph) -> int:
     constants = constant_values(graph)
     total = 0
     for node in graph.nodes:
-        if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.domain:
+        if node.op not in ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul") or node.domain:
             continue
         x, w, y = ([a for a, _ in graph.sizes(n) or ()] for n in (node.inputs[0], node.inputs[1], node.outputs[0]))
         if node.op == "Conv":
             count = int(np.prod(w)) * y[0] * int(np.prod(y[2:]))
         elif node.op == "ConvTranspose":
             count = int(np.prod(w)) * x[0] * int(np.prod(x[2:]))
+        elif node.op == "Einsum":
+            sizes = dict(zip("".join(_letters(node.attributes)[0]), (*x, *w), strict=True))
+            count = int(np.prod([*sizes.values()])) if summed_axis("Einsum", node.attributes) is not None else 0
         else:
             inner = x[summed_axis(node.op, node.attributes)]
             count = int(np.prod(y)) * inner

@@ -121,6 +121,20 @@ def expanded(source: tuple[int, ...], target: Sequence[int] | None = None) -> Bu
     return build
 
 
+def einsum(equation: str, weight: Sequence[int] = (), then: Sequence[int] = ()) -> Build:
+    """With a weight (-1: as many as there are channels), or with the map itself."""
+
+    def build(b: Builder, x: str) -> str:
+        shape = [b.shapes[x][1] if s == -1 else s for s in weight]
+        other = b.weight(b.floats(*shape, scale=0.5)) if weight else x
+        left, output = equation.split("->")
+        sizes = dict(zip(left.replace(",", ""), (*b.shapes[x], *b.shapes[other]), strict=True))
+        y = b.node("Einsum", [x, other], tuple(sizes[letter] for letter in output), equation=equation)
+        return b.transpose(y, then) if then else y
+
+    return build
+
+
 def where(b: Builder, x: str) -> str:
     """A mask of channels that is a constant, and a value for each channel that it hides."""
     c = b.shapes[x][1]
@@ -162,6 +176,7 @@ def feed_forward(b: Builder, x: str) -> str:
     return b.reshape(b.transpose(y, (0, 2, 1)), (n, c, h, w))
 
 
+NEWER = (13, 18, 21)
 SUMS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "ReduceSumSquare")
 CASES = [
     Case("InstanceNormalization", by_channel("InstanceNormalization"), [6]),
@@ -199,6 +214,19 @@ CASES = [
     Case("Expand from one to the channels", expanded((1, 1, 1), [6, HEIGHT, 1]), [6]),
     Case("Expand to the shape of another", expanded((6, 1, 1)), [6]),
     Case("Expand from one to the shape of another", expanded((1,)), [6]),
+    Case("Einsum with a weight", einsum("nchw,co->nohw", (-1, 5)), [6, 5], opsets=NEWER),
+    Case("Einsum with a weight, transposed", einsum("nchw,oc->nhwo", (5, -1), (0, 3, 1, 2)), [6, 5], opsets=NEWER),
+    Case("Einsum with a scale", einsum("nchw,c->nchw", (-1,)), [6], opsets=NEWER),
+    Case("Einsum by channel and row", einsum("nchw,chk->nckw", (-1, HEIGHT, 2)), [6], opsets=NEWER),
+    Case("Einsum over channels and rows", einsum("nchw,chk->nkw", (-1, HEIGHT, 5)), [6, 5], opsets=NEWER),
+    Case(
+        "Einsum of two activations",
+        einsum("nchw,nchv->nwvh", (), (0, 3, 1, 2)),
+        [],
+        frozen=("activations",),
+        opsets=NEWER,
+    ),
+    Case("Einsum of channels by channels", einsum("nchw,ndhw->ncd", ()), [], dynamic=(False,), opsets=NEWER),
     Case("Trilu of space", triangle((0, 1, 2, 3)), [6], opsets=(18, 21)),
     Case("Trilu with channels", triangle((0, 2, 3, 1)), [], frozen=("positions",), opsets=(18, 21)),
     Case("Gather of rows", rows_picked, [6]),

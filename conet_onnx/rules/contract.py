@@ -5,8 +5,9 @@ from __future__ import annotations
 from conet_onnx.dims import ONE, Axis, Segment, axis, product
 from conet_onnx.rules.elementwise import joined
 from conet_onnx.rules.registry import Contraction, Facts, Op, Opaque, Operand, Shape, Site, fixed, rule, spatial
+from conet_onnx.solving import Reason
 
-__all__ = ["conv", "conv_transpose", "gemm", "matmul"]
+__all__ = ["conv", "conv_transpose", "einsum", "gemm", "matmul"]
 
 Equal = tuple[tuple[Axis | Segment, Axis | Segment], ...]
 
@@ -99,3 +100,32 @@ def matmul(op: Op, a: Shape, b: Shape) -> Facts:
         macs=product(*outer, *rows, *columns, a[ka]),
     )
     return Facts(outputs=((*outer, *rows, *columns),), equal=((a[ka], b[kb]), *equal), contracts=(contraction,))
+
+
+@rule("Einsum")
+def einsum(op: Op, *operands: Shape) -> Facts:
+    """ONNX Einsum of two operands: equal letters are equal axes; one that the output lacks is summed over."""
+    inputs, arrow, output = str(op.attribute("equation", "")).replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    plain = arrow and "." not in inputs and all(len(set(term)) == len(term) for term in (*terms, output))
+    if not plain or len(terms) != 2 or [len(t) for t in terms] != [len(s) for s in operands]:
+        raise Opaque("equation", f"{op.node} is more than a product of two tensors with a letter for each axis")
+    axes: dict[str, Segment] = {}
+    equal: list[tuple[Axis | Segment, Axis | Segment]] = []
+    for term, shape in zip(terms, operands, strict=True):
+        for letter, segment in zip(term, shape, strict=True):
+            equal.append((axes.setdefault(letter, segment), segment))
+    summed = [letter for letter in axes if letter not in output]
+    contracted = next((letter for letter in summed if all(letter in term for term in terms)), "")
+    reason = Reason("sum", op.node.name, f"{op.node} sums over it: there is no weight to rescale")
+    contractions: tuple[Contraction, ...] = ()
+    if contracted:
+        sides = [Operand(k, t.index(contracted), ONE, operands[k][t.index(contracted)]) for k, t in enumerate(terms)]
+        produces = tuple(axes[letter] for letter in output if sum(letter in term for term in terms) == 1)
+        contractions = (Contraction(operands=tuple(sides), produces=produces, macs=product(*axes.values())),)
+    return Facts(
+        outputs=(tuple(axes[letter] for letter in output),),
+        equal=tuple(equal),
+        contracts=contractions,
+        frozen=tuple((axes[letter], reason) for letter in summed if letter != contracted),
+    )

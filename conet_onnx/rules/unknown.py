@@ -40,5 +40,4 @@ WITHOUT: Mapping[str, str] = {
     **dict.fromkeys(("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"), _TEXT),
     **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), _LOSS),
     "BitCast": "it reads the bits of its elements as other elements",
-    "Einsum": "its equation is not followed yet",
 }
