@@ -19,7 +19,7 @@ from onnx import checker, helper, numpy_helper, shape_inference
 from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer
-from conet_onnx.storing import Data, apart, as_bytes, flowing, held, pieces, size_of, whole
+from conet_onnx.storing import Data, apart, as_bytes, embedded, flowing, pieces, size_of, whole
 
 __all__ = ["FLOATS", "PROTOBUF_LIMIT", "REALS", "Draft", "Graph", "Node", "Value", "one_line"]
 
@@ -164,12 +164,7 @@ class Graph:
 
     def proto(self) -> onnx.ModelProto:
         """A copy of the model that holds all of its weights."""
-        made = onnx.ModelProto()
-        made.CopyFrom(self.model)
-        for tensor in made.graph.initializer:
-            if (data := held(tensor, self.arrays)) is not None:
-                tensor.raw_data = bytes(as_bytes(whole(data)))
-        return made
+        return embedded(self.model, self.arrays)
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value if it is the same for every input: a weight, or something small computed from static shapes."""

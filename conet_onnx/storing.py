@@ -29,6 +29,7 @@ __all__ = [
     "Deferred",
     "apart",
     "as_bytes",
+    "embedded",
     "flowing",
     "held",
     "load_external",
@@ -149,7 +150,22 @@ def pieces(model: onnx.ModelProto, arrays: Mapping[str, Data]) -> list[Piece]:
     data = memoryview(model.SerializeToString())
     if not arrays:
         return [data]
-    return _filled(data, GRAPH, lambda graph: _filled(graph, INITIALIZER, lambda tensor: _with_data(tensor, arrays)))
+    try:
+        return _filled(
+            data, GRAPH, lambda graph: _filled(graph, INITIALIZER, lambda tensor: _with_data(tensor, arrays))
+        )
+    except _Unusual:
+        return [embedded(model, arrays).SerializeToString()]
+
+
+def embedded(model: onnx.ModelProto, arrays: Mapping[str, Data]) -> onnx.ModelProto:
+    """A copy of the model that holds all of its weights."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for tensor in made.graph.initializer:
+        if (data := held(tensor, arrays)) is not None:
+            tensor.raw_data = bytes(as_bytes(whole(data)))
+    return made
 
 
 class _Unusual(Exception):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from strategies import Builder
-from test_rules import HEIGHT, WIDTH, Build, Case, dense, kinds, made, prove
+from test_rules import HEIGHT, WIDTH, Build, Case, check, dense, grid
 
 from conet_onnx.analysis import analyze
 from conet_onnx.graph import Graph
@@ -239,12 +239,6 @@ CASES = [
     Case("SpaceToDepth", to_depth, [6]),
     Case("a feed-forward block", feed_forward, [6, 5, 7], mixed=[6], opsets=(18, 21)),
 ]
-GRID = [
-    pytest.param(case, opset, dynamic, id=f"{case}-{opset}{'-dynamic' if dynamic else ''}")
-    for case in CASES
-    for dynamic in case.dynamic
-    for opset in (case.opsets if not dynamic else case.opsets[-1:])
-]
 
 
 def test_every_operator_has_a_rule_or_a_reason_why_not() -> None:
@@ -265,12 +259,6 @@ def test_the_reason_is_what_a_user_reads() -> None:
     assert any("RandomUniformLike" in detail and WITHOUT["RandomUniformLike"] in detail for detail in details)
 
 
-@pytest.mark.parametrize(("case", "opset", "dynamic"), GRID)
+@pytest.mark.parametrize(("case", "opset", "dynamic"), grid(CASES))
 def test_an_operator_resizes_exactly_or_freezes(case: Case, opset: int, dynamic: bool) -> None:
-    model = made(case, opset, dynamic)
-    onnx.checker.check_model(model, full_check=True)
-    analysis = analyze(Graph(model))
-    assert sorted(w.size for w in analysis.widths.values()) == sorted(case.widths)
-    assert sorted(w.size for w in analysis.widths.values() if not w.exact) == sorted(case.mixed)
-    assert kinds(analysis) == set(case.frozen)
-    prove(analysis, seeds=2)
+    check(case, opset, dynamic)

@@ -192,6 +192,16 @@ class TestOnTheWire:
             assert whole(light, arrays).SerializeToString() == expected
             assert b"".join(flowing(pieces(light, arrays))) == expected
 
+    def test_a_group_beside_a_weight_that_is_held_apart(self, tmp_path: Path) -> None:
+        """Groups are withdrawn from protobuf, which still reads them; such a model is written all at once."""
+        data = made_of([weight()]).SerializeToString()
+        light, arrays = read_bytes(data, tmp_path)
+        group = b"\xfb\x06\x08\x01\xfc\x06"
+        light.MergeFromString(group)
+        assert onnx.ModelProto.FromString(b"".join(flowing(pieces(light, arrays)))) == onnx.ModelProto.FromString(
+            data + group
+        )
+
     def test_fields_after_the_data(self, tmp_path: Path) -> None:
         """Those that onnx knows, those that it does not, both, and words that look like the end of the name."""
         unknown = field(15, b"text")
