@@ -65,6 +65,7 @@ Piece = bytes | memoryview | Deferred
 GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
 INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
 RAW_DATA = TensorProto.RAW_DATA_FIELD_NUMBER
+BUFFER = 1 << 16  # bytes: between two large weights there is seldom more
 VARINT, EMBEDDED = 0, 2  # wire types
 FIXED = {1: 8, 5: 4}  # wire type -> bytes
 
@@ -102,7 +103,7 @@ def read_model(file: Path) -> tuple[onnx.ModelProto, dict[str, Array]]:
 
     Raises OSError, and DecodeError for what is no model.
     """
-    with file.open("rb") as stream:
+    with file.open("rb", buffering=BUFFER) as stream:
         about = os.fstat(stream.fileno())
         try:
             if stat.S_ISREG(about.st_mode):
