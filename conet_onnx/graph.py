@@ -409,19 +409,20 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
-def _externalize(graph: Graph, data: Path, location: str) -> onnx.ModelProto:
-    """Write the large weights to `data`; return a model that refers to them by `location`."""
+def _externalize(graph: Graph, file: Path, location: str) -> onnx.ModelProto:
+    """Write the large weights to `file`; return a model that refers to them by `location`."""
     made = onnx.ModelProto()
     made.CopyFrom(graph.model)
-    with data.open("wb") as stream:
+    with file.open("wb") as stream:
         for tensor in made.graph.initializer:
             if not apart(tensor):
                 continue
-            array = graph.array(tensor.name)
+            data = graph.arrays.get(tensor.name)
+            piece = as_bytes(graph.array(tensor.name)) if data is None or isinstance(data, np.ndarray) else data
             for field in _DATA_FIELDS:
                 tensor.ClearField(field)
             tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", location), ("offset", stream.tell()), ("length", array.nbytes)):
+            for key, value in (("location", location), ("offset", stream.tell()), ("length", size_of(piece))):
                 tensor.external_data.add(key=key, value=str(value))
-            stream.write(as_bytes(array))
+            stream.writelines(flowing([piece]))
     return made

@@ -15,7 +15,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -103,7 +103,7 @@ def read_model(file: Path) -> tuple[onnx.ModelProto, dict[str, Array]]:
 
     Raises OSError, and DecodeError for what is no model.
     """
-    with file.open("rb", buffering=BUFFER) as stream:
+    with io.BufferedReader(io.FileIO(file), BUFFER) as stream:
         about = os.fstat(stream.fileno())
         try:
             if stat.S_ISREG(about.st_mode):
@@ -176,7 +176,7 @@ class _Unusual(Exception):
 class _Reader:
     """A stream that is read from its start on, and knows how far it is."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: io.BufferedIOBase) -> None:
         self._stream = stream
         self.place = 0
 
@@ -190,7 +190,7 @@ class _Reader:
 
     def fill(self, data: Array) -> None:
         """As many bytes as there is room for."""
-        if self._stream.readinto(data.data) != len(data):  # type: ignore[attr-defined]  # BinaryIO lacks it
+        if self._stream.readinto(data.data) != len(data):
             raise _Unusual
         self.place += len(data)
 

@@ -60,11 +60,13 @@ def reduced(op: str, axes: Sequence[int], keep: bool = True, input_from: int = 1
     def build(b: Builder, x: str) -> str:
         shape = b.shapes[x]
         y = b.node("Sigmoid", [x], shape)  # positive, for logarithms
-        inputs, attributes = [y], {"keepdims": int(keep), "axes": list(axes)}
+        inputs, attributes = [y], {}
         if b.opset >= input_from:
-            inputs.append(b.integers(attributes.pop("axes")))  # type: ignore[arg-type]  # it is the list of axes
+            inputs.append(b.integers(axes))
+        else:
+            attributes["axes"] = list(axes)
         out = tuple(1 if i in axes else s for i, s in enumerate(shape) if keep or i not in axes)
-        y = b.node(op, inputs, out, **attributes)
+        y = b.node(op, inputs, out, keepdims=int(keep), **attributes)
         return b.node("Mul", [x, y], shape) if keep else y
 
     return build

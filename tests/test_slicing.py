@@ -108,6 +108,16 @@ class TestWhenTheyAreMade:
         assert load(tmp_path / "half.onnx").proto() == graph.proto()
         assert max(made) > 4 * 1024
 
+    def test_nor_where_they_go_to_a_file_of_their_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("conet_onnx.graph.PROTOBUF_LIMIT", 100)
+        graph = self.halved()
+        monkeypatch.setattr(Slices, "whole", lambda _: pytest.fail("a weight was made as a whole"))
+        graph.save(tmp_path / "half.onnx")
+        monkeypatch.undo()
+        back = load(tmp_path / "half.onnx")
+        assert (tmp_path / "half.onnx.data").stat().st_size == sum(data.nbytes for data in back.arrays.values())
+        assert all(np.array_equal(back.array(name), graph.array(name)) for name in graph.weights)
+
     def test_a_whole_is_made_once_and_cannot_be_written_to(self) -> None:
         graph = self.halved()
         name = next(iter(graph.arrays))
