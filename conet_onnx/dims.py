@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Final
 
 __all__ = ["ONE", "Axis", "Dim", "Factor", "Segment", "Size", "axis", "concatenation", "product", "total"]
 
@@ -34,14 +35,14 @@ class Dim:
 Factor = Dim | int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: thousands are made, and each would take three times as long
 class Segment:
     """A product of dimensions, outermost first; () has size one. Make one with `product`, which normalises."""
 
-    factors: tuple[Factor, ...]
-    size: Size = field(compare=False)
-    dims: tuple[Dim, ...] = field(compare=False)  # the named factors
-    origin: Segment | None = field(default=None, compare=False, repr=False)  # what became this plain integer
+    factors: Final[tuple[Factor, ...]]
+    size: Final[Size] = field(compare=False)
+    dims: Final[tuple[Dim, ...]] = field(compare=False)  # the named factors
+    origin: Final[Segment | None] = field(default=None, compare=False, repr=False)  # what became this plain integer
 
     def __str__(self) -> str:
         return "·".join(str(f) for f in self.factors) or "1"
@@ -57,13 +58,13 @@ class Segment:
         return not self.dims
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Axis:
     """A concatenation of segments. Make one with `axis` or `total`, which normalise."""
 
-    segments: tuple[Segment, ...]
-    size: Size = field(compare=False)
-    dims: tuple[Dim, ...] = field(compare=False)  # the named factors of all segments, with repetitions
+    segments: Final[tuple[Segment, ...]]
+    size: Final[Size] = field(compare=False)
+    dims: Final[tuple[Dim, ...]] = field(compare=False)  # the named factors of all segments, with repetitions
 
     def __str__(self) -> str:
         return " + ".join(str(s) for s in self.segments) or "0"

@@ -95,13 +95,25 @@ class Graph:
         self.inputs = tuple(_value(v) for v in model.graph.input if v.name not in initialized)
         self.outputs = tuple(_value(v) for v in model.graph.output)
         self._sizes: dict[str, tuple[tuple[int, int], ...] | None] = {}
+        self._stamps = [_stamp(path) for path in (file, *self.external) if path]
         self._check_input_shapes()
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file that the model was read from (external data included), else of its serialised bytes."""
+        """Of the file that the model was read from (external data included), else of its serialised bytes.
+
+        Raises ModelError where the file is not the one any more that was read.
+        """
         if self.file:
-            return sha256_of([self.file, *self.external])
+            paths = [Path(self.file), *self.external]
+            try:
+                digest_of_files = sha256_of(paths)
+                same = [_stamp(path) for path in paths] == self._stamps
+            except OSError as error:
+                raise ModelError(f"Cannot read {self.file} again: {error.strerror or error}.") from error
+            if not same:
+                raise ModelError(f"{self.file} has changed since it was read: load it again.")
+            return digest_of_files
         digest = hashlib.sha256()
         for piece in flowing(pieces(self.model, self.arrays)):
             digest.update(piece)
@@ -368,6 +380,15 @@ def _captured(proto: onnx.NodeProto) -> tuple[str, ...]:
                 inner.update(node.output)
             found.update((v.name, None) for v in graph.output if v.name not in inner)
     return tuple(found)
+
+
+def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """What tells a file from one that took its place; None where there is none."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:

@@ -196,9 +196,12 @@ class _Reader:
 
     def varint(self) -> tuple[int, bytes]:
         """A number of base 128, and its bytes."""
-        made = self.take(1)
-        if made[0] < 0x80:
+        made = self._stream.read(1)
+        self.place += 1
+        if made and made[0] < 0x80:  # nearly all; `take` would cost more than the rest of reading one
             return made[0], made
+        if not made:
+            raise _Unusual
         number = made[0] & 0x7F
         while len(made) < 10:  # the longest that protobuf accepts
             byte = self.take(1)

@@ -106,6 +106,16 @@ class TestExternalData:
         (tmp_path / "weights.bin").write_bytes(data)
         assert load(path).sha256 != before
 
+    @pytest.mark.parametrize("replaced", ["model.onnx", "weights.bin"])
+    def test_no_digest_of_a_file_that_took_the_place_of_the_one_that_was_read(self, tmp_path, replaced):
+        path = self.external(tmp_path)
+        graph = load(path)
+        copy = tmp_path / "copy"
+        copy.write_bytes((tmp_path / replaced).read_bytes())
+        copy.replace(tmp_path / replaced)
+        with pytest.raises(ModelError, match="has changed since it was read"):
+            _ = graph.sha256
+
     @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "sub/../../secret.bin", "", "."])
     def test_outside_the_models_folder_it_is_refused_and_not_read(self, tmp_path, location, monkeypatch):
         folder = tmp_path / "folder"

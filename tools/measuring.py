@@ -96,7 +96,12 @@ def in_turns(ours: Callable[[], float], peer: Callable[[], float], repeats: int)
 
 
 def forget(path: Path) -> None:
-    """Drop a file from the page cache, where the system lets us, so that the next reader goes to the disk."""
+    """Drop a file from the page cache, where the system lets us, so that the next reader goes to the disk.
+
+    What was written before goes to the disk first, or it would be written while the next thing is measured.
+    """
+    if hasattr(os, "sync"):
+        os.sync()
     with open(path, "rb+") as stream:
         os.fsync(stream.fileno())
         if hasattr(os, "posix_fadvise"):
