@@ -19,7 +19,7 @@ from onnx import checker, helper, numpy_helper, shape_inference
 from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer
-from conet_onnx.storing import Data, apart, as_bytes, embedded, flowing, pieces, size_of, whole
+from conet_onnx.storing import Data, apart, as_bytes, embedded, flowing, pieces, plain, size_of, whole
 
 __all__ = ["FLOATS", "PROTOBUF_LIMIT", "REALS", "Draft", "Graph", "Node", "Value", "one_line"]
 
@@ -95,7 +95,7 @@ class Graph:
         self.inputs = tuple(_value(v) for v in model.graph.input if v.name not in initialized)
         self.outputs = tuple(_value(v) for v in model.graph.output)
         self._sizes: dict[str, tuple[tuple[int, int], ...] | None] = {}
-        self._stamps = [_stamp(path) for path in (file, *self.external) if path]
+        self._stamps = [_stamp(path) for path in (Path(file), *self.external)] if file else []
         self._check_input_shapes()
 
     @cached_property
@@ -105,7 +105,7 @@ class Graph:
         Raises ModelError where the file is not the one any more that was read.
         """
         if self.file:
-            paths = [Path(self.file), *self.external]
+            paths: list[Path] = [Path(self.file), *self.external]
             try:
                 digest_of_files = sha256_of(paths)
                 same = [_stamp(path) for path in paths] == self._stamps
@@ -277,6 +277,8 @@ class Draft:
         tensor.dims[:] = value.shape
         if apart(tensor) and name not in self._inside:
             self.arrays[name] = value
+        elif plain(tensor):
+            tensor.raw_data = bytes(as_bytes(whole(value)))
         else:
             tensor.MergeFrom(copy_except(numpy_helper.from_array(whole(value)), "dims"))
 

@@ -122,7 +122,13 @@ def _edit_input(graph: Graph, draft: Draft, node: Node, index: int, edits: Mappi
 
 def _left_over(source: Graph, made: Graph) -> set[str]:
     """Initializers that were read, and are not any more: all readers have constants of their own."""
-    return {t.name for t in made.model.graph.initializer if source.readings(t.name) and not made.readings(t.name)}
+    own = {tensor.name for tensor in made.model.graph.initializer}
+    return own & _read(source) - _read(made)
+
+
+def _read(graph: Graph) -> set[str]:
+    """All that nodes, their subgraphs and the model's outputs read."""
+    return {value.name for value in graph.outputs}.union(*(n.inputs + n.captured for n in graph.nodes))
 
 
 def _refresh_shapes(graph: Graph) -> None:

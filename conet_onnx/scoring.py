@@ -83,8 +83,10 @@ def _norms(analysis: Analysis, power: int, wanted: Callable[[Use], bool]) -> dic
             found: dict[Dim, NDArray[Any]] = {}
             for dim, stretch, indices in channels(analysis, ax):
                 if dim in analysis.resizable:
-                    inside = indices >= 0
-                    part = np.bincount(indices[inside], weights=sums[k][stretch][inside], minlength=dim.size[0])
+                    part: NDArray[Any] = sums[k][stretch]
+                    if len(indices) > dim.size[0]:  # else each channel is there once, in order
+                        inside = indices >= 0
+                        part = np.bincount(indices[inside], weights=part[inside], minlength=dim.size[0])
                     found[dim] = found[dim] + part if dim in found else part
             for dim, total in found.items():
                 score = total ** (1 / power)

@@ -34,6 +34,7 @@ __all__ = [
     "held",
     "load_external",
     "pieces",
+    "plain",
     "read_model",
     "size_of",
     "whole",
@@ -77,15 +78,14 @@ PLAIN = frozenset(
 )
 
 
+def plain(tensor: TensorProto) -> bool:
+    """Whether raw_data is the elements as numpy holds them."""
+    return tensor.data_type in PLAIN and sys.byteorder == "little"
+
+
 def apart(tensor: TensorProto) -> bool:
     """Whether a weight is large and plain enough to be held apart. Smaller ones take part in shape inference."""
-    return (
-        tensor.data_type in PLAIN
-        and math.prod(tensor.dims) > SMALL
-        and min(tensor.dims) > 0
-        and bool(tensor.name)
-        and sys.byteorder == "little"
-    )
+    return plain(tensor) and math.prod(tensor.dims) > SMALL and min(tensor.dims) > 0 and bool(tensor.name)
 
 
 def whole(data: Data) -> Array:
