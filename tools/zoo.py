@@ -1,0 +1,146 @@
+"""Resize every model of the zoo every way, hold each to the laws, and write docs/coverage.md.
+
+python tools/zoo.py                                   # what has no record yet, then the table
+python tools/zoo.py --only 'torchvision*' --minutes 30
+python tools/zoo.py --only '*swin_t*' --again
+python tools/zoo.py --list
+
+Each model is built in one process and examined in another; what was found is a file in runs/zoo, so that a run that
+was stopped goes on where it was. Needs requirements/zoo.txt; a model that cannot be built is reported as not built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from tools.zoo_models import Entry, NotBuilt, entries  # noqa: E402 - found through the line above
+
+FOLDER = ROOT / "runs" / "zoo"
+BUILDING, EXAMINING = 600, 900  # seconds that one model may take
+
+
+def main() -> int:
+    """1 if a model that was tried has failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="family, name or exporter, as in a shell")
+    parser.add_argument("--minutes", type=float, default=None, help="begin no model after so many")
+    parser.add_argument("--again", action="store_true", help="also those that have a record already")
+    parser.add_argument("--failed", action="store_true", help="again, those whose record says that they failed")
+    parser.add_argument("--list", action="store_true", help="only name them, with what is recorded")
+    parser.add_argument("--table", type=Path, default=None, metavar="F", help="write the table here (docs/coverage.md)")
+    parser.add_argument("--keep", action="store_true", help="keep the ONNX files in runs/zoo")
+    parser.add_argument("--build", nargs=2, metavar=("KEY", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--examine", nargs=2, metavar=("FILE", "RECORD"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.build:
+        return _build(*options.build)
+    if options.examine:
+        from tools.zoo_laws import examine
+
+        Path(options.examine[1]).write_text(json.dumps(examine(Path(options.examine[0]))))
+        return 0
+    wanted = [e for e in entries() if fnmatch.fnmatch(f"{e.family} {e.name} {e.exporter}", f"*{options.only}*")]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    if options.list:
+        for entry in wanted:
+            print(f"{_recorded(entry).get('verdict', '-'):10} {entry.family:28} {entry.exporter:12} {entry.name}")
+        return 0
+    began = time.monotonic()
+    for k, entry in enumerate(wanted):
+        record = _recorded(entry)
+        due = options.again or not record or (options.failed and record["verdict"] == "failed")
+        if due and (options.minutes is None or time.monotonic() - began < options.minutes * 60):
+            record = _one(entry, keep=options.keep)
+            seconds = time.monotonic() - began
+            print(f"[{k + 1}/{len(wanted)}, {seconds:.0f} s] {entry.family} {entry.name}: {_line(record)}", flush=True)
+        failed += record.get("verdict") == "failed"
+    if options.table:
+        from tools.zoo_table import write_table
+
+        write_table(options.table, [(entry, _recorded(entry)) for entry in entries()])
+    return int(failed > 0)
+
+
+def _recorded(entry: Entry) -> dict[str, Any]:
+    path = FOLDER / f"{entry.key}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _one(entry: Entry, *, keep: bool) -> dict[str, Any]:
+    """Build a model and examine it, each in a process of its own; the record is written whole."""
+    file, record_file = FOLDER / f"{entry.key}.onnx", FOLDER / f"{entry.key}.json"
+    record: dict[str, Any]
+    code, said = _run(["--build", entry.key, str(file)], BUILDING)
+    if code:
+        record = {"verdict": "not built", "message": said if code == 3 else f"the builder stopped: {said}"}
+    else:
+        part = record_file.with_suffix(".part")
+        code, said = _run(["--examine", str(file), str(part)], EXAMINING)
+        record = json.loads(part.read_text()) if code == 0 else {"verdict": "failed", "message": f"crashed: {said}"}
+        part.unlink(missing_ok=True)
+    if not keep:
+        for made in FOLDER.glob(f"{entry.key}.onnx*"):
+            made.unlink()
+    record |= {"name": entry.name, "family": entry.family, "exporter": entry.exporter, "kind": entry.kind}
+    record["date"] = datetime.now(UTC).date().isoformat()
+    waiting = record_file.with_suffix(".new")
+    waiting.write_text(json.dumps(record, indent=1))
+    waiting.replace(record_file)
+    return record
+
+
+def _run(arguments: list[str], limit: float) -> tuple[int, str]:
+    """The exit code, and the last line of what went to stderr."""
+    command = [sys.executable, __file__, *arguments]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, f"took longer than {limit:.0f} s"
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+    return done.returncode, lines[-1][:300]
+
+
+def _build(key: str, file: str) -> int:
+    import onnx
+
+    from tools.torchvision_schemas import define_missing_schemas
+
+    define_missing_schemas()
+    entry = next(e for e in entries() if e.key == key)
+    try:
+        model = entry.build()
+    except NotBuilt as reason:
+        print(reason, file=sys.stderr)
+        return 3
+    if model.ByteSize() < 2**31 - 2**20:
+        onnx.save(model, file)
+    else:
+        onnx.save(model, file, save_as_external_data=True, location=f"{Path(file).name}.data")
+    return 0
+
+
+def _line(record: dict[str, Any]) -> str:
+    if "widths" not in record:
+        return f"{record['verdict']}: {record.get('message', '')}"
+    return (
+        f"{record['verdict']}, {record['widths']} widths ({record['exact']} exact), {record['params']:.1%} of params, "
+        f"{record['macs']:.1%} of MACs, worst {record.get('worst', float('nan')):.1e}, "
+        f"shapes {record['seconds']['shapes']:.2f} s, analysis {record['seconds']['analysis']:.2f} s"
+        + (f": {record['message']}" if record.get("message") else "")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
