@@ -25,6 +25,7 @@ from conet_onnx.runtime import run_all, session
 TOLERANCE = 2e-5
 LEAST = 0.05  # tensors whose largest element is below this are compared as if it were this
 CONTRACTED = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1}  # the axis of the first input that is summed over
+RECURRENT = ("GRU", "LSTM", "RNN")
 
 Tensors = Mapping[str, np.ndarray]
 Chosen = Mapping[Dim, np.ndarray]
@@ -77,25 +78,26 @@ def masked(analysis: Analysis, chosen: Chosen) -> Graph | None:
     """The source whose contractions see zeros in place of the dropped channels; None where nothing is dropped.
 
     The sum over i of w[i]·x[i] with w zeroed outside the kept i is that with x zeroed there: so each contraction's
-    first input is multiplied by a mask, whatever way the weight takes to get there, and however it is grouped.
+    first input is multiplied by a mask, whatever way the weight takes to get there, and however it is grouped. What a
+    recurrent layer sums over from step to step is inside of it: there the weights are multiplied.
     """
     graph = analysis.graph
     model = graph.proto()
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node, proto in zip(graph.nodes, list(model.graph.node), strict=True):
-        axis = summed_axis(node.op, node.attributes) if not node.domain else None
-        shape = shape_of(analysis, node.index, 0) if axis is not None else None
-        if axis is not None and shape is not None:
-            size = shape[axis].size[0]
-            mask = np.zeros(size, graph.dtype(node.inputs[0]))
+        for which, axis in summed_axes(node.op, node.attributes) if not node.domain else ():
+            shape = shape_of(analysis, node.index, which)
+            if shape is None:
+                continue
+            mask = np.zeros(shape[axis].size[0], graph.dtype(node.inputs[which]))
             mask[positions(analysis, shape[axis], chosen)] = 1
             if not mask.all():
-                name = f"mask of {node.name}"
+                name = f"mask of {node.name}, {which}"
                 mask = mask.reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
                 model.graph.initializer.append(numpy_helper.from_array(mask, name))
-                nodes.append(helper.make_node("Mul", [proto.input[0], name], [f"{name}, applied"]))
-                proto.input[0] = f"{name}, applied"
+                nodes.append(helper.make_node("Mul", [proto.input[which], name], [f"{name}, applied"]))
+                proto.input[which] = f"{name}, applied"
                 count += 1
         nodes.append(proto)
     del model.graph.node[:]
@@ -109,6 +111,14 @@ def summed_axis(op: str, attributes: Mapping[str, object]) -> int | None:
         (first, second), output = _letters(attributes)
         return next((k for k, letter in enumerate(first) if letter in second and letter not in output), None)
     return (0 if attributes.get("transA", 0) else 1) if op == "Gemm" else CONTRACTED.get(op)
+
+
+def summed_axes(op: str, attributes: Mapping[str, object]) -> tuple[tuple[int, int], ...]:
+    """The inputs to mask, and along which axis, so that nothing is summed that has been dropped."""
+    if op in RECURRENT:
+        return (0, 2), (2, 2)
+    axis = summed_axis(op, attributes)
+    return () if axis is None else ((0, axis),)
 
 
 def _letters(attributes: Mapping[str, object]) -> tuple[list[str], str]:
@@ -334,14 +344,16 @@ def counted(graph: Graph) -> tuple[int, int, int]:
 
 def macs(graph: Graph) -> int:
     """Multiply-accumulates of one sample, from the shapes of what each contraction reads and makes."""
-    batch = (graph.sizes(graph.inputs[0].name) or ((1, 1),))[0][0]
+    batch = batch_of(graph)
     constants = constant_values(graph)
     total = 0
     for node in graph.nodes:
-        if node.op not in ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul") or node.domain:
+        if node.op not in ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *RECURRENT) or node.domain:
             continue
         x, w, y = ([a for a, _ in graph.sizes(n) or ()] for n in (node.inputs[0], node.inputs[1], node.outputs[0]))
-        if node.op == "Conv":
+        if node.op in RECURRENT:  # every weight once a step and sample
+            count = x[0] * x[1] * sum(int(np.prod([a for a, _ in graph.sizes(n)])) for n in node.inputs[1:3])
+        elif node.op == "Conv":
             count = int(np.prod(w)) * y[0] * int(np.prod(y[2:]))
         elif node.op == "ConvTranspose":
             count = int(np.prod(w)) * x[0] * int(np.prod(x[2:]))
@@ -353,6 +365,15 @@ def macs(graph: Graph) -> int:
             count = int(np.prod(y)) * inner
         total += count if node.outputs[0] in constants else count // batch
     return total
+
+
+def batch_of(graph: Graph) -> int:
+    """The batch size that MACs are divided by: the first size of the inputs, where they and an output agree on one."""
+    inputs, outputs = ([(graph.sizes(v.name) or ((1, 1),))[:1] for v in some] for some in (graph.inputs, graph.outputs))
+    first = inputs[0][0] if inputs[0] else (1, 1)
+    if first[0] != first[1]:
+        return first[0]
+    return first[0] if all(f == inputs[0] for f in inputs) and inputs[0] in outputs else 1
 
 
 # Structure

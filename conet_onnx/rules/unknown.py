@@ -7,7 +7,6 @@ from collections.abc import Mapping
 __all__ = ["WITHOUT"]
 
 _DATA = "it picks or places elements by what is in the data"
-_GATES = "the gates of a recurrent layer share one axis, which is not followed yet"
 _QUANTISED = "scales and zero points are not followed yet"
 _ATTENTION = "the heads inside of it are not followed yet"
 _CHANCE = "its numbers are drawn by position"
@@ -23,7 +22,6 @@ WITHOUT: Mapping[str, str] = {
     **dict.fromkeys(("Compress", "GatherElements", "GatherND", "NonMaxSuppression", "NonZero", "OneHot"), _DATA),
     **dict.fromkeys(("ReverseSequence", "Scatter", "ScatterElements", "ScatterND", "TensorScatter"), _DATA),
     **dict.fromkeys(("MaxUnpool", "Unique"), _DATA),
-    **dict.fromkeys(("GRU", "LSTM", "RNN"), _GATES),
     **dict.fromkeys(("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"), _QUANTISED),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QuantizeLinear"), _QUANTISED),
     **dict.fromkeys(("Attention", "CausalConvWithState", "LinearAttention", "RotaryEmbedding", "SwiGLU"), _ATTENTION),

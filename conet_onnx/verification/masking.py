@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,16 @@ __all__ = ["masked_model", "masked_operands", "mixers"]
 
 Array = np.ndarray[Any, Any]
 
-_CONTRACTED: Mapping[str, Callable[[Node, int, int], int]] = {  # (node, input 0 or 1, its rank) -> the summed axis
-    "Conv": lambda node, which, rank: 1,
-    "ConvTranspose": lambda node, which, rank: 0,
-    "Gemm": lambda node, which, rank: int(bool(node.attributes.get(("transA", "transB")[which], 0)) == bool(which)),
-    "MatMul": lambda node, which, rank: max(rank - 2, 0) if which else rank - 1,
+_CONTRACTED: Mapping[str, tuple[Collection[int], Callable[[Node, int, int], int]]] = {
+    # the inputs that are multiplied; (node, one of them, its rank) -> the axis that is summed over
+    "Conv": ((0, 1), lambda node, which, rank: 1),
+    "ConvTranspose": ((0, 1), lambda node, which, rank: 0 if which else 1),
+    "Gemm": (
+        (0, 1),
+        lambda node, which, rank: int(bool(node.attributes.get(("transA", "transB")[which], 0)) == bool(which)),
+    ),
+    "MatMul": ((0, 1), lambda node, which, rank: max(rank - 2, 0) if which else rank - 1),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), ((0, 1, 2), lambda node, which, rank: rank - 1)),  # X, W and R
 }
 _MOVES = frozenset(  # they only move elements, so that tags in place of weights come through
     {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat"}
@@ -43,7 +48,7 @@ def masked_operands(source: Graph, planned: Planned) -> tuple[dict[tuple[int, in
         for which, name in enumerate(node.inputs):
             take = planned.of(node, which)
             if node.op in _CONTRACTED and not node.domain:
-                if which > 1 or name not in constants:
+                if which not in _CONTRACTED[node.op][0] or name not in constants:
                     continue
                 try:
                     found = _kept_along(source, node, which, take, planned)
@@ -68,7 +73,7 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
     """The contracted axis of a constant operand and which indices along it are kept; None where nothing is planned."""
     name = node.inputs[which]
     if take is not None:
-        axis = _CONTRACTED[node.op](node, which, len(take.shape))
+        axis = _CONTRACTED[node.op][1](node, which, len(take.shape))
         return axis, take.kept(axis)
     if name in source.weights:
         return None
@@ -101,7 +106,7 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
         operand: Array = np.concatenate(flags)[evaluate(source, [name], tags)[name]]
     except ModelError as error:
         raise _Unmaskable(f"nodes that do not run on tags ({error})") from error
-    axis = _CONTRACTED[node.op](node, which, operand.ndim)
+    axis = _CONTRACTED[node.op][1](node, which, operand.ndim)
     return axis, np.asarray(operand.any(axis=tuple(a for a in range(operand.ndim) if a != axis)))
 
 
