@@ -6,7 +6,7 @@ consumer form the integer region; it runs inside the deployed model, and so it f
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,10 @@ def trace(graph: Graph) -> Region:
     for node in graph.nodes:
         if node.domain or node.has_subgraph or _shapes_weights(node, graph, reads):
             continue
-        if node.op in ("Shape", "Size"):
+        if _counts_integers(node, graph, origins):
+            origins[node.outputs[0]] = (len(origins[node.inputs[0]]),)  # of integers, which no resize adds to
+            reads[node.outputs[0]] = frozenset()
+        elif node.op in ("Shape", "Size"):
             sizes = graph.sizes(node.inputs[0])
             rank = len(sizes) if sizes is not None else 0
             axes = range(rank)[node.attributes.get("start", 0) : node.attributes.get("end", rank)]
@@ -55,6 +58,13 @@ def trace(graph: Graph) -> Region:
             continue
         nodes.add(node.index)
     return Region(frozenset(nodes), origins, reads)
+
+
+def _counts_integers(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> bool:
+    """Whether a node reads how many integers there are in a row of them."""
+    if node.op != "Shape" or node.attributes:
+        return False
+    return bool(origins.get(node.inputs[0])) and len(graph.sizes(node.inputs[0]) or ()) == 1
 
 
 def _shapes_weights(node: Node, graph: Graph, reads: Container[str]) -> bool:
@@ -87,6 +97,12 @@ def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
         return None
     if node.op in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
         return sources(0)
+    if node.op == "ConstantOfShape":
+        value = graph.constant(node.outputs[0])
+        settled = all(isinstance(origin, int) for origin in sources(0))
+        return tuple(int(v) for v in np.ravel(value)) if value is not None and settled else None
+    if node.op in _ELEMENTWISE:
+        return _each(node.op, [sources(i) for i in range(len(node.inputs))])
     if node.op == "Concat":
         return tuple(o for i in range(len(node.inputs)) for o in sources(i))
     if node.op == "Gather" and (indices := constant(1)) is not None:
@@ -97,3 +113,32 @@ def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
         start, end, step = constant(1), constant(2), constant(4) or [1]
         return None if start is None or end is None else sources(0)[start[0] : end[0] : step[0]]
     return None
+
+
+def _equal(a: Origin, b: Origin) -> Origin:
+    if isinstance(a, int) and isinstance(b, int):
+        return int(a == b)
+    never = any(isinstance(x, tuple) and isinstance(y, int) and y < 1 for x, y in ((a, b), (b, a)))
+    return 0 if never else None  # an axis is one long, at the least
+
+
+def _where(condition: Origin, a: Origin, b: Origin) -> Origin:
+    return (a if condition else b) if isinstance(condition, int) else None
+
+
+def _product(a: Origin, b: Origin) -> Origin:
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    return b if a == 1 else a if b == 1 else None
+
+
+_ELEMENTWISE: Mapping[str, Callable[..., Origin]] = {"Equal": _equal, "Where": _where, "Mul": _product}
+
+
+def _each(op: str, operands: Sequence[tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
+    """The operator's sources element by element, as in `Where(target == -1, 1, target)`, which asks for an Expand."""
+    length = max(map(len, operands))
+    if any(len(items) not in (1, length) for items in operands):
+        return None
+    whole = (items * length if len(items) == 1 else items for items in operands)
+    return tuple(_ELEMENTWISE[op](*items) for items in zip(*whole, strict=True))

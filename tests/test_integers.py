@@ -69,3 +69,57 @@ def test_numbers_computed_from_sizes_alone_stay_with_them():
     assert {"Shape", "Range", "Cast", "Sqrt"} <= inside
     assert "Div" not in inside
     oracles.keep_all_laws(model)
+
+
+def class_token() -> onnx.ModelProto:
+    """A token that is repeated for every image: `expand(batch, -1, -1)`, as torch's exporter computes the target."""
+    node, rng = helper.make_node, np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> TensorProto:
+        return numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+
+    def whole(name: str, *values: int) -> TensorProto:
+        return numpy_helper.from_array(np.array(values, np.int64), name)
+
+    weights = [weight("first", 4, 6), weight("token", 1, 1, 6), weight("last", 6, 3)]
+    weights += [numpy_helper.from_array(np.int64(0), "i0"), whole("row", 0), whole("all", -1), whole("three", 3)]
+    filled = numpy_helper.from_array(np.ones(1, np.int64))
+    nodes = [
+        node("MatMul", ["x", "first"], ["h"]),
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "i0"], ["b"]),
+        node("Unsqueeze", ["b", "row"], ["b1"]),
+        node("Concat", ["b1", "all", "all"], ["asked"], axis=0),
+        node("Shape", ["asked"], ["count"]),
+        node("ConstantOfShape", ["count"], ["ones"], value=filled),
+        node("Mul", ["ones", "all"], ["minus"]),
+        node("Equal", ["asked", "minus"], ["free"]),
+        node("Where", ["free", "ones", "asked"], ["target"]),
+        node("Expand", ["token", "target"], ["tokens"]),
+        node("Concat", ["tokens", "h"], ["joined"], axis=1),
+        node("MatMul", ["joined", "last"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tokens",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 6, 3])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_target_that_keeps_an_axis_by_minus_one_is_followed_element_by_element():
+    analysis = analyze(Graph(class_token()))
+    assert analysis.region.origins["target"] == (("x", 0), 1, 1)
+    (hidden,) = analysis.widths.values()
+    assert {(m.tensor, m.axis) for m in hidden.members} == {("first", 1), ("token", 2), ("last", 0)}
+    oracles.keep_all_laws(class_token())
+
+
+def test_what_is_equal_only_at_these_sizes_is_not_followed():
+    model = class_token()
+    model.graph.node[8].input[1] = "three"  # a batch of three would be taken for "keep"
+    analysis = analyze(Graph(model))
+    assert None in analysis.region.origins["target"]
+    assert not analysis.widths
