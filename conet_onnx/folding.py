@@ -160,8 +160,9 @@ class _Fold:
         rule = find_rule(node)
         if rule is None:
             kind = "control flow" if node.has_subgraph else "unknown op"
-            why = "nothing is known of how its channels depend on each other" if node.domain else WITHOUT.get(node.op)
-            raise Opaque(kind, f"{node} is not understood: {why or 'it has no rule for this version of the operator'}")
+            stranger = "nothing is known of how its channels depend on each other"
+            other = stranger if node.domain else "it has no rule for this version of the operator"
+            raise Opaque(kind, f"{node} is not understood: {WITHOUT.get(node.operator, other)}")
         if any(shape is None for shape, name in zip(shapes, node.inputs, strict=True) if name):
             raise Opaque("unknown shape", f"{node} reads a tensor of unknown shape")
         while shapes and shapes[-1] is None:

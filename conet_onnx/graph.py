@@ -47,6 +47,11 @@ class Node:
         return f"{self.op} {self.name!r}"
 
     @property
+    def operator(self) -> str:
+        """The operator's name, with its domain before it unless that is ONNX's own."""
+        return f"{self.domain}.{self.op}" if self.domain else self.op
+
+    @property
     def has_subgraph(self) -> bool:
         """Whether it is control flow, whose body the view does not look into."""
         return any(isinstance(value, onnx.GraphProto) for value in self.attributes.values())

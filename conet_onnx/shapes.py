@@ -18,6 +18,8 @@ from google.protobuf.message import Message
 from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from conet_onnx.contrib import DOMAIN, apart_from_onnx, outputs_of
+
 __all__ = ["Inference", "copy_except", "infer", "skeleton"]
 
 SMALL = 1024  # elements: weights up to here take part in data propagation, computed constants are kept up to here
@@ -82,7 +84,10 @@ def infer(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | No
 
 
 def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TypeProto]]:
-    """The model with its large weights turned into inputs of the same type, and every weight's type."""
+    """The model with its large weights turned into inputs of the same type, and every weight's type.
+
+    Operators that onnxruntime has put into ONNX's domain are in onnxruntime's, where onnx lets them be.
+    """
     made: onnx.ModelProto = copy_except(model, "graph")
     made.graph.CopyFrom(copy_except(model.graph, "initializer", "node"))
     listed = {value.name for value in model.graph.input}
@@ -104,6 +109,7 @@ def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Ty
         value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
         if value is None or keep(value, node.output[0]):
             made.graph.node.add().CopyFrom(node)
+    apart_from_onnx(made)
     return made, types
 
 
@@ -192,6 +198,8 @@ def _settle(
     constants: dict[str, np.ndarray[Any, Any]],
 ) -> None:
     """Infer the types that whole-graph inference left open; evaluate a node whose inputs are small and constant."""
+    if node.domain == DOMAIN:
+        _infer_contrib(node, types)
     if any(a.HasField("g") or a.graphs for a in node.attribute) or node.domain not in ("", "ai.onnx"):
         return
     if node.op_type in ("Shape", "Size") and _known(types.get(node.input[0])):
@@ -272,3 +280,12 @@ def _infer_node(
         )
     except (shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError):
         return  # its outputs stay unknown, and what touches them is frozen
+
+
+def _infer_contrib(node: onnx.NodeProto, types: dict[str, onnx.TypeProto]) -> None:
+    """The types of what one of onnxruntime's own operators makes."""
+    found = [types.get(name) if name else None for name in node.input]
+    shapes = [tuple(d.dim_value for d in t.tensor_type.shape.dim) if t and _known(t) else None for t in found]
+    for name, made in zip(node.output, outputs_of(node, shapes), strict=False):
+        if name and made is not None and (source := found[made[1]]) is not None:
+            types[name] = helper.make_tensor_type_proto(source.tensor_type.elem_type, made[0])

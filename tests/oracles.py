@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from oracles_fused import fused_macs, fused_sums
 
 from conet_onnx.analysis import Analysis, analyze
+from conet_onnx.contrib import apart_from_onnx
 from conet_onnx.dims import Axis, Dim, Segment
 from conet_onnx.folding import Use
 from conet_onnx.graph import Graph
@@ -86,7 +88,7 @@ def masked(analysis: Analysis, chosen: Chosen) -> Graph | None:
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node, proto in zip(graph.nodes, list(model.graph.node), strict=True):
-        for which, axis in summed_axes(node.op, node.attributes) if not node.domain else ():
+        for which, axis in fused_sums(node) if node.domain else summed_axes(node.op, node.attributes):
             shape = shape_of(analysis, node.index, which)
             if shape is None:
                 continue
@@ -348,6 +350,9 @@ def macs(graph: Graph) -> int:
     constants = constant_values(graph)
     total = 0
     for node in graph.nodes:
+        if (fused := fused_macs(graph, node)) is not None:
+            total += fused // batch
+            continue
         if node.op not in ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *RECURRENT) or node.domain:
             continue
         x, w, y = ([a for a, _ in graph.sizes(n) or ()] for n in (node.inputs[0], node.inputs[1], node.outputs[0]))
@@ -385,6 +390,7 @@ def assert_valid(graph: Graph, source: Graph | None = None) -> None:
     With a source: its inputs and outputs are unchanged, and its nodes are the same but for integers.
     """
     model = graph.proto()
+    apart_from_onnx(model)
     onnx.checker.check_model(model, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     recorded = {v.name: v for v in inferred.graph.value_info}
@@ -394,7 +400,7 @@ def assert_valid(graph: Graph, source: Graph | None = None) -> None:
             said = [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
             assert all(a is None or b is None or a == b for a, b in zip(said, sizes, strict=True)), value
     session(graph, provider="cpu", threads=1)
-    fresh = Graph(model)  # what the view says is what the model says
+    fresh = Graph(graph.proto())  # what the view says is what the model says
     assert graph.nodes == fresh.nodes
     assert [str(node.attributes) for node in graph.nodes] == [str(node.attributes) for node in fresh.nodes]
     assert graph.weights.keys() == fresh.weights.keys()

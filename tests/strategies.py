@@ -93,7 +93,8 @@ class Builder:
                 shape[0] = "N"
             declared.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         graph = helper.make_graph(self.nodes, "random", self.inputs, declared, self.initializers)
-        return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", self.opset)])
+        versions = {"": self.opset, **{node.domain: 1 for node in self.nodes if node.domain}}
+        return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid(*v) for v in versions.items()])
 
     # Operators whose form depends on the opset or on taste
 

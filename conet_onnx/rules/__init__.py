@@ -1,9 +1,21 @@
 """What each operator says about the axes of its inputs and outputs: one small pure function per family."""
 
-from conet_onnx.rules import contract, elementwise, join, normalize, permute, pick, recurrent, reduce, reshape, window
+from conet_onnx.rules import (
+    contract,
+    elementwise,
+    fused,
+    join,
+    normalize,
+    permute,
+    pick,
+    recurrent,
+    reduce,
+    reshape,
+    window,
+)
 from conet_onnx.rules.registry import RULES, Contraction, Facts, Op, Opaque, Operand, Shape, Site, find_rule, fixed
 from conet_onnx.rules.unknown import WITHOUT
 
 __all__ = ["RULES", "WITHOUT", "Contraction", "Facts", "Op", "Opaque", "Operand", "Shape", "Site", "find_rule", "fixed"]
 
-FAMILIES = (contract, elementwise, join, normalize, permute, pick, recurrent, reduce, reshape, window)
+FAMILIES = (contract, elementwise, fused, join, normalize, permute, pick, recurrent, reduce, reshape, window)

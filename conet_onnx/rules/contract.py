@@ -7,7 +7,7 @@ from conet_onnx.rules.elementwise import joined
 from conet_onnx.rules.registry import Contraction, Facts, Op, Opaque, Operand, Shape, Site, fixed, rule, spatial
 from conet_onnx.solving import Reason
 
-__all__ = ["conv", "conv_transpose", "einsum", "gemm", "matmul"]
+__all__ = ["conv", "conv_transpose", "einsum", "gemm", "matmul", "matrix_product"]
 
 Equal = tuple[tuple[Axis | Segment, Axis | Segment], ...]
 
@@ -75,9 +75,14 @@ def _grouped(
 @rule("Gemm")
 def gemm(op: Op, a: Shape, b: Shape, c: Shape | None = None) -> Facts:
     """ONNX Gemm: Y = alpha·A'·B' + beta·C, A' (M, K), B' (K, N), C broadcast to (M, N)."""
-    ka, kb = (0 if op.attribute("transA", 0) else 1), (1 if op.attribute("transB", 0) else 0)
     if op.node.since < 7 and c is not None and not op.attribute("broadcast", 0) and len(c) != 2:
         raise Opaque("old broadcast", f"{op.node} has an unusual C (opset below 7)")
+    return matrix_product(op, a, b, c)
+
+
+def matrix_product(op: Op, a: Shape, b: Shape, c: Shape | None) -> Facts:
+    """Two matrices, each of them transposed where an attribute says so, and what is added to the product."""
+    ka, kb = (0 if op.attribute("transA", 0) else 1), (1 if op.attribute("transB", 0) else 0)
     y = (a[1 - ka], b[1 - kb])
     _, bias = joined((y, c)) if c is not None else ((), ())
     contraction = Contraction(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from conet_onnx.dims import ONE, axis, product
+from conet_onnx.dims import ONE, Segment, axis, product
 from conet_onnx.rules.elementwise import joined
 from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, rule
 from conet_onnx.solving import Reason
 
-__all__ = ["batch_normalization", "group_normalization", "instance_normalization", "layer_normalization"]
+__all__ = ["batch_normalization", "group_normalization", "grouped", "instance_normalization", "layer_normalization"]
 
 
 @rule("BatchNormalization")
@@ -31,14 +31,19 @@ def instance_normalization(op: Op, x: Shape, scale: Shape, bias: Shape) -> Facts
 def group_normalization(op: Op, x: Shape, scale: Shape, bias: Shape) -> Facts:
     """ONNX GroupNormalization: X (N, g·k, ...), scale and bias (g·k), statistics over k and space. 18 is withdrawn."""
     _has_channels(op, x)
-    groups, (first, second) = op.attribute("num_groups"), x[1].size
+    return grouped(op, "num_groups", x, x[1], x[2:], (scale[0], bias[0]))
+
+
+def grouped(op: Op, name: str, x: Shape, channels: Segment, places: Shape, parameters: Shape) -> Facts:
+    """Statistics over the channels of each group, whose number is attribute `name`, and over the places."""
+    groups, (first, second) = op.attribute(name), channels.size
     if not groups or first % groups or second % groups:
         raise Opaque("bad groups", f"{op.node} has {first} channels in {groups} groups")
     g = product(op.fresh("g", (groups, groups)))
     k = product(op.fresh("k", (first // groups, second // groups)))
-    equal = ((x[1], product(g, k)), (x[1], scale[0]), (x[1], bias[0]))
-    sites = (Site("attribute:num_groups", 0, axis(g), groups),) if g.factors else ()
-    return Facts(outputs=(x,), equal=equal, mixes=(k, *x[2:]), sites=sites)
+    equal = ((channels, product(g, k)), *((channels, p) for p in parameters))
+    sites = (Site(f"attribute:{name}", 0, axis(g), groups),) if g.factors else ()
+    return Facts(outputs=(x,), equal=equal, mixes=(k, *places), sites=sites)
 
 
 @rule("LayerNormalization", "RMSNormalization")

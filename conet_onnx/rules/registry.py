@@ -145,26 +145,30 @@ class Facts:
 
 Rule = Callable[..., Facts]
 
-RULES: dict[str, list[tuple[int, Rule]]] = {}
+RULES: dict[str, list[tuple[int, Rule]]] = {}  # by operator; those of other domains with the domain before the name
 
 
-def rule(*ops: str, since: int = 1) -> Callable[[Rule], Rule]:
-    """Enter a function in the table for these operators, from schema version `since` on."""
+def rule(*ops: str, since: int = 1, domain: str = "") -> Callable[[Rule], Rule]:
+    """Enter a function in the table for these operators, from schema version `since` on.
+
+    Version 0 is that of operators for which onnx knows no schema: all in a domain other than its own.
+    """
 
     def enter(function: Rule) -> Rule:
         for op in ops:
-            RULES.setdefault(op, []).append((since, function))
-            RULES[op].sort(key=lambda entry: entry[0])
+            entries = RULES.setdefault(f"{domain}.{op}" if domain else op, [])
+            entries.append((0 if domain else since, function))
+            entries.sort(key=lambda entry: entry[0])
         return function
 
     return enter
 
 
 def find_rule(node: Node) -> Rule | None:
-    """The rule for a node's operator at its schema version; None for other domains and for control flow."""
-    if node.domain or node.since == 0 or node.captured or node.has_subgraph:
+    """The rule for a node's operator at its schema version; None for control flow."""
+    if node.captured or node.has_subgraph:
         return None
-    found = [function for since, function in RULES.get(node.op, ()) if since <= node.since]
+    found = [function for since, function in RULES.get(node.operator, ()) if since <= node.since]
     return found[-1] if found else None
 
 

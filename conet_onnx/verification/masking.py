@@ -18,16 +18,27 @@ __all__ = ["masked_model", "masked_operands", "mixers"]
 
 Array = np.ndarray[Any, Any]
 
+
+def _inner(node: Node, which: int, rank: int) -> int:
+    """Of two matrices, each of which an attribute may transpose."""
+    turned = bool(node.attributes.get(("transA", "transB")[which], 0))
+    return rank - 2 + (turned == bool(which))
+
+
 _CONTRACTED: Mapping[str, tuple[Collection[int], Callable[[Node, int, int], int]]] = {
     # the inputs that are multiplied; (node, one of them, its rank) -> the axis that is summed over
     "Conv": ((0, 1), lambda node, which, rank: 1),
     "ConvTranspose": ((0, 1), lambda node, which, rank: 0 if which else 1),
-    "Gemm": (
-        (0, 1),
-        lambda node, which, rank: int(bool(node.attributes.get(("transA", "transB")[which], 0)) == bool(which)),
-    ),
+    "Gemm": ((0, 1), _inner),
     "MatMul": ((0, 1), lambda node, which, rank: max(rank - 2, 0) if which else rank - 1),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), ((0, 1, 2), lambda node, which, rank: rank - 1)),  # X, W and R
+    "com.microsoft.Attention": ((0, 1), lambda node, which, rank: 0 if which else rank - 1),
+    "com.microsoft.FusedConv": ((0, 1), lambda node, which, rank: 1),
+    "com.microsoft.FusedGemm": ((0, 1), _inner),
+    "com.microsoft.FusedMatMul": ((0, 1), _inner),
+    "com.microsoft.TransposeMatMul": ((0, 1), _inner),
+    "com.microsoft.NhwcConv": ((0, 1), lambda node, which, rank: rank - 1),
+    "com.microsoft.NhwcFusedConv": ((0, 1), lambda node, which, rank: 1 if which else rank - 1),
 }
 _MOVES = frozenset(  # they only move elements, so that tags in place of weights come through
     {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat"}
@@ -36,6 +47,11 @@ _MOVES = frozenset(  # they only move elements, so that tags in place of weights
 _BY_CHANNEL = frozenset(  # they read weights, and sum over none of their axes
     {"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "PRelu", "Where", "Pad", "Clip", "Equal"}
     | {"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization"}
+    | {"SimplifiedLayerNormalization", "Attention", "CausalConvWithState", "com.microsoft.CausalConvWithState"}
+    | {"com.microsoft.BiasAdd", "com.microsoft.BiasGelu", "com.microsoft.BiasSplitGelu", "com.microsoft.FastGelu"}
+    | {"com.microsoft.EmbedLayerNormalization", "com.microsoft.GroupNorm", "com.microsoft.SkipGroupNorm"}
+    | {"com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization"}
+    | {"com.microsoft.GroupQueryAttention", "com.microsoft.MultiHeadAttention"}
 )
 
 
@@ -47,8 +63,8 @@ def masked_operands(source: Graph, planned: Planned) -> tuple[dict[tuple[int, in
     for node in source.nodes:
         for which, name in enumerate(node.inputs):
             take = planned.of(node, which)
-            if node.op in _CONTRACTED and not node.domain:
-                if which not in _CONTRACTED[node.op][0] or name not in constants:
+            if node.operator in _CONTRACTED:
+                if which not in _CONTRACTED[node.operator][0] or name not in constants:
                     continue
                 try:
                     found = _kept_along(source, node, which, take, planned)
@@ -60,7 +76,7 @@ def masked_operands(source: Graph, planned: Planned) -> tuple[dict[tuple[int, in
                     value = Constants(source, [name], "the source")[name].copy()
                     value[(slice(None),) * axis + (~kept,)] = 0
                     masked[node.index, which] = value
-            elif take and take.drops and (node.domain or node.op not in _MOVES | _BY_CHANNEL):
+            elif take and take.drops and node.operator not in _MOVES | _BY_CHANNEL:
                 excuses.append(f"{node} may sum over {name!r}")
     return masked, excuses
 
@@ -73,7 +89,7 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
     """The contracted axis of a constant operand and which indices along it are kept; None where nothing is planned."""
     name = node.inputs[which]
     if take is not None:
-        axis = _CONTRACTED[node.op][1](node, which, len(take.shape))
+        axis = _CONTRACTED[node.operator][1](node, which, len(take.shape))
         return axis, take.kept(axis)
     if name in source.weights:
         return None
@@ -95,7 +111,7 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
             size += kept.size
     if not tags:
         return None
-    if stranger := next((step for step in nodes if step.domain or step.op not in _MOVES), None):
+    if stranger := next((step for step in nodes if step.operator not in _MOVES), None):
         raise _Unmaskable(str(stranger))
     for step in nodes:  # a weight without a plan, joined to one with: all of it is kept
         for leaf in step.inputs:
@@ -106,7 +122,7 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
         operand: Array = np.concatenate(flags)[evaluate(source, [name], tags)[name]]
     except ModelError as error:
         raise _Unmaskable(f"nodes that do not run on tags ({error})") from error
-    axis = _CONTRACTED[node.op][1](node, which, operand.ndim)
+    axis = _CONTRACTED[node.operator][1](node, which, operand.ndim)
     return axis, np.asarray(operand.any(axis=tuple(a for a in range(operand.ndim) if a != axis)))
 
 
@@ -139,8 +155,9 @@ def mixers(source: Graph, resized: Graph) -> list[str]:
     found = []
     constants = constant_names(source)
     for node in source.nodes:
-        before, after = (g.shape(node.inputs[0]) if node.inputs else None for g in (source, resized))
-        if before is None or after is None or before == after or node.domain:
+        of = node.inputs[2:3] if node.operator == "com.microsoft.EmbedLayerNormalization" else node.inputs[:1]
+        before, after = (g.shape(of[0]) if of else None for g in (source, resized))
+        if before is None or after is None or before == after:
             continue
         axes = _pooled_axes(source, node, len(before), constants)
         if any(before[axis] != after[axis] for axis in axes):
@@ -151,6 +168,8 @@ def mixers(source: Graph, resized: Graph) -> list[str]:
 def _pooled_axes(graph: Graph, node: Node, rank: int, constants: Container[str]) -> Sequence[int]:
     """The axes of a node's first input that it takes together."""
     every, spatial = range(rank), range(min(2, rank), rank)
+    if node.domain:
+        return _pooled_by_fused(node, rank, constants)
     axis = node.attributes.get("axis", -1)
     if node.op.startswith("Reduce"):
         given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
@@ -166,7 +185,7 @@ def _pooled_axes(graph: Graph, node: Node, rank: int, constants: Container[str])
         return [axis % rank]
     if node.op in ("ArgMax", "ArgMin"):
         return [node.attributes.get("axis", 0) % rank]
-    if node.op in ("LayerNormalization", "RMSNormalization"):
+    if node.op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
         return every[axis % rank :]
     if node.op in ("LRN", "GroupNormalization"):
         return every[1:]
@@ -177,3 +196,12 @@ def _pooled_axes(graph: Graph, node: Node, rank: int, constants: Container[str])
     if node.op == "InstanceNormalization" or "Pool" in node.op:
         return spatial
     return ()
+
+
+def _pooled_by_fused(node: Node, rank: int, constants: Container[str]) -> Sequence[int]:
+    """The same of onnxruntime's own operators."""
+    if node.op in ("FusedMatMul", "TransposeMatMul"):
+        return () if any(name in constants for name in node.inputs[:2]) else (_inner(node, 0, rank),)
+    if node.op in ("GroupNorm", "SkipGroupNorm"):
+        return range(1, rank)
+    return (rank - 1,) if node.op.endswith("LayerNormalization") else ()

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from conet_onnx.contrib import apart_from_onnx
 from conet_onnx.errors import ModelError, UsageError, VerificationFailed
 from conet_onnx.graph import PROTOBUF_LIMIT, Graph
 from conet_onnx.runtime import random_feeds, run_session, session
@@ -53,6 +54,7 @@ def _problem(model: onnx.ModelProto) -> str | None:
             getattr(light.graph, descriptor.name).extend(value)
         else:
             setattr(light.graph, descriptor.name, value)
+    apart_from_onnx(light)
     if light.ByteSize() > PROTOBUF_LIMIT:
         return None  # constants of gigabytes inside nodes; the session will tell
     try:
