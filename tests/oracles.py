@@ -250,9 +250,8 @@ def rounding(graph: Graph, feeds: Tensors | None = None) -> dict[str, float]:
     def neighbour(array: np.ndarray) -> np.ndarray:
         return np.nextafter(array, np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype))
 
-    floats = {
-        n: graph.array(n) for n, t in graph.weights.items() if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1
-    }
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    floats = {n: graph.array(n) for n, t in graph.weights.items() if t.data_type in kinds and len(t.dims) > 1}
     moved = graph.with_arrays({name: neighbour(array) for name, array in floats.items()})
     before, after = (run_all(some, feeds, threads=1) for some in (graph, moved))
     return {name: distance(after[name], array) for name, array in before.items() if array.dtype.kind == "f"}

@@ -299,7 +299,12 @@ def _model(nodes: list[Any], weights: list[TensorProto], inputs: dict[str, Any],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
         weights,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    inferred = onnx.shape_inference.infer_shapes(model).graph.output
+    for value, found in zip(model.graph.output, inferred, strict=True):
+        known = found.type.tensor_type.HasField("shape")  # the checker wants a rank there
+        value.CopyFrom(found if known else helper.make_tensor_value_info(found.name, TensorProto.FLOAT, [None] * 4))
+    return model
 
 
 def _keras() -> onnx.ModelProto:
@@ -353,7 +358,7 @@ def _branching() -> onnx.ModelProto:
     weights = _weights(3, w1=(16, 3, 3, 3), w2=(12, 16, 3, 3), w3=(8, 12, 1, 1))
 
     def branch(op: str, name: str) -> Any:
-        info = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        info = helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4)
         return helper.make_graph([n(op, ["c2"], [name])], name, [], [info])
 
     body = helper.make_graph(
@@ -362,11 +367,11 @@ def _branching() -> onnx.ModelProto:
         [
             helper.make_tensor_value_info("i", TensorProto.INT64, []),
             helper.make_tensor_value_info("more", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [None] * 4),
         ],
         [
             helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [None] * 4),
         ],
     )
     nodes = [

@@ -184,11 +184,9 @@ def _detr() -> Any:
         "DetrConfig",
         "DetrForObjectDetection",
         "logits",
-        use_timm_backbone=True,
+        use_timm_backbone=False,
         use_pretrained_backbone=False,
-        backbone="resnet18",
-        backbone_config=None,
-        backbone_kwargs={"out_indices": (1, 2, 3, 4)},
+        backbone_config=_backbone(),
         d_model=48,
         encoder_layers=2,
         decoder_layers=2,
@@ -198,6 +196,13 @@ def _detr() -> Any:
         decoder_ffn_dim=80,
         num_queries=9,
     )
+
+
+def _backbone() -> Any:
+    import transformers
+
+    sizes = {"embedding_size": 16, "hidden_sizes": [24, 32, 40, 48], "depths": [1, 1, 1, 1]}
+    return transformers.ResNetConfig(**sizes, layer_type="basic", out_features=["stage4"])
 
 
 def _segformer() -> Any:
