@@ -151,14 +151,14 @@ def _find_widths(coupling: Coupling) -> dict[str, Width]:
     contracted: set[str] = set()
     for facing in coupling.contractions:
         node = coupling.graph.nodes[facing.node]
-        if facing.part is not None:
-            inner[facing.part.tensor, facing.part.axis] = facing.part.leaves
-            contracted.add(facing.part.tensor)
+        for part in facing.parts:
+            inner[part.tensor, part.axis] = part.leaves
+            contracted.add(part.tensor)
         # torch's exporter calls folded weights onnx::Conv_123; the node's name says more
-        label = facing.part.tensor if facing.part is not None and "::" not in facing.part.tensor else node.name
+        label = facing.parts[0].tensor if facing.parts and "::" not in facing.parts[0].tensor else node.name
         for segment in facing.contraction.produces:
-            for dim, part in _parts(coupling, segment):
-                names.setdefault(dim, label.removesuffix(".weight") + part)
+            for dim, piece in _parts(coupling, segment):
+                names.setdefault(dim, label.removesuffix(".weight") + piece)
     members: dict[Dim, dict[Member, None]] = {dim: {} for dim in names}
     for use in coupling.every_use:
         for axis, segment in enumerate(use.shape):

@@ -37,17 +37,20 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Facing:
-    """A contraction as planning needs it: the node, its weight's part (None between activations), and what it makes."""
+    """A contraction as planning needs it: the node, its weights' parts (none between activations), what it makes.
+
+    Where a weight is joined of several, each of them has a part, and all are rescaled together.
+    """
 
     node: int
-    part: Part | None
+    parts: tuple[Part, ...]
     contraction: Contraction
 
 
 class Findings:
     """What the rules and the solver found about one graph, before anybody asks what may be resized."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, region: Region | None = None) -> None:
         self.graph = graph
         self.solver = Solver()
         self.shapes: dict[str, Shape] = {}
@@ -59,8 +62,9 @@ class Findings:
         self.computed: set[tuple[int, int]] = (
             set()
         )  # (node, input): integers computed from shapes, that become constants
-        self.view: dict[str, tuple[str, ...]] = {}  # values whose elements are another's, moved or scaled
-        self.region: Region = trace(graph)
+        self.moved: dict[str, tuple[str, ...]] = {}  # values whose elements are those of others, moved
+        self.scaled: dict[str, tuple[str, ...]] = {}  # values that are linear in others, in each by itself
+        self.region: Region = trace(graph) if region is None else region
         self.constants = {*graph.weights, *(name for n in graph.nodes if not n.inputs for name in n.outputs)}
 
     # What is what
@@ -178,7 +182,8 @@ class _Fold:
             if name not in self.a.region.reads:
                 continue
             if k in facts.sees:
-                if self.graph.constant(name) is not None or any(s.where == f"input:{k}" for s in facts.sites):
+                own = (site.where for site in facts.sites if site.holder is None)
+                if self.graph.constant(name) is not None or f"input:{k}" in own:
                     self.a.computed.add((node.index, k))
             else:
                 self._pin(name, Reason("computed", node.name, f"{node} reads a number that is computed from this size"))
@@ -214,11 +219,12 @@ class _Fold:
             if name and shape is not None and self._agrees(name, shape):
                 self.a.shapes[name] = shape
         self.a.mixes.extend((node.index, segment) for segment in facts.mixes)
-        self.a.sites.extend((node.index, site) for site in facts.sites)
+        self.a.sites.extend((node.index if site.holder is None else site.holder, site) for site in facts.sites)
         constant = bool(node.inputs) and all(not name or name in self.a.constants for name in node.inputs)
         self.a.constants.update(name for name in node.outputs if constant)
-        sources = tuple(node.inputs[k] for k in (*facts.passes, *(facts.scales if constant else ())))
-        self.a.view.update({name: sources for name in node.outputs if name and sources})
+        for views, inputs in ((self.a.moved, facts.passes), (self.a.scaled, facts.scales if constant else ())):
+            if sources := tuple(node.inputs[k] for k in inputs):
+                views.update({name: sources for name in node.outputs if name})
         self.a.unsettled.extend((node, contraction) for contraction in facts.contracts)
 
     def _agrees(self, name: str, shape: Shape) -> bool:
@@ -264,13 +270,13 @@ class _Fold:
     # After the pass: where can each sum be rescaled?
 
     def _settle_contractions(self) -> None:
-        self.a.contractions = [self._with_part(node, contraction) for node, contraction in self.a.unsettled]
+        self.a.contractions = [self._with_parts(node, contraction) for node, contraction in self.a.unsettled]
         demands: dict[str, set[tuple[int, frozenset[Dim]]]] = {}
         readers: dict[str, set[int]] = {}
         for facing in self.a.contractions:
-            if facing.part is not None:
-                demands.setdefault(facing.part.tensor, set()).add((facing.part.axis, facing.part.leaves))
-                readers.setdefault(facing.part.tensor, set()).add(facing.node)
+            for part in facing.parts:
+                demands.setdefault(part.tensor, set()).add((part.axis, part.leaves))
+                readers.setdefault(part.tensor, set()).add(facing.node)
         for tensor, wanted in demands.items():
             if len(wanted) == 1 and self._readers(tensor) <= readers[tensor]:
                 continue
@@ -278,44 +284,74 @@ class _Fold:
             for axis, _ in wanted:
                 self.solver.freeze(self.a.shapes[tensor][axis], reason)
 
-    def _with_part(self, node: Node, contraction: Contraction) -> Facing:
-        part = None
+    def _with_parts(self, node: Node, contraction: Contraction) -> Facing:
+        parts: tuple[Part, ...] = ()
         for operand in reversed(contraction.operands):
-            if part is None and (root := self._root(node.inputs[operand.index])) is not None:
-                part = self._part(root, operand, root == node.inputs[operand.index])
-        if part is None:
+            parts = parts or self._parts(node.inputs[operand.index], operand)
+        if not parts:
             detail = f"{node} sums over it between two activations: there is no weight to rescale"
             for operand in contraction.operands[:1]:
                 self.solver.freeze(operand.summed, Reason("activations", node.name, detail))
-        return Facing(node.index, part, contraction)
+        return Facing(node.index, parts, contraction)
 
-    def _part(self, root: str, operand: Operand, direct: bool) -> Part | None:
+    def _parts(self, name: str, operand: Operand) -> tuple[Part, ...]:
+        """Where the sum over an operand's axis can be rescaled in weights; () where it is no view of any."""
         leaves = frozenset(self.solver.leaves(operand.summed))
+        roots = self._roots(name)
         if leaves & set(self.solver.leaves(operand.outer)):
-            return None
-        shape = self.a.shapes[root]
-        holding = [i for i, s in enumerate(shape) if leaves & set(self.solver.leaves(s))]
-        if direct:
-            return Part(root, operand.axis, leaves)
-        whole = [i for i in holding if leaves <= set(self.solver.leaves(shape[i]))]
-        if not leaves:
-            return Part(root, 0, leaves)
-        return Part(root, whole[0], leaves) if len(holding) == len(whole) == 1 else None
+            return ()
+        if roots == (name,):
+            return (Part(name, operand.axis, leaves),)
+        found = []
+        for root in roots:
+            holding = {k: leaves & set(self.solver.leaves(s)) for k, s in enumerate(self.a.shapes[root])}
+            axes = [k for k, held in holding.items() if held] if leaves else [0]
+            if len(axes) > 1:
+                axes = [k for tensor, k in self._origins(name, operand.axis) if tensor == root]
+            if len(axes) == 1:
+                found.append(Part(root, axes[0], holding[axes[0]]))
+        every = len(found) == len(roots) and leaves == frozenset().union(*(part.leaves for part in found))
+        return tuple(found) if every else ()
 
-    def _root(self, name: str) -> str | None:
-        """The weight that a value is a view of: its elements moved, or scaled by other constants."""
+    def _roots(self, name: str) -> tuple[str, ...]:
+        """The weights that a value is a view of: their elements moved, or those of one scaled by other constants."""
         if name in self.graph.weights:
             weight = self.graph.weights[name]
-            return name if len(weight.dims) > 1 and weight.data_type in REALS else None
-        roots = [root for source in self.a.view.get(name, ()) if (root := self._root(source)) is not None]
-        return roots[0] if len(roots) == len(set(roots)) > 0 else None  # a weight times itself is not linear in it
+            return (name,) if len(weight.dims) > 1 and weight.data_type in REALS else ()
+        if name in self.a.moved:
+            parts = [self._roots(source) for source in self.a.moved[name]]
+            return tuple(dict.fromkeys(root for part in parts for root in part)) if all(parts) else ()
+        found = [roots for source in self.a.scaled.get(name, ()) if (roots := self._roots(source))]
+        every = [root for roots in found for root in roots]
+        return found[0] if found and len(every) == len(set(every)) else ()  # a weight times itself is not linear in it
+
+    def _origins(self, name: str, axis: int) -> tuple[tuple[str, int], ...]:
+        """The axes of weights that an axis of a view of them is made of, whatever the rest of the graph makes equal."""
+        apart = Findings(self.graph, self.a.region)
+        fold_apart = _Fold(apart)
+        for node in self._making(name):
+            fold_apart._visit(node)
+        leaves = set(apart.solver.leaves(apart.shapes[name][axis])) if name in apart.shapes else set()
+        axes = ((tensor, k, s) for tensor, shape in apart.shapes.items() for k, s in enumerate(shape))
+        return tuple((t, k) for t, k, s in axes if t in self.graph.weights and leaves & set(apart.solver.leaves(s)))
+
+    def _making(self, name: str) -> list[Node]:
+        """The nodes that make a value, in their order."""
+        found: dict[int, Node] = {}
+        pending = [name]
+        while pending:
+            node = self.graph.producer(pending.pop())
+            if node is not None and node.index not in found and node.index not in self.a.region.nodes and node.inputs:
+                found[node.index] = node
+                pending.extend(filter(None, node.inputs))
+        return [found[index] for index in sorted(found)]
 
     def _readers(self, name: str) -> set[int]:
         """The nodes that use a weight or a view of it, but for those that only pass it on."""
         found: set[int] = {-1} if any(v.name == name for v in self.graph.outputs) else set()
         for node in self.graph.consumers(name):
-            sources = self.a.view.get(node.outputs[0], ())
-            views = [o for o in node.outputs if self._root(o) is not None]
+            sources = (*self.a.moved.get(node.outputs[0], ()), *self.a.scaled.get(node.outputs[0], ()))
+            views = [o for o in node.outputs if self._roots(o)]
             if not views or node.inputs.count(name) > sources.count(name):
                 found.add(node.index)
             for view in views:

@@ -68,12 +68,12 @@ def _counts_integers(node: Node, graph: Graph, origins: Mapping[str, tuple[Origi
 
 
 def _shapes_weights(node: Node, graph: Graph, reads: Container[str]) -> bool:
-    """Whether integers say where some numbers go that are not integers themselves, as in a table of positions or an
-    Expand of a token: its rule is asked."""
+    """Whether integers say where some numbers go that are not integers themselves, as in a table of positions, an
+    Expand of a token or zeros to start from: its rule is asked."""
     dtype = graph.dtype(node.outputs[0])
     if dtype is None or dtype.kind in "iub":
         return False
-    if node.op in ("Expand", "Reshape") and node.inputs[0] not in reads:
+    if node.op == "ConstantOfShape" or (node.op in ("Expand", "Reshape") and node.inputs[0] not in reads):
         return True
     numbers = (graph.constant(name) for name in node.inputs if name and name not in reads)
     return any(value is not None and value.size > 1 and value.dtype.kind not in "iub" for value in numbers)

@@ -229,9 +229,7 @@ class _Compiler:
         self._new = np.array(
             [[len(self._chosen[w.dim].indices) if w.dim in self._chosen else w.size for w in analysis.widths.values()]]
         )
-        self._summed = {
-            (f.part.tensor, f.part.axis): f.part.leaves for f in analysis.contractions if f.part is not None
-        }
+        self._summed = {(part.tensor, part.axis): part.leaves for f in analysis.contractions for part in f.parts}
 
     def run(self) -> WidthPlan:
         graph = self._analysis.graph

@@ -402,6 +402,14 @@ def tied_transposed(b: Builder, x: str) -> str:
     return b.transpose(y, (0, 3, 1, 2))
 
 
+def square_transposed(b: Builder, x: str) -> str:
+    """A layer as wide as what it is added to: only its nodes tell which axis of its weight is summed over."""
+    y = b.transpose(x, (0, 2, 3, 1))
+    c = b.shapes[y][3]
+    product = b.node("MatMul", [y, b.transpose(b.weight(b.floats(c, c, scale=0.5)), (1, 0))], b.shapes[y])
+    return b.transpose(b.node("Add", [y, product], b.shapes[y]), (0, 3, 1, 2))
+
+
 def tied_as_constant(b: Builder, x: str) -> str:
     """A convolution's weight is read once more, as a number to add."""
     c = b.shapes[x][1]
@@ -450,6 +458,13 @@ def weight_through(*ops: str) -> Build:
         elif ops == ("Concat",):
             parts = [b.weight(array[:2].copy()), b.weight(array[2:].copy())]
             weight = b.node("Concat", parts, array.shape, axis=0)
+        elif ops == ("Concat", "Tanh"):
+            bent = b.node("Tanh", [b.weight(array[2:].copy())], (o - 2, c, 1, 1))
+            weight = b.node("Concat", [b.weight(array[:2].copy()), bent], array.shape, axis=0)
+        elif ops == ("Concat twice",):
+            once = b.weight(array)
+            weight = b.node("Concat", [once, once], (o, 2 * c, 1, 1), axis=1)
+            x = b.node("Concat", [x, b.node("Tanh", [x], b.shapes[x])], (b.batch, 2 * c, HEIGHT, WIDTH), axis=1)
         elif ops == ("Concat in",):
             parts = [b.weight(array[:, :2].copy()), b.weight(array[:, 2:].copy())]
             weight = b.node("Concat", parts, array.shape, axis=1)
@@ -937,10 +952,13 @@ CASES = [
         for op in ("Transpose", "Reshape", "Unsqueeze", "Cast", "Mul out", "Mul in", "Mul twice", "Div", "Split")
     ),
     Case("a weight through Split along its input", weight_through("Split in"), [5], frozen=("tied",)),
-    Case("a weight through Concat", weight_through("Concat"), [2, 3], frozen=("activations",)),
+    Case("a weight through Concat", weight_through("Concat"), [6, 2, 3]),
+    Case("a weight through Concat and Tanh", weight_through("Concat", "Tanh"), [2, 3], frozen=("activations",)),
+    Case("a weight joined to itself", weight_through("Concat twice"), [6, 5]),
+    Case("a square weight through Transpose", square_transposed, [6]),
     Case("a weight through ReduceMean", weight_through("ReduceMean"), [5], frozen=("activations",)),
     Case("a weight through Slice", weight_through("Slice"), [6, 5]),
-    Case("a weight through Concat along its input", weight_through("Concat in"), [5], frozen=("activations",)),
+    Case("a weight through Concat along its input", weight_through("Concat in"), [2, 4, 5]),
     Case("a weight through Add", weight_through("Add"), [5], frozen=("activations",)),
     Case("a weight through Tanh", weight_through("Tanh"), [5], frozen=("activations",)),
     Case("weights in Constant nodes", in_constant_nodes, [6, 5]),
@@ -975,7 +993,7 @@ CASES = [
     Case("Split at a computed half", halves_by_shape("Split"), [3], opsets=(13, 21)),
     Case("Pad by a computed half", padded_by_shape, [6, 3]),
     Case("Expand to a computed shape", filled_by_shape("Expand"), [6]),
-    Case("ConstantOfShape", filled_by_shape("ConstantOfShape"), [], frozen=("computed",)),
+    Case("ConstantOfShape", filled_by_shape("ConstantOfShape"), [6]),
     Case("a shared target", shared_target, [6, 6]),
     Case("shared sizes", shared_sizes, [2, 4, 2, 4], opsets=(13, 21)),
     Case("a shared scale of rank three", shared_rank_three, [6]),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import tempfile
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +13,18 @@ import numpy as np
 import onnx
 import oracles
 import pytest
+import torch
+from onnx import TensorProto
 from strategies import Builder
 from test_rules import HEIGHT, WIDTH, Build, Case, check, dense, grid
+from torch import nn
 
 from conet_onnx.analysis import analyze
 from conet_onnx.graph import Graph
 from conet_onnx.planning import plan, select
 from conet_onnx.rewriting import rewrite
 from conet_onnx.rules.recurrent import GATES
+from conet_onnx.verification import verify
 
 HIDDEN, STEPS = 5, HEIGHT * WIDTH
 
@@ -96,6 +103,31 @@ def stored_states(b: Builder, x: str) -> str:
     return b.transpose(x, (1, 2, 0))
 
 
+def zeros(how: str) -> Build:
+    """A layer that starts from zeros, as many as the batch: the hidden size is a literal among computed sizes."""
+
+    def build(b: Builder, x: str) -> list[str]:
+        n = b.shapes[x][0]
+        batch = b.node("Slice", [b.node("Shape", [x], (4,)), b.integers([0]), b.integers([1])], (1,))
+        size = b.integers([HIDDEN])
+        if how == "scalar":
+            size = b.unsqueeze(b.weight(np.array(HIDDEN, np.int32)), [0])
+            size = b.node("Cast", [size], (1,), to=TensorProto.INT64)
+        target = b.node("Concat", [b.integers([2]), batch, size], (3,), axis=0)
+        if how == "nested":
+            pair = b.node("Concat", [batch, size], (2,), axis=0)
+            target = b.node("Concat", [b.integers([2]), pair], (3,), axis=0)
+        if how == "Expand":
+            states = [b.node("Expand", [b.weight(np.float32(0.5).reshape(())), target], (2, n, HIDDEN))]
+        else:
+            states = [b.node("ConstantOfShape", [target], (2, n, HIDDEN))]
+        if how == "read twice":
+            states.append(b.node("ConstantOfShape", [target], (2, n, HIDDEN)))
+        return [as_map(b, y) for y in layer(b, "LSTM", steps_of(b, x), states=states, direction=BOTH)]
+
+    return build
+
+
 def stacked(b: Builder, x: str) -> str:
     """Two layers, the first in both directions."""
     (y,) = layer(b, "LSTM", steps_of(b, x), direction="bidirectional", hidden=3)
@@ -154,6 +186,9 @@ CASES = [
     Case("RNN of Relu", recurrent("RNN", activations=["Relu"]), [6, 5], opsets=(14,)),
     Case("two layers", stacked, [6, 3, 5], opsets=OPSETS),
     Case("two layers with one state", stored_states, [6, 5], opsets=(14,), dynamic=(False,)),
+    *(Case(f"zeros, {how}", zeros(how), [6, 5], opsets=(14,)) for how in ("plain", "Expand", "nested")),
+    Case("zeros, scalar", zeros("scalar"), [6, 5], opsets=(13, 14)),
+    Case("zeros, read twice", zeros("read twice"), [6], opsets=(14,), dynamic=(True,), frozen=("computed target",)),
     Case("a layer and what it reads", residual, [6], opsets=(14,)),
     Case("channels as steps", along_channels, [5], frozen=("steps",), opsets=(14,)),
     Case("words", embedded, [6, 5], frozen=("picked",), opsets=(14,)),
@@ -180,8 +215,8 @@ def test_gates_are_the_outermost_factor(op: str) -> None:
             (segment,) = analysis.axis(analysis.shapes[inputs[name]][axis]).segments
             assert segment.factors == tuple(f for f in factors if f != 1)
     index = next(n.index for n in analysis.graph.nodes if n.op == op)
-    parts = [facing.part for facing in analysis.contractions if facing.node == index]
-    assert [(part.tensor, part.axis) for part in parts if part] == [(inputs["w"], 2), (inputs["r"], 2)]
+    parts = [part for facing in analysis.contractions if facing.node == index for part in facing.parts]
+    assert [(part.tensor, part.axis) for part in parts] == [(inputs["w"], 2), (inputs["r"], 2)]
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", BOTH])
@@ -216,6 +251,78 @@ def test_without_the_attribute_there_is_nothing_to_edit() -> None:
     node_of(model).attribute.extend(kept)
     analysis = analyze(Graph(model))
     assert not plan(analysis, {"w0": 2}).integers
+
+
+class Reader(nn.Module):
+    """Words, two recurrent layers in both directions, and a linear layer on the last step."""
+
+    def __init__(self, kind: type[nn.RNNBase], *, batch_first: bool, hidden: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(9, 4)
+        self.layers = kind(4, hidden, num_layers=2, bidirectional=True, batch_first=batch_first)
+        self.last = nn.Linear(2 * hidden, 3)
+        self.batch_first = batch_first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made, _ = self.layers(self.words(x))
+        return self.last(made[:, -1] if self.batch_first else made[-1])
+
+
+@functools.cache
+def exported(kind: str, exporter: str, *, batch_first: bool, dynamic: bool, hidden: int = 6) -> onnx.ModelProto:
+    """As torch writes it, for 3 samples of 4 words."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Reader(getattr(nn, kind), batch_first=batch_first, hidden=hidden).eval()
+    x = torch.arange(12).reshape((3, 4) if batch_first else (4, 3)) % 9
+    batch = 0 if batch_first else 1
+    names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"]}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both exporters warn of what they do themselves
+        path = f"{folder}/model.onnx"
+        if exporter == "legacy":
+            axes = {"x": {batch: "batch"}, "y": {0: "batch"}} if dynamic else None
+            torch.onnx.export(model, (x,), path, dynamo=False, dynamic_axes=axes, **names)
+        else:
+            shapes = ({batch: torch.export.Dim("batch")},) if dynamic else None
+            torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+        return onnx.load(path)
+
+
+def laws_of(model: onnx.ModelProto, coverage: float) -> None:
+    """All laws, and what `verify` says of half as many units."""
+    verdict = oracles.keep_all_laws(model)
+    assert verdict.moved > 0.05
+    assert verdict.coverage > coverage
+    analysis = analyze(Graph(model))
+    halved = plan(analysis, {name: width.size // 2 for name, width in analysis.widths.items()})
+    proof = verify(analysis.graph, rewrite(analysis.graph, halved), halved)
+    assert not proof.skipped
+    assert proof.difference is not None
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_layers_that_torchscript_exports_resize_exactly(kind: str, batch_first: bool, dynamic: bool) -> None:
+    laws_of(exported(kind, "legacy", batch_first=batch_first, dynamic=dynamic), 0.85)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_first", "dynamic"),
+    [("LSTM", True, True), ("GRU", False, True), ("GRU", True, False), ("RNN", True, True)],
+)
+def test_layers_that_dynamo_exports_resize_exactly(kind: str, batch_first: bool, dynamic: bool) -> None:
+    laws_of(exported(kind, "dynamo", batch_first=batch_first, dynamic=dynamic), 0.85)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_gates_that_the_graph_itself_puts_in_order_are_followed(kind: str) -> None:
+    """Dynamo joins the gates of large layers by nodes: each weight is a sum of slices of two others."""
+    model = exported(kind, "dynamo", batch_first=True, dynamic=True, hidden=160)
+    joined = {node.output[0] for node in model.graph.node if node.op_type == "Concat"}
+    assert any(node.input[2] in joined for node in model.graph.node if node.op_type == kind)
+    laws_of(model, 0.99)
 
 
 def alone(op: str, *, layout: int = 0, **settings: Any) -> onnx.ModelProto:

@@ -72,7 +72,7 @@ def expand(op: Op, x: Shape, _: Shape) -> Facts:
             read = origins[asked] if target is None and asked >= 0 else None
             if isinstance(read, tuple):
                 segment = op.source(read)  # repeated as often as that axis is long
-            elif size[0] == size[1] and literal is not None:
+            elif size[0] == size[1] and (literal is not None or isinstance(read, int)):
                 segment = product(op.fresh(f"out{place}", size))
             else:
                 segment = fixed(f"{op.node.name}{place}", (size,))[0]
@@ -84,8 +84,36 @@ def expand(op: Op, x: Shape, _: Shape) -> Facts:
         elif target is None and isinstance(origin := origins[asked], tuple):
             equal.append((segment, op.source(origin)))
         elif target is None and origin != 1:
-            raise Opaque("computed target", f"{op.node} computes its target while the model runs")
+            sites.append(_held(op, 1, asked, segment))
     return Facts(outputs=(tuple(output),), equal=tuple(equal), sites=tuple(sites), sees=(1,))
+
+
+@rule("ConstantOfShape")
+def constant_of_shape(op: Op, _: Shape) -> Facts:
+    """ONNX ConstantOfShape: one number everywhere, as in the zeros that a recurrent layer starts from."""
+    sizes, target, origins = op.sizes(), op.integers(0), op.origin(0)
+    output: list[Segment] = []
+    sites: list[Site] = []
+    for place, size in enumerate(sizes):
+        origin = origins[place] if place < len(origins) else None
+        segment = op.source(origin) if isinstance(origin, tuple) else product(op.fresh(f"out{place}", size))
+        output.append(segment)
+        if target is not None:
+            sites.append(Site("input:0", place, axis(segment), target[place]))
+        elif not isinstance(origin, tuple):
+            sites.append(_held(op, 0, place, segment))
+    return Facts(outputs=(tuple(output),), sites=tuple(sites), sees=(0,))
+
+
+def _held(op: Op, index: int, position: int, segment: Segment) -> Site:
+    """The site of a literal that stands in a target whose other elements are computed."""
+    origins = op.origin(index)
+    literal = origins[position] if position < len(origins) else None
+    found = op.holder(index, position) if isinstance(literal, int) else None
+    if found is None or segment.size != (literal, literal):
+        raise Opaque("computed target", f"{op.node} computes its target while the model runs")
+    node, k, place = found
+    return Site(f"input:{k}", place, axis(segment), segment.size[0], node.index)
 
 
 @rule("Tile", since=6)

@@ -21,7 +21,7 @@ def concat(op: Op, *shapes: Shape) -> Facts:
     equal: list[tuple[Axis | Segment, Axis | Segment]] = [(y, total(s[along] for s in shapes))]
     equal += [(first[i], s[i]) for s in shapes[1:] for i in range(len(first)) if i != along]
     output = (*first[:along], y, *first[along + 1 :])
-    return Facts(outputs=(output,), equal=tuple(equal))
+    return Facts(outputs=(output,), equal=tuple(equal), passes=tuple(range(len(shapes))))
 
 
 @rule("Split")

@@ -75,6 +75,31 @@ class Op:
         """Where each element of an integer input comes from."""
         return self.origins.get(self.node.inputs[index], ()) if self.has(index) else ()
 
+    def holder(self, index: int, position: int) -> tuple[Node, int, int] | None:
+        """Where a literal element of a computed input stands: the node that reads it as a constant, the input of that
+        node, and the position; None where it is moved about in other ways, or read by others on its way."""
+        node, graph = self.node, self.graph
+        while node.inputs[index] in self.origins:
+            name = node.inputs[index]
+            producer = graph.producer(name)
+            if producer is None or graph.readings(name) != 1:
+                return None
+            if producer.op == "Concat":
+                lengths = [len(self._elements(part)) for part in producer.inputs]
+                index = next(k for k in range(len(lengths)) if position < sum(lengths[: k + 1]))
+                position -= sum(lengths[:index])
+            elif producer.op in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
+                index = 0
+            else:
+                return None
+            node = producer
+        return node, index, position
+
+    def _elements(self, name: str) -> tuple[Origin, ...]:
+        value = self.graph.constant(name)
+        known = () if value is None else tuple(int(v) for v in np.ravel(value))
+        return self.origins.get(name, known)
+
     def sizes(self, output: int = 0) -> tuple[Size, ...]:
         """An output's sizes. Raises Opaque where they are unknown."""
         found = self.graph.sizes(self.node.outputs[output])
@@ -119,13 +144,15 @@ class Site:
     """An integer that carries a size: attribute:NAME or input:N, at a position, equal to an axis's size.
 
     `literal` is what stands there in the source; None where it is computed while the model runs. Where it is negative,
-    so is what takes its place: Slice counts from the end.
+    so is what takes its place: Slice counts from the end. `holder` is the index of the node that it stands at, where
+    that is not the node itself but one that computes its input.
     """
 
     where: str
     position: int
     size: Axis
     literal: int | None
+    holder: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

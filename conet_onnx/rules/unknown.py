@@ -27,7 +27,7 @@ WITHOUT: Mapping[str, str] = {
     **dict.fromkeys(("Attention", "CausalConvWithState", "LinearAttention", "RotaryEmbedding", "SwiGLU"), _ATTENTION),
     **dict.fromkeys(("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"), _CHANCE),
     **dict.fromkeys(("RandomUniform", "RandomUniformLike"), _CHANCE),
-    **dict.fromkeys(("Constant", "ConstantOfShape", "EyeLike", "Range", "Shape", "Size"), _NUMBERS),
+    **dict.fromkeys(("Constant", "EyeLike", "Range", "Shape", "Size"), _NUMBERS),
     **dict.fromkeys(("BlackmanWindow", "DFT", "HammingWindow", "HannWindow", "MelWeightMatrix", "STFT"), _SIGNAL),
     **dict.fromkeys(("AffineGrid", "CenterCropPad", "Col2Im", "DeformConv", "Det", "GridSample"), _GEOMETRY),
     **dict.fromkeys(("ImageDecoder", "MaxRoiPool", "RoiAlign"), _GEOMETRY),
