@@ -354,7 +354,10 @@ def macs(graph: Graph) -> int:
             continue
         if node.op not in ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *RECURRENT) or node.domain:
             continue
-        x, w, y = ([a for a, _ in graph.sizes(n) or ()] for n in (node.inputs[0], node.inputs[1], node.outputs[0]))
+        known = [graph.sizes(n) for n in (node.inputs[0], node.inputs[1], node.outputs[0])]
+        if None in known:
+            continue  # behind a Loop, say: nobody knows how large it is
+        x, w, y = ([a for a, _ in sizes or ()] for sizes in known)
         if node.op in RECURRENT:  # every weight once a step and sample
             count = x[0] * x[1] * sum(int(np.prod([a for a, _ in graph.sizes(n)])) for n in node.inputs[1:3])
         elif node.op == "Conv":

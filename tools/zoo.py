@@ -12,11 +12,15 @@ was stopped goes on where it was. Needs requirements/zoo.txt; a model that canno
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,16 +44,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="only name them, with what is recorded")
     parser.add_argument("--table", type=Path, default=None, metavar="F", help="write the table here (docs/coverage.md)")
     parser.add_argument("--keep", action="store_true", help="keep the ONNX files in runs/zoo")
-    parser.add_argument("--build", nargs=2, metavar=("KEY", "FILE"), help=argparse.SUPPRESS)
-    parser.add_argument("--examine", nargs=2, metavar=("FILE", "RECORD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.build:
-        return _build(*options.build)
-    if options.examine:
-        from tools.zoo_laws import examine
-
-        Path(options.examine[1]).write_text(json.dumps(examine(Path(options.examine[0]))))
-        return 0
     wanted = [e for e in entries() if fnmatch.fnmatch(f"{e.family} {e.name} {e.exporter}", f"*{options.only}*")]
     FOLDER.mkdir(parents=True, exist_ok=True)
     failed = 0
@@ -57,6 +52,7 @@ def main() -> int:
         for entry in wanted:
             print(f"{_recorded(entry).get('verdict', '-'):10} {entry.family:28} {entry.exporter:12} {entry.name}")
         return 0
+    _import_all()
     began = time.monotonic()
     for k, entry in enumerate(wanted):
         record = _recorded(entry)
@@ -82,12 +78,12 @@ def _one(entry: Entry, *, keep: bool) -> dict[str, Any]:
     """Build a model and examine it, each in a process of its own; the record is written whole."""
     file, record_file = FOLDER / f"{entry.key}.onnx", FOLDER / f"{entry.key}.json"
     record: dict[str, Any]
-    code, said = _run(["--build", entry.key, str(file)], BUILDING)
+    code, said = _run(lambda: _build(entry, file), BUILDING)
     if code:
         record = {"verdict": "not built", "message": said if code == 3 else f"the builder stopped: {said}"}
     else:
         part = record_file.with_suffix(".part")
-        code, said = _run(["--examine", str(file), str(part)], EXAMINING)
+        code, said = _run(lambda: _examine(file, part), EXAMINING)
         record = json.loads(part.read_text()) if code == 0 else {"verdict": "failed", "message": f"crashed: {said}"}
         part.unlink(missing_ok=True)
     if not keep:
@@ -101,24 +97,52 @@ def _one(entry: Entry, *, keep: bool) -> dict[str, Any]:
     return record
 
 
-def _run(arguments: list[str], limit: float) -> tuple[int, str]:
-    """The exit code, and the last line of what went to stderr."""
-    command = [sys.executable, __file__, *arguments]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return 1, f"took longer than {limit:.0f} s"
-    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-    return done.returncode, lines[-1][:300]
+def _run(work: Callable[[], int], limit: float) -> tuple[int, str]:
+    """Do it in a process of its own, forked: libraries are imported once. Its exit code, and the last line it said."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = multiprocessing.get_context("fork").Process(target=_quietly, args=(work, said.fileno()))
+        process.start()
+        process.join(limit)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return 1, f"took longer than {limit:.0f} s"
+        said.seek(0)
+        lines = [line for line in said.read().splitlines() if line.strip()] or [f"exit code {process.exitcode}"]
+    return process.exitcode or 0, lines[-1][:300]
 
 
-def _build(key: str, file: str) -> int:
-    import onnx
+def _quietly(work: Callable[[], int], output: int) -> None:
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.exit(work())
+
+
+def _import_all() -> None:
+    """What every model needs; nothing is computed, since threads would not outlive a fork."""
+    import onnxruntime  # noqa: F401
+    import torch  # noqa: F401
 
     from tools.torchvision_schemas import define_missing_schemas
 
     define_missing_schemas()
-    entry = next(e for e in entries() if e.key == key)
+    with contextlib.suppress(ImportError):
+        import timm  # noqa: F401
+    with contextlib.suppress(ImportError):
+        import transformers  # noqa: F401
+    import tools.zoo_laws  # noqa: F401
+
+
+def _examine(file: Path, record: Path) -> int:
+    from tools.zoo_laws import examine
+
+    record.write_text(json.dumps(examine(file)))
+    return 0
+
+
+def _build(entry: Entry, file: Path) -> int:
+    import onnx
+
     try:
         model = entry.build()
     except NotBuilt as reason:
@@ -127,7 +151,7 @@ def _build(key: str, file: str) -> int:
     if model.ByteSize() < 2**31 - 2**20:
         onnx.save(model, file)
     else:
-        onnx.save(model, file, save_as_external_data=True, location=f"{Path(file).name}.data")
+        onnx.save(model, file, save_as_external_data=True, location=f"{file.name}.data")
     return 0
 
 

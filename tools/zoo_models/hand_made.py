@@ -471,6 +471,7 @@ def _light(path: Path) -> onnx.ModelProto:
         if len(shape) == 1 and node.output[0] not in variances:
             array = array - 0.9
         model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), node.output[0]))
+        model.graph.input.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, shape))
     del model.graph.node[:]
     model.graph.node.extend(kept)
     return model
