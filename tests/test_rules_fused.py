@@ -163,11 +163,7 @@ CASES = [
     Case("FusedConv, padded alike", fused_conv(auto_pad="SAME_UPPER"), [6, 6], opsets=OPSETS),
     Case("FusedConv with strides", strided, [6, 5], opsets=OPSETS),
     Case("FusedGemm", fused_gemm, [6, 7, 5], opsets=OPSETS),
-    *(
-        Case(f"FusedMatMul {a}{t}", fused_matmul(a, t), [6, 5], opsets=OPSETS)
-        for a in (0, 1)
-        for t in (0, 1)
-    ),
+    *(Case(f"FusedMatMul {a}{t}", fused_matmul(a, t), [6, 5], opsets=OPSETS) for a in (0, 1) for t in (0, 1)),
     Case("TransposeMatMul", fused_matmul(0, 1, "TransposeMatMul"), [6, 5], opsets=OPSETS),
     Case("FusedMatMul of two activations", gram, [], frozen=("activations",), opsets=OPSETS),
     Case("SkipLayerNormalization", skipped("SkipLayerNormalization"), **NORM),
@@ -184,7 +180,7 @@ CASES = [
     Case("EmbedLayerNormalization and its sum", embedded(positions=True, sums=True), **NORM, frozen=("picked",)),
     Case("SimplifiedLayerNormalization", own_norm("SimplifiedLayerNormalization", 1), **NORM),
     Case("LayerNormalization before opset 17", own_norm("LayerNormalization", 2), [6], [], (13,), mixed=[6]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("case", "opset", "dynamic"), grid(CASES))

@@ -1,6 +1,7 @@
 """What each operator says about the axes of its inputs and outputs: one small pure function per family."""
 
 from conet_onnx.rules import (
+    attention,
     contract,
     elementwise,
     fused,
@@ -11,6 +12,7 @@ from conet_onnx.rules import (
     recurrent,
     reduce,
     reshape,
+    stateful,
     window,
 )
 from conet_onnx.rules.registry import RULES, Contraction, Facts, Op, Opaque, Operand, Shape, Site, find_rule, fixed
@@ -18,4 +20,18 @@ from conet_onnx.rules.unknown import WITHOUT
 
 __all__ = ["RULES", "WITHOUT", "Contraction", "Facts", "Op", "Opaque", "Operand", "Shape", "Site", "find_rule", "fixed"]
 
-FAMILIES = (contract, elementwise, fused, join, normalize, permute, pick, recurrent, reduce, reshape, window)
+FAMILIES = (
+    attention,
+    contract,
+    elementwise,
+    fused,
+    join,
+    normalize,
+    permute,
+    pick,
+    recurrent,
+    reduce,
+    reshape,
+    stateful,
+    window,
+)

@@ -20,6 +20,7 @@ UNARY = (
 NARY = (
     *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Sum", "Mean", "PRelu", "And", "Or", "Xor", "Equal", "Greater"),
     *("GreaterOrEqual", "Less", "LessOrEqual", "Mod", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Where"),
+    "SwiGLU",
 )
 LINEAR = {"Mul": (0, 1), "Div": (0,)}
 
