@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from conet_onnx.errors import ModelError
 from conet_onnx.graph import Graph
 from conet_onnx.planning import Selection, select
 from conet_onnx.runtime import session
+from tools.measuring import high_water
 
 __all__ = ["examine"]
 
@@ -53,33 +53,28 @@ def _examine(file: Path, record: dict[str, Any]) -> None:
         seconds[name] = time.perf_counter() - began
 
     _warm_up()
-    start = _peak()
-    with stage("load"):
-        graph = co.load(file)
-    size = sum(t.nbytes for t in graph.arrays.values()) + graph.model.ByteSize()
-    with stage("shapes"):
-        _ = graph.inference
-    with stage("analysis"):
-        analysis = co.analyze(graph)
-        _ = analysis.widths, analysis.frozen, analysis.costs
-    record |= {"opset": graph.opset, "nodes": len(graph.nodes), "bytes": size, "widths": len(analysis.widths)}
-    record["exact"] = sum(width.exact for width in analysis.widths.values())
-    record["params"], record["macs"] = analysis.costs.coverage
-    record["millions"] = analysis.costs.source.params / 1e6
-    record["frozen"] = _frozen(analysis)
-    halves = {name: max(1, w.size // 2) for name, w in analysis.widths.items()}
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        with stage("resize"):
-            plan = co.plan(analysis, halves, co.importance(graph, "l2", analysis=analysis))
-            co.rewrite(graph, plan).save(Path(folder, "half.onnx"))
-        record["peak"] = (_peak() - start) / size
+        with high_water() as risen:
+            with stage("load"):
+                graph = co.load(file)
+            with stage("shapes"):
+                _ = graph.inference
+            with stage("analysis"):
+                analysis = co.analyze(graph)
+                _ = analysis.widths, analysis.frozen, analysis.costs
+            record |= _facts(graph, analysis)
+            halves = {name: max(1, w.size // 2) for name, w in analysis.widths.items()}
+            with stage("resize"):
+                plan = co.plan(analysis, halves, co.importance(graph, "l2", analysis=analysis))
+                co.rewrite(graph, plan).save(Path(folder, "half.onnx"))
+            record["peak"] = risen() / record["bytes"]
         half = co.load(Path(folder, "half.onnx"))
         record["half"] = co.analyze(half).costs.source.params / max(analysis.costs.source.params, 1)
         with stage("verify"):
             co.verify(graph, half, plan, provider="cpu")
-            if runs := size <= LARGE and _runs(graph):
+            if runs := record["bytes"] <= LARGE and _runs(graph):
                 oracles.assert_valid(half, graph)
-    if size > LARGE:
+    if record["bytes"] > LARGE:
         record["message"] = "too large for more than halving"
         return
     if not runs:
@@ -109,6 +104,21 @@ def _examine(file: Path, record: dict[str, Any]) -> None:
             record["compared"] += outcome.compared
             if name == "halved":
                 record["moved"] = outcome.moved
+
+
+def _facts(graph: Graph, analysis: Analysis) -> dict[str, Any]:
+    params, macs = analysis.costs.coverage
+    return {
+        "opset": graph.opset,
+        "nodes": len(graph.nodes),
+        "bytes": sum(data.nbytes for data in graph.arrays.values()) + graph.model.ByteSize(),
+        "widths": len(analysis.widths),
+        "exact": sum(width.exact for width in analysis.widths.values()),
+        "params": params,
+        "macs": macs,
+        "millions": analysis.costs.source.params / 1e6,
+        "frozen": _frozen(analysis),
+    }
 
 
 def _runs(graph: Graph) -> bool:
@@ -176,7 +186,3 @@ def _warm_up() -> None:
         analysis = co.analyze(graph)
         plan = co.plan(analysis, dict.fromkeys(analysis.widths, 2))
         co.rewrite(graph, plan).save(Path(folder, "n.onnx"))
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
