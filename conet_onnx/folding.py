@@ -65,7 +65,8 @@ class Findings:
         self.moved: dict[str, tuple[str, ...]] = {}  # values whose elements are those of others, moved
         self.scaled: dict[str, tuple[str, ...]] = {}  # values that are linear in others, in each by itself
         self.region: Region = trace(graph) if region is None else region
-        self.constants = {*graph.weights, *(name for n in graph.nodes if not n.inputs for name in n.outputs)}
+        alone = (name for node in graph.nodes if not node.inputs for name in node.outputs)
+        self.constants = {*graph.weights, *graph.sparse, *alone}
 
     # What is what
 
@@ -247,6 +248,10 @@ class _Fold:
     def _known(self, name: str) -> Shape | None:
         if name in self.graph.weights and name not in self.a.shapes:
             self.a.shapes[name] = self._new(name, name)
+        if name in self.graph.sparse and name not in self.a.shapes:
+            detail = f"weight {name!r} is sparse: where its elements stand is not followed"
+            if (stored := self._frozen(name, Reason("sparse", name, detail))) is not None:
+                self.a.shapes[name] = stored
         shape = self.a.shapes.get(name)
         if shape is None and (name in self.a.region.reads or name in self.a.constants):
             sizes = self.graph.sizes(name)

@@ -74,7 +74,8 @@ class Graph:
     data; and sizes for symbolic input dimensions.
 
     Attributes: `model` is the ModelProto, `arrays` the data that it does not hold, by the weight's name, `weights`
-    every weight's TensorProto by name: its type and shape; `array` gives its values. What a rewrite makes of a large
+    every weight's TensorProto by name: its type and shape; `array` gives its values. `sparse` are the names of those
+    that are stored by position, which are not among them. What a rewrite makes of a large
     weight is made when it is asked for.
     """
 
@@ -96,6 +97,7 @@ class Graph:
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
         self.nodes = _nodes(model) if nodes is None else tuple(nodes)
         self.weights = _weights(model)
+        self.sparse = frozenset(_sparse(model))
         initialized = {tensor.name for tensor in model.graph.initializer}
         self.inputs = tuple(_value(v) for v in model.graph.input if v.name not in initialized)
         self.outputs = tuple(_value(v) for v in model.graph.output)
@@ -415,6 +417,14 @@ def _weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
         if (value := _constant_value(node)) is not None:
             found[node.output[0]] = value
     return found
+
+
+def _sparse(model: onnx.ModelProto) -> Iterator[str]:
+    """The names of weights that are stored as the positions and values of what is not zero."""
+    yield from (sparse.values.name for sparse in model.graph.sparse_initializer)
+    for node in model.graph.node:
+        if node.op_type == "Constant" and any(attribute.name == "sparse_value" for attribute in node.attribute):
+            yield from node.output
 
 
 def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:

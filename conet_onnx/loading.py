@@ -41,6 +41,8 @@ def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[in
         if external:  # first: the checker looks for external data beside the process, not beside the model
             load_external(model, file.parent, arrays)
         checker.check_model(skeleton(model)[0])
+        for sparse in model.graph.sparse_initializer:
+            checker.check_sparse_tensor(sparse)
         for k, tensor in enumerate(tensors):
             if k >= len(model.graph.initializer) or held(tensor, arrays) is None:  # else there is all that it needs
                 checker.check_tensor(tensor)

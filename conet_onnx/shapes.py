@@ -86,10 +86,11 @@ def infer(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | No
 def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TypeProto]]:
     """The model with its large weights turned into inputs of the same type, and every weight's type.
 
-    Operators that onnxruntime has put into ONNX's domain are in onnxruntime's, where onnx lets them be.
+    So are sparse ones, of which onnx's shape inference knows nothing. Operators that onnxruntime has put into ONNX's
+    domain are in onnxruntime's, where onnx lets them be.
     """
     made: onnx.ModelProto = copy_except(model, "graph")
-    made.graph.CopyFrom(copy_except(model.graph, "initializer", "node"))
+    made.graph.CopyFrom(copy_except(model.graph, "initializer", "sparse_initializer", "node"))
     listed = {value.name for value in model.graph.input}
     types: dict[str, onnx.TypeProto] = {}
 
@@ -104,7 +105,10 @@ def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Ty
         if keep(tensor, tensor.name):
             made.graph.initializer.add().CopyFrom(tensor)
     for sparse in model.graph.sparse_initializer:
-        types[sparse.values.name] = helper.make_tensor_type_proto(sparse.values.data_type, tuple(sparse.dims))
+        name = sparse.values.name
+        types[name] = helper.make_tensor_type_proto(sparse.values.data_type, tuple(sparse.dims))
+        if name not in listed:
+            made.graph.input.add(name=name, type=types[name])
     for node in model.graph.node:
         value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
         if value is None or keep(value, node.output[0]):

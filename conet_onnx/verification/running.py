@@ -39,7 +39,7 @@ def check_model(source: Graph, resized: Graph) -> tuple[Check | None, Check | No
 
 
 def _problem(model: onnx.ModelProto) -> str | None:
-    """What the checker has against a model; its large weights are taken for inputs, since only their types matter."""
+    """What the checker has against a model; large weights, and sparse ones, are taken for inputs: their types matter."""
     light = onnx.ModelProto(ir_version=model.ir_version, domain=model.domain, functions=model.functions)
     light.opset_import.extend(model.opset_import)
     declared = {value.name for value in model.graph.input}
@@ -50,6 +50,9 @@ def _problem(model: onnx.ModelProto) -> str | None:
                     light.graph.initializer.add().CopyFrom(tensor)
                 elif tensor.name not in declared:
                     light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        elif descriptor.name == "sparse_initializer":  # onnx's shape inference takes them for scalars
+            types = ((sparse.values.name, sparse.values.data_type, sparse.dims) for sparse in value)
+            light.graph.input.extend(helper.make_tensor_value_info(*t) for t in types if t[0] not in declared)
         elif descriptor.is_repeated:
             getattr(light.graph, descriptor.name).extend(value)
         else:
