@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
 
 from conet_onnx.collecting import collector_paused
 from conet_onnx.dims import Dim, Segment
@@ -14,6 +12,7 @@ from conet_onnx.errors import UsageError
 from conet_onnx.folding import Findings, Use
 from conet_onnx.graph import Graph
 from conet_onnx.solving import Reason
+from conet_onnx.ties import Link, Ties
 
 __all__ = ["Coupling", "Frozen", "Link", "Member", "Width"]
 
@@ -56,15 +55,6 @@ class Frozen:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One step of a path: an axis of a tensor, and the node that ties it to the next (none after the last)."""
-
-    tensor: str
-    axis: int
-    node: str | None
-
-
 class Coupling(Findings):
     """The findings, read as widths."""
 
@@ -104,43 +94,32 @@ class Coupling(Findings):
         """The dims of the widths."""
         return frozenset(w.dim for w in self.widths.values())
 
+    @cached_property
+    def ties(self) -> Ties:
+        """What ties one axis to another, node by node."""
+        return Ties(self)
+
+    @cached_property
+    def ids(self) -> Mapping[Dim, str]:
+        """The id of each dim that is a width, those that --freeze took out included."""
+        return {width.dim: width.id for width in self.all_widths.values()}
+
+    def obstacle(self, tensor: str, segment: Segment) -> Reason:
+        """Why an axis of a tensor, which holds nothing to resize, keeps its size."""
+        if self.dropped.intersection(self.solver.leaves(segment)):
+            return Reason("asked", tensor, "it was frozen by request")
+        nothing = "no convolution or matrix product makes it: there is nothing to resize it by"
+        return self.solver.reason(segment) or Reason("not made", tensor, nothing)
+
     def why(self, a: tuple[str, int], b: tuple[str, int]) -> tuple[Link, ...]:
         """The shortest path by which two axes, each (tensor, axis), are coupled; () where they are not."""
-        import networkx as nx  # 0.1 s to import, and only explanations need it
+        there = self.dims_at(*b)
+        paths = (self.ties.along(dim, {a}, {b}) for dim in dict.fromkeys(self.dims_at(*a)) if dim in there)
+        return min(filter(None, paths), key=len, default=())
 
-        for dim in self._dims_at(*a):
-            if dim not in self._dims_at(*b):
-                continue
-            graph = self._coupled(dim)
-            if a in graph and b in graph and nx.has_path(graph, a, b):
-                path = nx.shortest_path(graph, a, b)
-                nodes = [graph.edges[u, v]["node"] for u, v in pairwise(path)]
-                return tuple(
-                    Link(tensor, axis, node) for (tensor, axis), node in zip(path, [*nodes, None], strict=True)
-                )
-        return ()
-
-    def _dims_at(self, tensor: str, axis: int) -> tuple[Dim, ...]:
-        shapes = [u.shape for u in self.every_use if u.tensor == tensor] or [self.shapes.get(tensor, ())]
-        if not any(axis < len(shape) for shape in shapes):
-            raise UsageError(f"{tensor!r} has no axis {axis} that is known; see `conet-onnx analyze`.")
-        return tuple(d for shape in shapes for d in self.solver.leaves(shape[axis]))
-
-    def _coupled(self, dim: Dim) -> Any:
-        """The networkx graph of the axes that hold a dim: one edge for each node that two of them meet at."""
-        import networkx as nx
-
-        graph = nx.Graph()
-        own = {(u.node, u.input): u for u in self.uses}
-        for node in self.graph.nodes:
-            places = []
-            for k, name in enumerate((*node.inputs, *node.outputs)):
-                use = own.get((node.index, k)) if k < len(node.inputs) else None
-                tensor, shape = (use.tensor, use.shape) if use is not None else (name, self.shapes.get(name, ()))
-                places += [(tensor, i) for i, s in enumerate(shape) if dim in self.solver.leaves(s)]
-            for place in places[1:]:
-                graph.add_edge(places[0], place, node=node.name)
-        return graph
+    def dims_at(self, tensor: str, axis: int) -> tuple[Dim, ...]:
+        """The unbound dims of an axis, at all of its readers. Raises UsageError where there is no such axis."""
+        return tuple(dim for segment in self.ties.at(tensor, axis) for dim in self.solver.leaves(segment))
 
 
 @collector_paused()
@@ -172,9 +151,13 @@ def _find_widths(coupling: Coupling) -> dict[str, Width]:
     for node_index, segment in coupling.mixes:
         for dim in solver.leaves(segment):
             mixed.setdefault(dim, {})[coupling.graph.nodes[node_index].name] = None
+
+    def largest(dim: Dim) -> int | None:
+        return dim.size[0] if dim in coupling.undivided else None
+
     offered = [d for d in names if members[d] and not d.rigid and d.size[0] == d.size[1]]
     return {
-        f"w{k}": Width(f"w{k}", names[d], d.size[0], 1, 1, tuple(mixed.get(d, ())), tuple(members[d]), d)
+        f"w{k}": Width(f"w{k}", names[d], d.size[0], 1, 1, tuple(mixed.get(d, ())), tuple(members[d]), d, largest(d))
         for k, d in enumerate(offered)
     }
 
@@ -193,19 +176,8 @@ def _find_frozen(coupling: Coupling) -> Iterator[Frozen]:
         if not coupling.is_real(use.tensor):
             continue
         for axis, segment in enumerate(use.shape):
-            leaves = set(coupling.solver.leaves(segment))
-            if segment.size == (1, 1) or leaves & coupling.resizable:
-                continue
-            reason = coupling.solver.reason(segment)
-            if leaves & coupling.dropped:
-                reason = Reason("asked", use.tensor, "it was frozen by request")
-            elif reason is None:
-                reason = Reason(
-                    "not made",
-                    use.tensor,
-                    "no convolution or matrix product makes it: there is nothing to resize it by",
-                )
-            yield Frozen(use.tensor, axis, segment.size[0], reason)
+            if segment.size != (1, 1) and not coupling.resizable & set(coupling.solver.leaves(segment)):
+                yield Frozen(use.tensor, axis, segment.size[0], coupling.obstacle(use.tensor, segment))
 
 
 def _named(coupling: Coupling, names: Iterable[str]) -> Iterator[Dim]:

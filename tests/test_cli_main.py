@@ -97,9 +97,9 @@ class TestUsageErrors:
         assert result.code == 2
         assert f"{command} comes in a later release" in only_line(result)
 
-    @pytest.mark.parametrize("option", ["--html", "--explain"])
+    @pytest.mark.parametrize("option", ["--storage", "--jobs"])
     def test_options_of_a_later_release_say_so(self, option: str) -> None:
-        result = call("analyze", "m.onnx", option, "x")
+        result = call("search", "m.onnx", "--data", "digits", "--budget", "macs=0.5", option, "x")
         assert result.code == 2
         assert f"{option} comes in a later release" in only_line(result)
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from conet_onnx.cli.command import Command
-from conet_onnx.cli.options import freeze_option, input_shape_option, json_option, model_argument, not_yet
+from conet_onnx.cli.explain import check_asked, explained, show_explained
+from conet_onnx.cli.options import freeze_option, input_shape_option, json_option, model_argument
 from conet_onnx.cli.output import Bar, check_writable, command, count, says, several, share, table, write
+from conet_onnx.errors import UsageError
+
+if TYPE_CHECKING:
+    from conet_onnx.analysis import Analysis
+    from conet_onnx.explaining import Asked
 
 __all__ = ["analyze"]
 
@@ -19,8 +25,13 @@ EXAMPLES = 3  # of each reason
 @click.command(cls=Command)
 @model_argument
 @json_option
-@click.option("--html", metavar="F", help="(Not in this release.) Write the result as a page.")
-@click.option("--explain", multiple=True, metavar="A", help="(Not in this release.) Why A is frozen, or tied to B.")
+@click.option("--html", metavar="F", help="Write the result as a page with the graph, which needs no network.")
+@click.option(
+    "--explain",
+    multiple=True,
+    metavar="A",
+    help="Why A (a width, tensor, TENSOR[AXIS] or node) is frozen, or what it is tied to; twice: the path between.",
+)
 @freeze_option
 @input_shape_option
 def analyze(
@@ -32,20 +43,44 @@ def analyze(
     input_shapes: dict[str, tuple[int, ...]],
 ) -> None:
     """Show the width groups of a model, and what is frozen and why. Changes nothing; takes about a second."""
-    not_yet(html=html, explain=explain)
-    check_writable(json_to)
-    with Bar(2) as bar:
+    check_asked(explain)
+    if html == "-":
+        raise UsageError("--html - is not a file; name one. `--json -` writes to stdout.")
+    check_writable(json_to, html)
+    with Bar(3 if html else 2) as bar:
         bar.step(f"Reading {model}")
         from conet_onnx.analysis import analyze as analyze_graph
         from conet_onnx.loading import load
 
         graph = load(model, input_shapes=input_shapes)
         bar.step("Following the axes")
-        document = analyze_graph(graph, freeze=freeze).as_json()
+        analysis = analyze_graph(graph, freeze=freeze)
+        document = analysis.as_json()
+        asked = _look_up(analysis, explain)
+        if html:
+            bar.step("Drawing the graph")
+            from conet_onnx.report.analysis import write_page
+
+            write_page(analysis, document, html)
     if json_to:
-        write(json_to, document)
-    if json_to != "-":
+        write(json_to, document | ({"explain": explained(analysis, asked)} if asked else {}))
+    if json_to == "-":
+        return
+    if asked:
+        show_explained(analysis, asked)
+    else:
         _show(model, document)
+    if html:
+        says()
+        says(f"Written: {html}")
+
+
+def _look_up(analysis: Analysis, names: Sequence[str]) -> list[Asked]:
+    if not names:
+        return []
+    from conet_onnx.explaining import look_up
+
+    return [look_up(analysis, name) for name in names]
 
 
 def _show(file: str, document: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from conet_onnx.files import atomic_write
 from conet_onnx.records.run import Run, read_run
 from conet_onnx.report import plots
 from conet_onnx.report.facts import accuracy, fate, finished, leader, leader_name, number, prices, shares
-from conet_onnx.report.page import PAGE, SCRIPT, STYLE
+from conet_onnx.report.page import PAGE, SCRIPT, STYLE, embedded
 from conet_onnx.report.palette import DARK, LIGHT, swaps
 from conet_onnx.report.sentences import asked, came_out, on_the_front, remarks
 from conet_onnx.report.wording import duration, percent, points, quantity, ratio
@@ -52,15 +52,10 @@ def render(run: Run) -> str:
         title=f"Width search of {escape(_name(run.source.file))}",
         style=STYLE.substitute(light=LIGHT.css(), dark=DARK.css()),
         body="\n".join(filter(None, body)),
-        figures=_embedded({"figures": texts, "dark": swaps()}),
+        figures=embedded({"figures": texts, "dark": swaps()}),
         plotly=get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--"),
         script=SCRIPT,
     )
-
-
-def _embedded(value: Any) -> str:
-    """JSON that no HTML parser can take for markup, whatever the names in it."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _name(file: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from string import Template
+from typing import Any
 
-__all__ = ["PAGE", "SCRIPT", "STYLE"]
+__all__ = ["PAGE", "SCRIPT", "STYLE", "embedded"]
 
 # The policy makes "opens without a network" a thing that browsers enforce. data: and blob: are plotly's own pictures.
 PAGE = Template("""<!doctype html>
@@ -123,3 +125,8 @@ SCRIPT = """
   addEventListener("afterprint", () => draw(false));
 })();
 """
+
+
+def embedded(value: Any) -> str:
+    """JSON that no HTML parser can take for markup, whatever the names in it."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
