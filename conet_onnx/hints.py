@@ -45,6 +45,7 @@ HINTS: Mapping[str, str] = {
     "transposed batch": "Transpose in a node of its own in place of the fused one.",
     "scales": "Quantise with one scale for each tensor, or one for each output channel of a weight.",
     "blocks": "Quantise with one scale for each channel, not for each block of channels.",
+    "sparse": "Store the weight densely: positions of a sparse one are not followed.",
     "squeeze": "Name the axes of the Squeeze: export with squeeze(dim) instead of squeeze().",
     "indices": "Leave out the second output of the pool, the indices.",
     "crop": "Crop with Slice, whose bounds are constants.",
