@@ -5,8 +5,8 @@ python tools/zoo.py --only 'torchvision*' --minutes 30
 python tools/zoo.py --only '*swin_t*' --again
 python tools/zoo.py --list
 
-Each model is built in one process and examined in another; what was found is a file in runs/zoo, so that a run that
-was stopped goes on where it was. Needs requirements/zoo.txt; a model that cannot be built is reported as not built.
+Each model is built in one process and examined in another; what was found is a file in tools/results/zoo, so that a
+run that was stopped goes on where it was. Needs requirements/zoo.txt; a model that cannot be built is reported as not built.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tools.zoo_models import Entry, NotBuilt, entries  # noqa: E402 - found through the line above
 
-FOLDER = ROOT / "runs" / "zoo"
+FOLDER = ROOT / "runs" / "zoo"  # files that are being examined
+RECORDS = ROOT / "tools" / "results" / "zoo"
 BUILDING, EXAMINING = 900, 1800  # seconds that one model may take
 SETTINGS = {  # glibc gives large blocks back at once, and to get them again takes longer than all the rest
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -51,7 +52,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the ONNX files in runs/zoo")
     options = parser.parse_args()
     wanted = [e for e in entries() if fnmatch.fnmatch(f"{e.family} {e.name} {e.exporter}", f"*{options.only}*")]
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    for folder in (FOLDER, RECORDS):
+        folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     if options.list:
         for entry in wanted:
@@ -77,19 +79,19 @@ def main() -> int:
 
 
 def _recorded(entry: Entry) -> dict[str, Any]:
-    path = FOLDER / f"{entry.key}.json"
+    path = RECORDS / f"{entry.key}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _one(entry: Entry, *, keep: bool) -> dict[str, Any]:
     """Build a model and examine it, each in a process of its own; the record is written whole."""
-    file, record_file = FOLDER / f"{entry.key}.onnx", FOLDER / f"{entry.key}.json"
+    file, record_file = FOLDER / f"{entry.key}.onnx", RECORDS / f"{entry.key}.json"
     record: dict[str, Any]
     code, said = _run(lambda: _build(entry, file), BUILDING)
     if code:
         record = {"verdict": "not built", "message": said if code == 3 else f"the builder stopped: {said}"}
     else:
-        part = record_file.with_suffix(".part")
+        part = file.with_suffix(".part")
         code, said = _run(lambda: _examine(file, part), EXAMINING)
         record = json.loads(part.read_text()) if code == 0 else {"verdict": "failed", "message": f"crashed: {said}"}
         part.unlink(missing_ok=True)
@@ -98,7 +100,7 @@ def _one(entry: Entry, *, keep: bool) -> dict[str, Any]:
             made.unlink()
     record |= {"name": entry.name, "family": entry.family, "exporter": entry.exporter, "kind": entry.kind}
     record["date"] = datetime.now(UTC).date().isoformat()
-    waiting = record_file.with_suffix(".new")
+    waiting = file.with_suffix(".new")
     waiting.write_text(json.dumps(record, indent=1))
     waiting.replace(record_file)
     return record

@@ -143,7 +143,7 @@ def _quarter(analysis: Analysis, rng: np.random.Generator) -> dict[str, Selectio
     """Exact widths grown by a quarter, at least one; the copies take uneven shares."""
     made = {}
     for name, width in analysis.widths.items():
-        if width.exact:
+        if width.exact and getattr(width, "max", None) is None:
             extra = rng.integers(0, width.size, max(1, width.size // 4))
             made[name] = oracles.uneven(np.concatenate([np.arange(width.size), extra]), rng)
     return made
