@@ -6,7 +6,8 @@ python tools/zoo.py --only '*swin_t*' --again
 python tools/zoo.py --list
 
 Each model is built in one process and examined in another; what was found is a file in tools/results/zoo, so that a
-run that was stopped goes on where it was. Needs requirements/zoo.txt; a model that cannot be built is reported as not built.
+run that was stopped goes on where it was. Needs requirements/zoo.txt (`pip install -r requirements/zoo.txt`, beside
+run.txt and dev.txt); a model that cannot be built is reported as not built.
 """
 
 from __future__ import annotations
