@@ -51,6 +51,7 @@ class Analysis(Coupling):
             "name": width.name,
             "size": width.size,
             "min": width.min,
+            "max": width.max,
             "multiple": width.multiple,
             "exact": width.exact,
             "mixed_by": list(width.mixed_by),

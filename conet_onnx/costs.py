@@ -15,7 +15,7 @@ from conet_onnx.collecting import collector_paused
 from conet_onnx.coupling import Coupling
 from conet_onnx.dims import Axis, Dim
 from conet_onnx.errors import UsageError
-from conet_onnx.graph import REALS
+from conet_onnx.graph import FLOATS, REALS
 from conet_onnx.sites import Place, places
 from conet_onnx.sizes import Polynomial, Polynomials, Table, compile_table
 
@@ -23,7 +23,8 @@ __all__ = ["Costs", "Coverage", "Price", "Share"]
 
 
 class Price(NamedTuple):
-    """Parameters (elements of floating-point weights), MACs at batch one, raw bytes of the initializers."""
+    """Parameters (elements of floating-point weights, and of 8-bit ones of two axes or more, which are no zero points),
+    MACs at batch one, raw bytes of the initializers."""
 
     params: int
     macs: int
@@ -157,7 +158,7 @@ class Costs:
 
     def _counts(self, tensor: str) -> bool:
         weight = self._coupling.graph.weights[tensor]
-        return weight.data_type in REALS and len(weight.dims) > 0
+        return weight.data_type in FLOATS and len(weight.dims) > (weight.data_type not in REALS)
 
     def _dims(self, *segments: Any) -> frozenset[Dim]:
         return frozenset(d for s in segments for d in self._coupling.solver.leaves(s))

@@ -28,7 +28,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """A size that may change, with everything that changes along with it."""
+    """A size that may change, with everything that changes along with it; with a `max` it cannot grow beyond that."""
 
     id: str
     name: str
@@ -38,6 +38,7 @@ class Width:
     mixed_by: tuple[str, ...]
     members: tuple[Member, ...]
     dim: Dim = field(compare=False, repr=False)
+    max: int | None = None
 
     @property
     def exact(self) -> bool:
@@ -151,9 +152,13 @@ def _find_widths(coupling: Coupling) -> dict[str, Width]:
     for node_index, segment in coupling.mixes:
         for dim in solver.leaves(segment):
             mixed.setdefault(dim, {})[coupling.graph.nodes[node_index].name] = None
+
+    def largest(dim: Dim) -> int | None:
+        return dim.size[0] if dim in coupling.undivided else None
+
     offered = [d for d in names if members[d] and not d.rigid and d.size[0] == d.size[1]]
     return {
-        f"w{k}": Width(f"w{k}", names[d], d.size[0], 1, 1, tuple(mixed.get(d, ())), tuple(members[d]), d)
+        f"w{k}": Width(f"w{k}", names[d], d.size[0], 1, 1, tuple(mixed.get(d, ())), tuple(members[d]), d, largest(d))
         for k, d in enumerate(offered)
     }
 

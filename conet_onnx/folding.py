@@ -28,11 +28,15 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A weight's axis in which a contraction's sum can be rescaled, and the dims that are summed over."""
+    """A weight's axis in which a contraction's sum can be rescaled, and the dims that are summed over.
+
+    A weight that is quantised cannot be divided: the sum can be cut, and not shared among copies.
+    """
 
     tensor: str
     axis: int
     leaves: frozenset[Dim]
+    divides: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Findings:
         )  # (node, input): integers computed from shapes, that become constants
         self.moved: dict[str, tuple[str, ...]] = {}  # values whose elements are those of others, moved
         self.scaled: dict[str, tuple[str, ...]] = {}  # values that are linear in others, in each by itself
+        self.quantised: dict[str, tuple[str, ...]] = {}  # values that are another, rounded or back from that
         self.region: Region = trace(graph) if region is None else region
         alone = (name for node in graph.nodes if not node.inputs for name in node.outputs)
         self.constants = {*graph.weights, *graph.sparse, *alone}
@@ -96,6 +101,12 @@ class Findings:
     def is_real(self, tensor: str) -> bool:
         """Whether a weight holds numbers to compute with, and not sizes or indices."""
         return self.graph.weights[tensor].data_type in FLOATS
+
+    @cached_property
+    def undivided(self) -> frozenset[Dim]:
+        """What quantised weights sum over: it can be cut, and not grow, since they cannot be divided among copies."""
+        parts = (part for facing in self.contractions for part in facing.parts)
+        return frozenset(dim for part in parts if not part.divides for dim in part.leaves)
 
     def follows_input(self, node: int) -> bool:
         """Whether a node computes with the model's inputs, not with weights alone."""
@@ -223,7 +234,11 @@ class _Fold:
         self.a.sites.extend((node.index if site.holder is None else site.holder, site) for site in facts.sites)
         constant = bool(node.inputs) and all(not name or name in self.a.constants for name in node.inputs)
         self.a.constants.update(name for name in node.outputs if constant)
-        for views, inputs in ((self.a.moved, facts.passes), (self.a.scaled, facts.scales if constant else ())):
+        for views, inputs in (
+            (self.a.moved, facts.passes),
+            (self.a.scaled, facts.scales if constant else ()),
+            (self.a.quantised, facts.quantises if constant else ()),
+        ):
             if sources := tuple(node.inputs[k] for k in inputs):
                 views.update({name: sources for name in node.outputs if name})
         self.a.unsettled.extend((node, contraction) for contraction in facts.contracts)
@@ -279,7 +294,7 @@ class _Fold:
         demands: dict[str, set[tuple[int, frozenset[Dim]]]] = {}
         readers: dict[str, set[int]] = {}
         for facing in self.a.contractions:
-            for part in facing.parts:
+            for part in (part for part in facing.parts if part.divides):
                 demands.setdefault(part.tensor, set()).add((part.axis, part.leaves))
                 readers.setdefault(part.tensor, set()).add(facing.node)
         for tensor, wanted in demands.items():
@@ -306,7 +321,7 @@ class _Fold:
         if leaves & set(self.solver.leaves(operand.outer)):
             return ()
         if roots == (name,):
-            return (Part(name, operand.axis, leaves),)
+            return (Part(name, operand.axis, leaves, self._divides(name, name)),)
         found = []
         for root in roots:
             holding = {k: leaves & set(self.solver.leaves(s)) for k, s in enumerate(self.a.shapes[root])}
@@ -314,7 +329,7 @@ class _Fold:
             if len(axes) > 1:
                 axes = [k for tensor, k in self._origins(name, operand.axis) if tensor == root]
             if len(axes) == 1:
-                found.append(Part(root, axes[0], holding[axes[0]]))
+                found.append(Part(root, axes[0], holding[axes[0]], self._divides(name, root)))
         every = len(found) == len(roots) and leaves == frozenset().union(*(part.leaves for part in found))
         return tuple(found) if every else ()
 
@@ -322,13 +337,20 @@ class _Fold:
         """The weights that a value is a view of: their elements moved, or those of one scaled by other constants."""
         if name in self.graph.weights:
             weight = self.graph.weights[name]
-            return (name,) if len(weight.dims) > 1 and weight.data_type in REALS else ()
+            return (name,) if len(weight.dims) > 1 and weight.data_type in FLOATS else ()
+        if name in self.a.quantised:
+            return self._roots(self.a.quantised[name][0])
         if name in self.a.moved:
             parts = [self._roots(source) for source in self.a.moved[name]]
             return tuple(dict.fromkeys(root for part in parts for root in part)) if all(parts) else ()
         found = [roots for source in self.a.scaled.get(name, ()) if (roots := self._roots(source))]
         every = [root for roots in found for root in roots]
         return found[0] if found and len(every) == len(set(every)) else ()  # a weight times itself is not linear in it
+
+    def _divides(self, name: str, root: str) -> bool:
+        """Whether a view of a weight is divided by dividing the weight."""
+        rounded = (output in self.a.quantised for node in self._making(name) for output in node.outputs)
+        return self.graph.weights[root].data_type in REALS and not any(rounded)
 
     def _origins(self, name: str, axis: int) -> tuple[tuple[str, int], ...]:
         """The axes of weights that an axis of a view of them is made of, whatever the rest of the graph makes equal."""
@@ -355,7 +377,8 @@ class _Fold:
         """The nodes that use a weight or a view of it, but for those that only pass it on."""
         found: set[int] = {-1} if any(v.name == name for v in self.graph.outputs) else set()
         for node in self.graph.consumers(name):
-            sources = (*self.a.moved.get(node.outputs[0], ()), *self.a.scaled.get(node.outputs[0], ()))
+            views_of = (self.a.moved, self.a.scaled, self.a.quantised)
+            sources = [source for views in views_of for source in views.get(node.outputs[0], ())]
             views = [o for o in node.outputs if self._roots(o)]
             if not views or node.inputs.count(name) > sources.count(name):
                 found.add(node.index)

@@ -25,6 +25,7 @@ from conet_onnx.sizes import Polynomials, compile_table
 __all__ = ["Selection", "budgeted", "plan", "scaled", "select"]
 
 TRANSFERS = ("slice", "net2net", "zero")
+UNDIVIDED = "quantised weights sum over it, which cannot be divided among copies: it cannot grow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ def plan(
     and divides them where they are summed, which keeps the function: evenly (`slice`), in uneven, seeded shares that
     training can pull apart (`net2net`; Chen et al., 2016, arXiv:1511.05641), or with nothing for the copies (`zero`).
     A width whose channels are averaged (mixed) grows by whole multiples only, unless `inexact`; with `exact` it must
-    not shrink. Raises UsageError for an unknown id, a size that is not a positive integer, or such a mixed width.
+    not shrink. One that quantised weights sum over (`max`) does not grow. Raises UsageError for an unknown id, a size
+    that is not a positive integer, or such a width.
     """
     if transfer not in TRANSFERS:
         raise UsageError(f"transfer {transfer!r} is not known; choose one of {', '.join(TRANSFERS)}.")
@@ -92,7 +94,8 @@ def scaled(
     """Every width times `scale`, rounded (to a multiple of `multiple`, where the width has room for one), at least 1.
 
     Returns the new widths, and those that were left alone with the reason: mixed widths shrink unless `exact`, and
-    grow by whole multiples unless `inexact`. Raises UsageError for a scale or multiple that is not positive.
+    grow by whole multiples unless `inexact`; those that quantised weights sum over only shrink. Raises UsageError for a
+    scale or multiple that is not positive.
     """
     if not scale > 0 or not np.isfinite(scale):
         raise UsageError(f"a scale must be a positive number, got {scale!r}.")
@@ -106,7 +109,9 @@ def scaled(
             if width.size * scale >= step
             else max(1, round(width.size * scale))
         )
-        if width.mixed_by and size < width.size and exact:
+        if width.max is not None and size > width.max:
+            left[name] = UNDIVIDED
+        elif width.mixed_by and size < width.size and exact:
             left[name] = f"averaged over by {width.mixed_by[0]}: shrinking it is not exact"
         elif width.mixed_by and size > width.size and not inexact:
             times = int(scale + 1e-9)
@@ -151,7 +156,10 @@ def budgeted(
 
 
 def select(analysis: Analysis, selections: Mapping[str, Selection]) -> WidthPlan:
-    """The plan that gives each named width exactly these channels."""
+    """The plan that gives each named width exactly these channels. Raises UsageError for copies of what cannot grow."""
+    for name, selection in selections.items():
+        if analysis.widths[name].max is not None and len(set(selection.indices.tolist())) < len(selection.indices):
+            raise UsageError(f"width {name} ({analysis.widths[name].name}): {UNDIVIDED}.")
     return _Compiler(analysis, selections).run()
 
 
@@ -162,6 +170,8 @@ def _check(analysis: Analysis, name: str, size: int, *, exact: bool, inexact: bo
         raise UsageError(f"{name!r} {why}; see `conet-onnx analyze` for the ids ({len(analysis.widths)} widths).")
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
         raise UsageError(f"width {name} ({width.name}): expected a whole number of at least 1, got {size!r}.")
+    if width.max is not None and size > width.max:
+        raise UsageError(f"width {name} ({width.name}): {UNDIVIDED} beyond {width.max}, got {size}.")
     if not width.mixed_by or size == width.size:
         return
     by = ", ".join(width.mixed_by)

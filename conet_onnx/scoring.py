@@ -20,13 +20,21 @@ Scores = Mapping[str, NDArray[np.float64]]
 Indices = NDArray[np.intp]
 CRITERIA = ("l1", "l2", "random", "batchnorm-scale")
 BLOCK = 1 << 16  # elements that are read at a time
+QUANTISED = {  # the inputs that are a weight, its scale (-1: it comes later) and its zero point
+    "DequantizeLinear": (0, 1, 2),
+    "QLinearConv": (3, 4, 5),
+    "QLinearMatMul": (3, 4, 5),
+    "ConvInteger": (1, -1, 3),
+    "MatMulInteger": (1, -1, 3),
+}
 
 
 def importance(graph: Graph, criterion: str = "l2", *, analysis: Analysis | None = None, seed: int = 0) -> Scores:
     """A score per channel of each width, higher is more important.
 
     l1, l2: the norm of the channel's slice in every weight of two or more axes that holds the width, each weight
-    normalised to mean one, then averaged (Li et al., 2017, arXiv:1608.08710, over all coupled layers instead of one).
+    normalised to mean one, then averaged (Li et al., 2017, arXiv:1608.08710, over all coupled layers instead of one);
+    quantised weights count as the numbers that they stand for.
     batchnorm-scale: |scale| of the BatchNormalizations over the width (Liu et al., 2017, arXiv:1708.06519); l2 where
     there is none. random: uniform. Raises UsageError for another criterion.
     """
@@ -78,7 +86,7 @@ def _norms(analysis: Analysis, power: int, wanted: Callable[[Use], bool]) -> dic
         held = {k: ax for k, ax in axes.items() if not analysis.resizable.isdisjoint(analysis.solver.leaves(ax))}
         if not held:
             continue
-        sums = _sums(analysis.graph.array(use.tensor), held, power)
+        sums = _sums(_values(analysis.graph, use.tensor), held, power)
         for k, ax in held.items():
             found: dict[Dim, NDArray[Any]] = {}
             for dim, stretch, indices in channels(analysis, ax):
@@ -93,6 +101,22 @@ def _norms(analysis: Analysis, power: int, wanted: Callable[[Use], bool]) -> dic
                 scale = max(float(score.mean()), float(np.finfo(np.float64).tiny))
                 totals.setdefault(by_dim[dim], []).append(score / scale)
     return {name: np.mean(scores, axis=0) for name, scores in totals.items()}
+
+
+def _values(graph: Graph, tensor: str) -> NDArray[Any]:
+    """A weight's values; of a quantised one what its reader takes them for, so that its channels can be compared."""
+    array: NDArray[Any] = graph.array(tensor)
+    for node in graph.consumers(tensor) if array.dtype.kind in "iu" else ():
+        weight, scale, zero = QUANTISED.get(node.op, (-1, -1, -1))
+        if node.domain or node.inputs[weight : weight + 1] != (tensor,):
+            continue
+        along = node.attributes.get("axis", 1) if node.op == "DequantizeLinear" else 0 if "Conv" in node.op else -1
+        shape = [-1 if axis == along % array.ndim else 1 for axis in range(array.ndim)]
+        given = [graph.constant(node.inputs[k]) if 0 < k < len(node.inputs) else None for k in (scale, zero)]
+        by, origin = (value.reshape(shape) if value is not None and value.ndim < 2 else None for value in given)
+        moved = array.astype(np.float32) - (0 if origin is None else origin.astype(np.float32))
+        return moved if by is None else moved * by
+    return array
 
 
 def _sums(array: NDArray[Any], axes: Collection[int], power: int) -> dict[int, NDArray[np.float64]]:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from oracles_fused import fused_macs, fused_sums
+from oracles_quantised import INTEGER, WEIGHT, hidden
 
 from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.contrib import apart_from_onnx
@@ -26,7 +27,7 @@ from conet_onnx.runtime import run_all, session
 
 TOLERANCE = 2e-5
 LEAST = 0.05  # tensors whose largest element is below this are compared as if it were this
-CONTRACTED = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1}  # the axis of the first input that is summed over
+CONTRACTED = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1, **INTEGER}  # the axis of the first input that is summed over
 RECURRENT = ("GRU", "LSTM", "RNN")
 
 Tensors = Mapping[str, np.ndarray]
@@ -97,8 +98,13 @@ def masked(analysis: Analysis, chosen: Chosen) -> Graph | None:
             if not mask.all():
                 name = f"mask of {node.name}, {which}"
                 mask = mask.reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
-                model.graph.initializer.append(numpy_helper.from_array(mask, name))
-                nodes.append(helper.make_node("Mul", [proto.input[which], name], [f"{name}, applied"]))
+                if node.op in INTEGER and not node.domain:
+                    steps, constants = hidden(proto, mask, mask.dtype, name)
+                else:
+                    steps = [helper.make_node("Mul", [proto.input[which], name], [f"{name}, applied"])]
+                    constants = [numpy_helper.from_array(mask, name)]
+                model.graph.initializer.extend(constants)
+                nodes.extend(steps)
                 proto.input[which] = f"{name}, applied"
                 count += 1
         nodes.append(proto)
@@ -285,9 +291,9 @@ def doubled(analysis: Analysis, rng: np.random.Generator) -> dict[str, Selection
 
 
 def lopsided(analysis: Analysis) -> set[Dim]:
-    """Dims that must not be doubled: they are averaged over together with others that are not doubled as often."""
+    """Dims that must not be doubled: those that cannot grow, and those averaged over together with such as do not."""
     solver = analysis.solver
-    free = {w.dim for w in analysis.widths.values()}
+    free = {w.dim for w in analysis.widths.values() if w.max is None}
     while True:
         found = set()
         for _, segment in analysis.mixes:
@@ -305,7 +311,7 @@ def resized_at_random(analysis: Analysis, rng: np.random.Generator) -> dict[str,
     made = {}
     fixed, twice = lopsided(analysis), rng.random() < 0.5
     for name, width in analysis.widths.items():
-        way = rng.integers(4)
+        way = rng.integers(4 if width.max is None else 2)
         if not width.exact:
             if width.dim in fixed or not twice:
                 continue
@@ -336,9 +342,15 @@ def uneven(indices: np.ndarray, rng: np.random.Generator) -> Selection:
 
 
 def counted(graph: Graph) -> tuple[int, int, int]:
-    """Elements of the floating-point weights of rank one or more, MACs at batch one, bytes of the initializers."""
+    """Elements of the floating-point weights of rank one or more, and of the 8-bit ones of rank two or more, MACs at
+    batch one, bytes of the initializers."""
+    small = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
     kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
-    params = sum(int(np.prod(t.dims)) for t in graph.weights.values() if t.data_type in kinds and len(t.dims))
+    params = sum(
+        int(np.prod(t.dims))
+        for t in graph.weights.values()
+        if len(t.dims) > (t.data_type in small) and t.data_type in kinds | small
+    )
     raw = sum(numpy_helper.to_array(t).nbytes for t in graph.proto().graph.initializer)
     return params, macs(graph), raw
 
@@ -352,15 +364,16 @@ def macs(graph: Graph) -> int:
         if (fused := fused_macs(graph, node)) is not None:
             total += fused // batch
             continue
-        if node.op not in ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *RECURRENT) or node.domain:
+        if node.op not in (*CONTRACTED, "Einsum", "Gemm", *RECURRENT) or node.domain:
             continue
-        known = [graph.sizes(n) for n in (node.inputs[0], node.inputs[1], node.outputs[0])]
+        weight = node.inputs[WEIGHT.get(node.op, 1)]
+        known = [graph.sizes(n) for n in (node.inputs[0], weight, next(filter(None, node.outputs)))]
         if None in known:
             continue  # behind a Loop, say: nobody knows how large it is
         x, w, y = ([a for a, _ in sizes or ()] for sizes in known)
         if node.op in RECURRENT:  # every weight once a step and sample
             count = x[0] * x[1] * sum(int(np.prod([a for a, _ in graph.sizes(n)])) for n in node.inputs[1:3])
-        elif node.op == "Conv":
+        elif node.op in ("Conv", "ConvInteger", "QLinearConv"):
             count = int(np.prod(w)) * y[0] * int(np.prod(y[2:]))
         elif node.op == "ConvTranspose":
             count = int(np.prod(w)) * x[0] * int(np.prod(x[2:]))
@@ -370,7 +383,7 @@ def macs(graph: Graph) -> int:
         else:
             inner = x[summed_axis(node.op, node.attributes)]
             count = int(np.prod(y)) * inner
-        total += count if node.outputs[0] in constants else count // batch
+        total += count if constants.intersection(filter(None, node.outputs)) else count // batch
     return total
 
 
@@ -392,6 +405,9 @@ def assert_valid(graph: Graph, source: Graph | None = None) -> None:
     With a source: its inputs and outputs are unchanged, and its nodes are the same but for integers.
     """
     model = graph.proto()
+    for tensor in model.graph.initializer:
+        onnx.checker.check_tensor(tensor)
+    without_large(model)
     apart_from_onnx(model)
     onnx.checker.check_model(model, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -415,6 +431,17 @@ def assert_valid(graph: Graph, source: Graph | None = None) -> None:
         assert [(n.op_type, n.name, list(n.output)) for n in graph.model.graph.node] == [
             (n.op_type, n.name, list(n.output)) for n in source.model.graph.node
         ]
+
+
+def without_large(model: onnx.ModelProto) -> None:
+    """Turn large weights into inputs: the checker and inference read their types only, and copy them several times."""
+    listed = {value.name for value in model.graph.input}
+    for index in reversed(range(len(model.graph.initializer))):
+        tensor = model.graph.initializer[index]
+        if np.prod(tensor.dims) > 4096:
+            if tensor.name not in listed:
+                model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            del model.graph.initializer[index]
 
 
 def initializer_bytes(graph: Graph) -> dict[str, bytes]:

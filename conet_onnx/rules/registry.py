@@ -168,6 +168,7 @@ class Facts:
     sees: tuple[int, ...] = ()
     passes: tuple[int, ...] = ()  # inputs whose elements appear in the outputs unchanged (possibly moved)
     scales: tuple[int, ...] = ()  # inputs in which, each by itself, the output is linear
+    quantises: tuple[int, ...] = ()  # inputs whose elements appear in the outputs rounded, or back from that
 
 
 Rule = Callable[..., Facts]

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 __all__ = ["WITHOUT"]
 
 _DATA = "it picks or places elements by what is in the data"
-_QUANTISED = "scales and zero points are not followed yet"
 _PACKED = "it keeps its batch, its experts or its cache in a layout of its own, which is not followed"
 _BLOCKS = "its weight is packed into blocks of a few bits each, whose scales are not followed"
 _INTEGERS = "it computes in integers, whose scales and zero points are not followed in one operator"
@@ -31,8 +30,6 @@ WITHOUT: Mapping[str, str] = {
     **dict.fromkeys(("Compress", "GatherElements", "GatherND", "NonMaxSuppression", "NonZero", "OneHot"), _DATA),
     **dict.fromkeys(("ReverseSequence", "Scatter", "ScatterElements", "ScatterND", "TensorScatter"), _DATA),
     **dict.fromkeys(("MaxUnpool", "Unique"), _DATA),
-    **dict.fromkeys(("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"), _QUANTISED),
-    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QuantizeLinear"), _QUANTISED),
     **dict.fromkeys(("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"), _CHANCE),
     **dict.fromkeys(("RandomUniform", "RandomUniformLike"), _CHANCE),
     **dict.fromkeys(("Constant", "EyeLike", "Range", "Shape", "Size"), _NUMBERS),

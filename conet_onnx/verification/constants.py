@@ -82,8 +82,10 @@ def evaluate(graph: Graph, names: Sequence[str], tags: Mapping[str, Array] | Non
     for node in nodes:
         proto = made.graph.node.add()
         proto.CopyFrom(graph.model.graph.node[node.index])
-        if tags is not None and node.op == "Cast" and node.inputs[0] not in weights - tags.keys():
+        changes = node.op in ("Cast", "QuantizeLinear", "DequantizeLinear")  # the elements, and not their places
+        if tags is not None and changes and node.inputs[0] not in weights - tags.keys():
             proto.op_type = "Identity"
+            del proto.input[1:]
             del proto.attribute[:]
     for name in sorted(weights):
         tensor = graph.tensor(name) if name not in (tags or {}) else numpy_helper.from_array((tags or {})[name])

@@ -32,6 +32,10 @@ _CONTRACTED: Mapping[str, tuple[Collection[int], Callable[[Node, int, int], int]
     "Gemm": ((0, 1), _inner),
     "MatMul": ((0, 1), lambda node, which, rank: max(rank - 2, 0) if which else rank - 1),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), ((0, 1, 2), lambda node, which, rank: rank - 1)),  # X, W and R
+    "QLinearConv": ((0, 3), lambda node, which, rank: 1),
+    "ConvInteger": ((0, 1), lambda node, which, rank: 1),
+    "QLinearMatMul": ((0, 3), lambda node, which, rank: max(rank - 2, 0) if which else rank - 1),
+    "MatMulInteger": ((0, 1), lambda node, which, rank: max(rank - 2, 0) if which else rank - 1),
     "com.microsoft.Attention": ((0, 1), lambda node, which, rank: 0 if which else rank - 1),
     "com.microsoft.FusedConv": ((0, 1), lambda node, which, rank: 1),
     "com.microsoft.FusedGemm": ((0, 1), _inner),
@@ -40,6 +44,13 @@ _CONTRACTED: Mapping[str, tuple[Collection[int], Callable[[Node, int, int], int]
     "com.microsoft.NhwcConv": ((0, 1), lambda node, which, rank: rank - 1),
     "com.microsoft.NhwcFusedConv": ((0, 1), lambda node, which, rank: 1 if which else rank - 1),
 }
+_ZEROS: Mapping[str, Mapping[int, int]] = {  # of quantised inputs: the input that says which number is zero
+    "QLinearConv": {0: 2, 3: 5},
+    "ConvInteger": {0: 2, 1: 3},
+    "QLinearMatMul": {0: 2, 3: 5},
+    "MatMulInteger": {0: 2, 1: 3},
+}
+_ROUNDS = frozenset({"QuantizeLinear", "DequantizeLinear"})  # element by element, as zero points and scales say
 _MOVES = frozenset(  # they only move elements, so that tags in place of weights come through
     {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat"}
     | {"Gather", "Expand", "Tile", "Constant"}
@@ -73,16 +84,35 @@ def masked_operands(source: Graph, planned: Planned) -> tuple[dict[tuple[int, in
                     continue
                 if found is not None and not found[1].all():
                     axis, kept = found
-                    value = Constants(source, [name], "the source")[name].copy()
-                    value[(slice(None),) * axis + (~kept,)] = 0
-                    masked[node.index, which] = value
-            elif take and take.drops and node.operator not in _MOVES | _BY_CHANNEL:
+                    value = Constants(source, [name], "the source")[name]
+                    try:
+                        zero = _zero_of(source, node, which, value)
+                    except _Unmaskable as error:
+                        excuses.append(f"{node} contracts {name!r}, which has {error}")
+                        continue
+                    away = ~kept.reshape([-1 if a == axis else 1 for a in range(value.ndim)])
+                    masked[node.index, which] = np.where(away, zero, value)
+            elif take and take.drops and node.operator not in _MOVES | _BY_CHANNEL | _ROUNDS:
                 excuses.append(f"{node} may sum over {name!r}")
     return masked, excuses
 
 
 class _Unmaskable(ConetError):
     """A weight reaches its contraction through something that does more than move its elements."""
+
+
+def _zero_of(source: Graph, node: Node, which: int, value: Array) -> Array:
+    """What stands for zero in an operand, by channel where its zero points are."""
+    position = _ZEROS.get(node.operator, {}).get(which, len(node.inputs))
+    name = node.inputs[position] if position < len(node.inputs) else ""
+    if not name:
+        return np.zeros((), value.dtype)
+    if name not in constant_names(source):
+        raise _Unmaskable(f"the zero point {name!r}, which is computed")
+    zero = Constants(source, [name], "the source")[name]
+    if zero.ndim == 1 and node.op in ("QLinearConv", "ConvInteger"):
+        return zero.reshape(-1, *[1] * (value.ndim - 1))
+    return zero.reshape(-1, 1) if zero.ndim == 1 and not which else zero
 
 
 def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planned: Planned) -> tuple[int, Array] | None:
@@ -99,7 +129,7 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
     for step in nodes:
         for position, leaf in enumerate(step.inputs):
             leaf_take = planned.of(step, position)
-            if leaf_take is None or leaf in tags:
+            if leaf_take is None or leaf in tags or (step.operator in _ROUNDS and position):
                 continue
             if leaf not in source.weights:
                 raise _Unmaskable(f"{leaf!r}, which is planned on its own")
@@ -111,7 +141,7 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
             size += kept.size
     if not tags:
         return None
-    if stranger := next((step for step in nodes if step.operator not in _MOVES), None):
+    if stranger := next((step for step in nodes if step.operator not in _MOVES | _ROUNDS), None):
         raise _Unmaskable(str(stranger))
     for step in nodes:  # a weight without a plan, joined to one with: all of it is kept
         for leaf in step.inputs:
@@ -191,7 +221,7 @@ def _pooled_axes(graph: Graph, node: Node, rank: int, constants: Container[str])
         return every[1:]
     if node.op == "MeanVarianceNormalization":
         return tuple(node.attributes.get("axes", (0, 2, 3)))
-    if node.op == "CumSum":
+    if node.op in ("CumSum", "DynamicQuantizeLinear"):
         return every
     if node.op == "InstanceNormalization" or "Pool" in node.op:
         return spatial
