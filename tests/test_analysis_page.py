@@ -30,7 +30,7 @@ from conet_onnx.report.layout import Layout, arrange
 HOSTILE = (
     "</script><script>alert(1)</script>",
     "<img src=https://example.org/x onerror=alert(2)>",
-    "a&amp;b\"'<b>bold</b> <!-- ]]>",
+    "a&amp;b\"'<b>bold</b> </script a <!-- ]]>",
 )
 
 
@@ -212,6 +212,7 @@ class TestAlone:
         assert [tag for tag, _ in page.tags].count("script") == 2
         assert not {"img", "b", "i"} & {tag for tag, a in page.tags if not str(a.get("class")).startswith("k ")}
         assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+        assert not any("<" in text for kind, attributes, text in page.texts if attributes.get("id") == "facts")
         assert page.tables["widths"][1][1] == HOSTILE[0]
         assert {node["name"] for node in page.facts["nodes"]} >= {HOSTILE[2]}
         assert {node["op"] for node in page.facts["nodes"]} >= {"<i>"}

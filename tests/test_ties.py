@@ -162,9 +162,25 @@ class TestOrigins:
     def test_it_leads_to_the_size_that_a_number_is_computed_from(self) -> None:
         nodes = [node("Conv", "x a", "ya", "first"), node("Relu", "ya", "r", "relu"), node("Shape", "r", "z", "shape")]
         nodes += [node("Cast", "z", "f", "cast", to=TensorProto.FLOAT), node("ReduceMax", "f", "m", "top", keepdims=0)]
-        nodes += [node("Mul", "r m", "s", "scale"), node("Conv", "s c", "y", "last")]
-        analysis = analyze(model(nodes, {"a": (6, 3, 1, 1), "c": (5, 6, 1, 1)}))
+        nodes += [
+            node("Conv", "r b", "yb", "second"),
+            node("Mul", "yb m", "s", "scale"),
+            node("Conv", "s c", "y", "last"),
+        ]
+        analysis = analyze(model(nodes, {"a": (6, 3, 1, 1), "b": (7, 6, 1, 1), "c": (5, 7, 1, 1)}))
         assert {f.reason.kind for f in analysis.frozen if f.tensor == "a" and f.axis == 0} == {"computed"}
+        assert written(self.origin(analysis, "a", 0)) == "a[0] first ya[1] relu r[1]"
+
+    def test_it_leads_to_a_reshape_that_does_not_nest(self) -> None:
+        nodes = [
+            node("Conv", "x a", "ya", "first"),
+            node("Relu", "ya", "r", "relu"),
+            node("Reshape", "r rows", "t", "fold"),
+        ]
+        nodes += [node("ReduceMean", "t", "m", "mean", axes=[2]), node("Flatten", "m", "f", "flat")]
+        nodes += [node("MatMul", "f c", "y", "last")]
+        analysis = analyze(model(nodes, {"a": (6, 3, 1, 1), "c": (4, 5)}, rows=[0, 4, 96]))
+        assert {f.reason.kind for f in analysis.frozen if f.tensor == "a" and f.axis == 0} == {"misaligned"}
         assert written(self.origin(analysis, "a", 0)) == "a[0] first ya[1] relu r[1]"
 
     def test_every_reason_has_a_way_there_that_keeps_to_the_graph(self) -> None:
