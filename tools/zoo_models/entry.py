@@ -100,7 +100,8 @@ def enliven(module: Any, inputs: tuple[Any, ...]) -> None:
             if parameter.ndim > 1 and parameter.flatten()[0] == 0:
                 nn.init.normal_(parameter, std=0.05)
             elif abs(float(parameter.flatten()[0])) > 0.5 or 0 < abs(float(parameter.flatten()[0])) < 0.1:
-                nn.init.uniform_(parameter, 0.5, 1.5)  # scales, and the tiny ones that damp layers
+                # Scales, and the tiny ones that damp layers; about one, deep networks would be chaotic.
+                nn.init.uniform_(parameter, 0.2, 0.6)
             else:
                 nn.init.normal_(parameter, std=0.2)
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
