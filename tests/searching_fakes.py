@@ -22,6 +22,7 @@ class FakeWidth:
     multiple: int = 1
     exact: bool = True
     name: str = ""
+    max: int | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +18,8 @@ from conet_onnx.graph import Graph
 from conet_onnx.planning import Selection, plan, scaled, select
 from conet_onnx.rewriting import rewrite
 from conet_onnx.scoring import importance
+from conet_onnx.searching.loop import Parent, TrialTask
+from conet_onnx.searching.trial import inherit
 from conet_onnx.verification import verify
 
 STEP = 2.0**-5  # scales are powers of two: no rounding but that of the operators themselves
@@ -250,6 +253,19 @@ def test_quantised_layers_shrink_exactly(case: Case, opset: int, dynamic: bool) 
     check(case, opset, dynamic)
 
 
+PROVED = ["Conv, unsigned", "a weight trained for it", "QLinearConv", "QLinearConv, one scale", "QLinearMatMul, vector"]
+PROVED += ["MatMulInteger", "MatMulInteger, a zero point a column", "ConvInteger, a zero point", "GRU"]
+
+
+@pytest.mark.parametrize("case", PROVED)
+def test_the_proof_hides_channels_by_zero_points(case: str) -> None:
+    analysis = quantised(case)
+    halved = plan(analysis, {name: width.size // 2 for name, width in analysis.widths.items()})
+    proof = verify(analysis.graph, rewrite(analysis.graph, halved), halved)
+    assert not proof.skipped
+    assert any("masked" in check.detail for check in proof.checks)
+
+
 # Growing
 
 
@@ -306,6 +322,15 @@ def test_a_scale_above_one_leaves_it_alone_and_says_so() -> None:
     grown = plan(analysis, widths)
     proof = verify(analysis.graph, rewrite(analysis.graph, grown), grown)
     assert not proof.skipped
+
+
+def test_a_search_that_grows_again_starts_from_the_source(tmp_path: Path) -> None:
+    analysis = quantised("a weight cast and scaled", 13)
+    small, again = ({name: width.size - less for name, width in analysis.widths.items()} for less in (3, 1))
+    rewrite(analysis.graph, plan(analysis, small)).save(tmp_path / "small.onnx")
+    task = TrialTask(1, again, Parent(str(tmp_path / "small.onnx"), small), "", "", seed=0)
+    resized = rewrite(analysis.graph, plan(analysis, again))
+    assert inherit(resized, analysis.graph, task, analysis=analysis) is resized
 
 
 def test_the_largest_size_is_in_the_report() -> None:

@@ -44,6 +44,7 @@ class TestSnapping:
             ({"size": 32, "exact": False, "min": 5}, [5, 8, 16, 24, 32]),
             ({"size": 9, "multiple": 3}, [3, 6, 9, 12, 18]),
             ({"size": 16, "multiple": 16}, [16, 32]),
+            ({"size": 20, "max": 20}, [1, 2, 4, 8, 16, 20]),
         ],
     )
     def test_widths_are_multiples_of_eight_or_small_powers_of_two_or_the_sources(

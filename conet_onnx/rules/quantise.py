@@ -19,13 +19,10 @@ Equal = tuple[tuple[Axis | Segment, Axis | Segment], ...]
 
 @rule("QuantizeLinear", "DequantizeLinear", since=10)
 def quantise(op: Op, x: Shape, scale: Shape, zero: Shape | None = None) -> Facts:
-    """ONNX QuantizeLinear, DequantizeLinear: element by element, with scales along `axis` (10: one scale; 21: blocks).
-
-    The axis of a vector, such as a bias, needs no naming.
-    """
+    """ONNX QuantizeLinear, DequantizeLinear: element by element, scales along `axis` (10: one scale; 21: blocks)."""
     if op.attribute("block_size", 0) or len(scale) > 1:
         raise Opaque("blocks", f"{op.node} has a scale for each block of channels")
-    along = 0 if len(x) == 1 else op.attribute("axis", 1)
+    along = op.attribute("axis", 1)
     equal = tuple((x[along], p[0]) for p in (scale, zero) if p is not None and not _is_one(p))
     return Facts(outputs=(x,), equal=equal, quantises=(0,))
 

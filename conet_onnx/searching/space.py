@@ -26,6 +26,8 @@ class _Width(Protocol):
     def multiple(self) -> int: ...
     @property
     def exact(self) -> bool: ...
+    @property
+    def max(self) -> int | None: ...
 
 
 class _Costs(Protocol):
@@ -43,7 +45,8 @@ class _Priceable(Protocol):
 
 
 class WidthSpace:
-    """Widths between their analysis's minimum and `growth` times their size (mixed widths never grow).
+    """Widths between their analysis's minimum and `growth` times their size (mixed widths, and those with a
+    maximum, never grow).
 
     Allowed are multiples of `multiple` (8: what onnxruntime's blocked convolutions and tensor cores want; odd widths
     run slower than larger even ones), below that powers of two, each times the width's own multiple; and always the
@@ -59,7 +62,7 @@ class WidthSpace:
         self._own = np.array([w.multiple for w in widths.values()], dtype=np.int64)
         self._doublings = np.floor(np.log2(np.maximum(multiple / self._own, 1))).astype(np.int64)
         self._low = np.array([-(-max(w.min, 1) // w.multiple) * w.multiple for w in widths.values()], dtype=np.int64)
-        grown = np.array([w.size * growth if w.exact else w.size for w in widths.values()])
+        grown = np.array([w.size * growth if w.exact and w.max is None else w.size for w in widths.values()])
         self._high = np.maximum(self._sizes, (grown // self._steps(grown) * self._steps(grown)).astype(np.int64))
 
     @property

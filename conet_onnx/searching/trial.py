@@ -159,13 +159,15 @@ def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analys
 
     The skeleton is the source resized to these widths, so that the result's structure is that of one plan, however
     many trials its weights have come through. Where the parent has lost a width (a single channel is no axis to grow),
-    the skeleton keeps its own weights, which are the source's.
+    or one could not grow again (it has a maximum), the skeleton keeps its own weights, which are the source's.
     """
     parent = source
     if task.parent is not None:
         parent = load(task.parent.file, input_shapes=source.input_shapes)
         analysis = analyze(parent)
-        if {name: width.size for name, width in analysis.widths.items()} != task.parent.widths:
+        sizes = {name: width.size for name, width in analysis.widths.items()}
+        bounded = any(width.max is not None for width in analysis.widths.values())
+        if bounded or sizes != task.parent.widths:
             return skeleton
     resized = rewrite(parent, plan(analysis, task.widths, transfer="net2net", seed=task.seed, inexact=True))
     arrays = {name: resized.array(name) for name in skeleton.weights if name in resized.weights}
