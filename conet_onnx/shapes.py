@@ -29,7 +29,9 @@ RANDOM = frozenset(
 ALIKE = frozenset({"GroupNormalization"})  # onnx infers nothing for these: the output is like the first input
 GROWING = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"})
 BATCH = (3, 5)  # sizes for a symbolic first axis
-EXTENT = (224, 256)  # sizes for any other symbolic axis
+EXTENT = (224, 256)  # sizes for any other symbolic axis of numbers: images are at least so large
+TOKENS = (16, 12)  # and of integers: tables of positions are at least so long
+INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,28 +152,40 @@ def _without_sizes(declared: onnx.TypeProto) -> onnx.TypeProto:
 
 
 def _choose(model: onnx.ModelProto, which: int, given: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """Concrete shapes for the model's own inputs; equal symbols get equal sizes."""
+    """Concrete shapes for the model's own inputs; equal symbols get equal sizes, those of integers first."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in weights and v.type.tensor_type.HasField("shape")]
     symbols: dict[str, int] = {}
     for value in inputs:
-        for dim, size in zip(value.type.tensor_type.shape.dim, given.get(value.name, ()), strict=False):
+        for axis, (dim, size) in enumerate(
+            zip(value.type.tensor_type.shape.dim, given.get(value.name, ()), strict=False)
+        ):
             if dim.dim_param:
-                symbols[dim.dim_param] = size
+                symbols[dim.dim_param] = _other(size, axis) if which else size
     chosen = {}
-    for value in inputs:
+    for value in sorted(inputs, key=lambda v: v.type.tensor_type.elem_type not in INTEGERS):
+        extent = TOKENS if value.type.tensor_type.elem_type in INTEGERS else EXTENT
         shape = []
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value"):
                 shape.append(dim.dim_value)
                 continue
-            default = BATCH[which] if axis == 0 else EXTENT[which]
-            if value.name in given or dim.dim_param in symbols:
-                size = given[value.name][axis] if value.name in given else symbols[dim.dim_param]
-                default = size + which * (BATCH[1] - BATCH[0] if axis == 0 else EXTENT[1] - EXTENT[0])
-            shape.append(default)
+            size = BATCH[which] if axis == 0 else extent[which]
+            if value.name in given:
+                asked = given[value.name][axis]
+                size = _other(asked, axis) if which else asked
+            elif dim.dim_param:
+                size = symbols.setdefault(dim.dim_param, size)
+            shape.append(size)
         chosen[value.name] = tuple(shape)
     return chosen
+
+
+def _other(size: int, axis: int) -> int:
+    """Another size than the one that was asked for: a smaller one, since tables of positions may be just as long."""
+    if axis == 0 or size == 1:
+        return size + BATCH[1] - BATCH[0]
+    return size - min(max(size // 4, 1), EXTENT[1] - EXTENT[0])
 
 
 def _assign(
