@@ -128,9 +128,9 @@ class Costs:
         first = {use.tensor: use for use, _, _ in reversed(self._uses)}
         own = {u: _itemsize(weights[u.tensor]) if u is not first[u.tensor] else 0 for u, _, _ in self._uses}
         raw = _total([_scale(size, initializers.get(u.tensor, own[u])) for u, size, _ in self._uses])
-        unread = set(initializers) - {use.tensor for use, _, _ in self._uses}
+        unread = set(weights) - {use.tensor for use, _, _ in self._uses}
         params = _total([params, {(): sum(_count(weights[n]) for n in unread if self._counts(n))}])
-        raw = _total([raw, {(): sum(_count(weights[n]) * initializers[n] for n in unread)}])
+        raw = _total([raw, {(): sum(_count(weights[n]) * initializers.get(n, 0) for n in unread)}])
         return compile_table([params, _total([m for _, m, _ in self._products]), raw], len(self._ids))
 
     @cached_property

@@ -103,9 +103,11 @@ def test_weights_that_nobody_reads_scalars_and_integers():
             ("doubles", np.zeros(2, np.float64)),
         )
     )
+    constant = numpy_helper.from_array(np.zeros(5, np.float32), "value")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["of a node"], value=constant))
     analysis = analyze(Graph(model))
     more = 40 + 4 + 56 + 16
-    assert analysis.costs.source == (PARAMS + 12, MACS, 4 * PARAMS + more)
+    assert analysis.costs.source == (PARAMS + 17, MACS, 4 * PARAMS + more)
     resized = rewrite(analysis.graph, plan(analysis, {"w0": 3}))
     assert tuple(analysis.costs.price({"w0": 3})) == oracles.counted(resized)
 
