@@ -140,6 +140,9 @@ class Solver:
                 return []
         if len(left.segments) == 1 and len(right.segments) == 1:
             return self._align(left.segments[0], right.segments[0])
+        for one, other in ((left, right), (right, left)):
+            if one.lone is not None and one.lone.rigid and all(dim.rigid for dim in self._walk(other)):
+                return []  # one more than the batch, say, counted and put together: neither ever changes
         at = left.segments[0].size if self._shorter(left, right) else right.segments[0].size
         heads = self._cut(left, at)
         tails = self._cut(right, at) if heads is not None else None

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conet_onnx.dims import Axis, Dim, Segment, axis, product, total
+from conet_onnx.dims import ONE, Axis, Dim, Segment, axis, product, total
 from conet_onnx.solving import Conflict, Reason, Solver
 
 
@@ -123,6 +123,19 @@ def test_the_batch_is_never_bound_to_a_number_cut_or_factored():
     with pytest.raises(Conflict, match="cannot cut n"):
         solver.equate(product(n), total((product(p), product(q))), "split")
     assert solver.resolve(product(n)) == axis(n)
+
+
+def test_a_rigid_size_may_be_a_sum_of_such():
+    """A token in front of a sequence: its length is one and that of the sequence, or as much counted anew."""
+    t, longer = Dim("t", (16, 12), rigid=True), Dim("longer", (17, 13), rigid=True)
+    (c,) = dims(c=2)
+    for flip in (False, True):
+        solver = Solver()
+        sides = total((ONE, product(t))), product(longer)
+        solver.equate(*(reversed(sides) if flip else sides), "concat")
+        assert solver.resolve(product(longer)) == axis(longer)
+        solver.equate(product(longer, c), product(longer, 2), "reshape")
+        assert solver.resolve(product(c)) == axis(2)
 
 
 def test_a_width_moves_through_the_batch_and_back():

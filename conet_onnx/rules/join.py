@@ -43,7 +43,7 @@ def slice_(op: Op, x: Shape, *_: Shape | None) -> Facts:
     """ONNX Slice: with step one, an axis is cut at both bounds; before opset 10 the bounds are attributes."""
     by_input = op.node.since >= 10
     if by_input and any(op.has(i) and op.value(i) is None for i in range(1, 5)):
-        raise Opaque("computed bounds", f"{op.node} computes its bounds while the model runs")
+        return _cut_while_running(op, x)
     starts, ends, axes = (
         (op.integers(1) or (), op.integers(2) or (), op.integers(3))
         if by_input
@@ -75,6 +75,18 @@ def slice_(op: Op, x: Shape, *_: Shape | None) -> Facts:
     return Facts(
         (tuple(output),), tuple(equal), sites=tuple(sites), frozen=tuple(frozen), sees=SLICE_INPUTS, passes=(0,)
     )
+
+
+def _cut_while_running(op: Op, x: Shape) -> Facts:
+    """Bounds that the model computes, as in a table of positions cut at a length: only axes without any pass."""
+    axes, detail = op.integers(3), f"{op.node} computes its bounds while the model runs"
+    if axes is None:
+        raise Opaque("computed bounds", detail)
+    output, sizes = list(x), op.sizes()
+    for along in (a % len(x) for a in axes):
+        output[along] = fixed(f"{op.node.name}{along}", (sizes[along],))[0]
+    reason = Reason("computed bounds", op.node.name, detail)
+    return Facts((tuple(output),), frozen=tuple((x[a % len(x)], reason) for a in axes))
 
 
 @rule("Pad", since=2)
