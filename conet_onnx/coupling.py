@@ -129,25 +129,28 @@ def _find_widths(coupling: Coupling) -> dict[str, Width]:
     names: dict[Dim, str] = {}
     inner: dict[tuple[str, int], frozenset[Dim]] = {}
     contracted: set[str] = set()
+    made: list[tuple[int, str, Segment]] = []
     for facing in coupling.contractions:
-        node = coupling.graph.nodes[facing.node]
         for part in facing.parts:
             inner[part.tensor, part.axis] = part.leaves
             contracted.add(part.tensor)
         # torch's exporter calls folded weights onnx::Conv_123; the node's name says more
-        label = facing.parts[0].tensor if facing.parts and "::" not in facing.parts[0].tensor else node.name
-        for segment in facing.contraction.produces:
-            for dim, piece in _parts(coupling, segment):
-                names.setdefault(dim, label.removesuffix(".weight") + piece)
+        named = facing.parts and "::" not in facing.parts[0].tensor
+        label = facing.parts[0].tensor if named else coupling.graph.nodes[facing.node].name
+        made += ((facing.node, label, segment) for segment in facing.contraction.produces)
+    made += ((node, coupling.graph.nodes[node].inputs[0], segment) for node, segment in coupling.makes)
+    for _, label, segment in sorted(made, key=lambda one: one[0]):
+        for dim, piece in _parts(coupling, segment):
+            names.setdefault(dim, label.removesuffix(".weight") + piece)
     members: dict[Dim, dict[Member, None]] = {dim: {} for dim in names}
     for use in coupling.every_use:
         for axis, segment in enumerate(use.shape):
+            here = inner.get((use.tensor, axis), frozenset())
+            inside = Member(use.tensor, axis, "in")
+            beside = Member(use.tensor, axis, "out" if use.tensor in contracted else "channel")
             for dim in solver.leaves(segment):
-                if dim not in names:
-                    continue
-                summed = dim in inner.get((use.tensor, axis), ())
-                role = "in" if summed else "out" if use.tensor in contracted else "channel"
-                members[dim][Member(use.tensor, axis, role)] = None
+                if dim in members:
+                    members[dim][inside if dim in here else beside] = None
     mixed: dict[Dim, dict[str, None]] = {}
     for node_index, segment in coupling.mixes:
         for dim in solver.leaves(segment):

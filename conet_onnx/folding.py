@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -61,6 +61,7 @@ class Findings:
         self.uses: list[Use] = []
         self.unsettled: list[tuple[Node, Contraction]] = []
         self.contractions: list[Facing] = []
+        self.makes: list[tuple[int, Segment]] = []
         self.mixes: list[tuple[int, Segment]] = []
         self.sites: list[tuple[int, Site]] = []
         self.computed: set[tuple[int, int]] = (
@@ -196,12 +197,19 @@ class _Fold:
             if k in facts.sees:
                 own = (site.where for site in facts.sites if site.holder is None)
                 if self.graph.constant(name) is not None or f"input:{k}" in own:
-                    self.a.computed.add((node.index, k))
+                    self.a.computed.add((node.index, k))  # all of it will be a constant
+                else:
+                    computed = (origin for origin in self.a.region.origins[name] if isinstance(origin, frozenset))
+                    reason = Reason("computed", node.name, f"{node} computes a size from it while the model runs")
+                    self._freeze(frozenset[tuple[str, int]]().union(*computed), reason)
             else:
                 self._pin(name, Reason("computed", node.name, f"{node} reads a number that is computed from this size"))
 
     def _pin(self, name: str, reason: Reason) -> None:
-        for tensor, axis in self.a.region.reads.get(name, ()):
+        self._freeze(self.a.region.reads.get(name, ()), reason)
+
+    def _freeze(self, axes: Iterable[tuple[str, int]], reason: Reason) -> None:
+        for tensor, axis in axes:
             if (shape := self._known(tensor)) is not None:
                 self.solver.freeze(shape[axis], reason)
 
@@ -242,6 +250,7 @@ class _Fold:
             if sources := tuple(node.inputs[k] for k in inputs):
                 views.update({name: sources for name in node.outputs if name})
         self.a.unsettled.extend((node, contraction) for contraction in facts.contracts)
+        self.a.makes.extend((node.index, segment) for segment in facts.makes if not constant)
 
     def _agrees(self, name: str, shape: Shape) -> bool:
         sizes = self.graph.sizes(name)

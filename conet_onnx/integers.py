@@ -6,6 +6,7 @@ consumer form the integer region; it runs inside the deployed model, and so it f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,11 @@ import numpy as np
 
 from conet_onnx.graph import Graph, Node
 from conet_onnx.rules.registry import Origin
+from conet_onnx.shapes import SMALL
 
 __all__ = ["Region", "trace"]
+
+Reads = frozenset[tuple[str, int]]  # axes, each a tensor's
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,41 +27,55 @@ class Region:
 
     nodes: frozenset[int]
     origins: Mapping[str, tuple[Origin, ...]]
-    reads: Mapping[str, frozenset[tuple[str, int]]]
+    reads: Mapping[str, Reads]
 
 
 def trace(graph: Graph) -> Region:
     """Find the integer region: Shape and Size, and what reads nothing but them and constants."""
     nodes: set[int] = set()
     origins: dict[str, tuple[Origin, ...]] = {}
-    reads: dict[str, frozenset[tuple[str, int]]] = {}
+    reads: dict[str, Reads] = {}
     for node in graph.nodes:
         if node.domain or node.has_subgraph or _shapes_weights(node, graph, reads):
             continue
         if _counts_integers(node, graph, origins):
-            origins[node.outputs[0]] = (len(origins[node.inputs[0]]),)  # of integers, which no resize adds to
-            reads[node.outputs[0]] = frozenset()
+            found: tuple[Origin, ...] | None = (len(origins[node.inputs[0]]),)  # which no resize adds to
+            touched: Reads = frozenset()
         elif node.op in ("Shape", "Size"):
             sizes = graph.sizes(node.inputs[0])
             rank = len(sizes) if sizes is not None else 0
-            axes = range(rank)[node.attributes.get("start", 0) : node.attributes.get("end", rank)]
-            origins[node.outputs[0]] = tuple((node.inputs[0], a) for a in axes) if node.op == "Shape" else (None,)
-            reads[node.outputs[0]] = frozenset(
-                (node.inputs[0], a) for a in (axes if node.op == "Shape" else range(rank))
-            )
+            part = slice(
+                node.attributes.get("start", 0), node.attributes.get("end", rank)
+            )  # of Shape, from opset 15 on
+            axes = tuple((node.inputs[0], axis) for axis in range(rank)[part])
+            touched = frozenset(axes)
+            found = axes if node.op == "Shape" else (touched,)
         elif any(name in reads for name in node.inputs) and all(
             not name or name in reads or graph.constant(name) is not None for name in node.inputs
         ):
             found = _move(node, graph, origins)
-            touched = frozenset[tuple[str, int]]().union(*(reads.get(name, frozenset()) for name in node.inputs))
-            exact = found is not None and None not in found
-            for name in node.outputs:
-                origins[name] = found if found is not None else ()
-                reads[name] = frozenset(o for o in found or () if isinstance(o, tuple)) if exact else touched
+            touched = Reads().union(*(reads.get(name, ()) for name in node.inputs))
         else:
             continue
+        for name in node.outputs:
+            origins[name] = found if found is not None else _unknown(name, graph, touched)
+            reads[name] = Reads().union(*map(_touched, found)) if found else touched
         nodes.add(node.index)
     return Region(frozenset(nodes), origins, reads)
+
+
+def _touched(origin: Origin) -> Reads:
+    """The axes whose sizes an element depends on."""
+    return frozenset((origin,)) if isinstance(origin, tuple) else Reads() if isinstance(origin, int) else origin
+
+
+def _unknown(name: str, graph: Graph, touched: Reads) -> tuple[Origin, ...]:
+    """As many elements that are computed as a value has; none where it has no fixed number of them."""
+    sizes = graph.sizes(name)
+    if sizes is None or any(a != b for a, b in sizes):
+        return ()
+    count = math.prod(a for a, _ in sizes)
+    return (touched,) * count if count <= SMALL else ()
 
 
 def _counts_integers(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> bool:
@@ -87,6 +105,8 @@ def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
         if name in origins:
             return origins[name]
         value = graph.constant(name)
+        if value is not None and value.dtype.kind not in "iub":
+            return (Reads(),) * value.size  # they scale a size, say: no literal that could be edited
         return () if value is None else tuple(int(v) for v in np.ravel(value))
 
     def constant(index: int) -> list[int] | None:
@@ -95,6 +115,8 @@ def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
 
     if len(node.outputs) != 1:
         return None
+    if any(not sources(i) for i, name in enumerate(node.inputs) if name and name in origins):
+        return None  # how many there are is not known
     if node.op in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
         return sources(0)
     if node.op == "ConstantOfShape":
@@ -119,20 +141,30 @@ def _equal(a: Origin, b: Origin) -> Origin:
     if isinstance(a, int) and isinstance(b, int):
         return int(a == b)
     never = any(isinstance(x, tuple) and isinstance(y, int) and y < 1 for x, y in ((a, b), (b, a)))
-    return 0 if never else None  # an axis is one long, at the least
+    return 0 if never else _computed(a, b)  # an axis is one long, at the least
 
 
 def _where(condition: Origin, a: Origin, b: Origin) -> Origin:
-    return (a if condition else b) if isinstance(condition, int) else None
+    return (a if condition else b) if isinstance(condition, int) else _computed(condition, a, b)
 
 
 def _product(a: Origin, b: Origin) -> Origin:
     if isinstance(a, int) and isinstance(b, int):
         return a * b
-    return b if a == 1 else a if b == 1 else None
+    return b if a == 1 else a if b == 1 else _computed(a, b)
 
 
-_ELEMENTWISE: Mapping[str, Callable[..., Origin]] = {"Equal": _equal, "Where": _where, "Mul": _product}
+def _computed(*of: Origin) -> Origin:
+    return Reads().union(*map(_touched, of))
+
+
+_ELEMENTWISE: Mapping[str, Callable[..., Origin]] = {
+    "Equal": _equal,
+    "Where": _where,
+    "Mul": _product,
+    **dict.fromkeys(("Add", "Sub", "Div", "Mod", "Max", "Min", "Neg", "Floor", "Ceil", "Sqrt", "Pow"), _computed),
+    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not"), _computed),
+}
 
 
 def _each(op: str, operands: Sequence[tuple[Origin, ...]]) -> tuple[Origin, ...] | None:

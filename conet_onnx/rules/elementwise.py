@@ -6,7 +6,7 @@ from onnx import TensorProto
 
 from conet_onnx.dims import ONE, Axis, Segment, axis, product
 from conet_onnx.graph import REALS
-from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, rule
+from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, held, rule
 from conet_onnx.solving import Reason
 
 __all__ = ["broadcast", "same_shape"]
@@ -85,7 +85,7 @@ def expand(op: Op, x: Shape, _: Shape) -> Facts:
         elif target is None and isinstance(origin := origins[asked], tuple):
             equal.append((segment, op.source(origin)))
         elif target is None and origin != 1:
-            sites.append(_held(op, 1, asked, segment))
+            sites.append(held(op, 1, asked, segment))
     return Facts(outputs=(tuple(output),), equal=tuple(equal), sites=tuple(sites), sees=(1,))
 
 
@@ -102,19 +102,8 @@ def constant_of_shape(op: Op, _: Shape) -> Facts:
         if target is not None:
             sites.append(Site("input:0", place, axis(segment), target[place]))
         elif not isinstance(origin, tuple):
-            sites.append(_held(op, 0, place, segment))
+            sites.append(held(op, 0, place, segment))
     return Facts(outputs=(tuple(output),), sites=tuple(sites), sees=(0,))
-
-
-def _held(op: Op, index: int, position: int, segment: Segment) -> Site:
-    """The site of a literal that stands in a target whose other elements are computed."""
-    origins = op.origin(index)
-    literal = origins[position] if position < len(origins) else None
-    found = op.holder(index, position) if isinstance(literal, int) else None
-    if found is None or segment.size != (literal, literal):
-        raise Opaque("computed target", f"{op.node} computes its target while the model runs")
-    node, k, place = found
-    return Site(f"input:{k}", place, axis(segment), segment.size[0], node.index)
 
 
 @rule("Tile", since=6)

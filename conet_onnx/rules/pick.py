@@ -13,7 +13,13 @@ def gather(op: Op, x: Shape, indices: Shape) -> Facts:
     """ONNX Gather: positions along `axis` are looked up by number, as words in an embedding; other axes pass."""
     along = op.attribute("axis", 0) % max(len(x), 1)
     reason = Reason("picked", op.node.name, f"{op.node} picks positions of it by number")
-    return Facts(outputs=((*x[:along], *indices, *x[along + 1 :]),), frozen=((x[along], reason),))
+    others = (*x[:along], *x[along + 1 :])
+    table = op.node.inputs[0] in op.graph.weights and op.node.inputs[1] not in op.origins
+    return Facts(
+        outputs=((*x[:along], *indices, *x[along + 1 :]),),
+        frozen=((x[along], reason),),
+        makes=others if table else (),
+    )
 
 
 @rule("CumSum", "CumProd")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from conet_onnx.dims import Axis, Dim, Segment, Size, product, total
+from conet_onnx.dims import Axis, Dim, Segment, Size, axis, product, total
 from conet_onnx.graph import Graph, Node
 from conet_onnx.solving import Reason
 
@@ -28,12 +28,14 @@ __all__ = [
     "Site",
     "find_rule",
     "fixed",
+    "held",
     "rule",
     "spatial",
 ]
 
 Shape = tuple[Segment, ...]
-Origin = int | tuple[str, int] | None  # an integer's source: a literal, an axis that Shape read, or something else
+# An integer's source: a literal, an axis that Shape read, or the axes that it is computed from
+Origin = int | tuple[str, int] | frozenset[tuple[str, int]]
 
 
 class Opaque(Exception):
@@ -162,6 +164,7 @@ class Facts:
     outputs: tuple[Shape | None, ...]
     equal: tuple[tuple[Axis | Segment, Axis | Segment], ...] = ()
     contracts: tuple[Contraction, ...] = ()
+    makes: tuple[Segment, ...] = ()  # axes of a table that what is in the data picks from: made as if by a product
     mixes: tuple[Segment, ...] = ()
     sites: tuple[Site, ...] = ()
     frozen: tuple[tuple[Segment, Reason], ...] = ()
@@ -216,3 +219,14 @@ def spatial(op: Op, shape: Shape) -> tuple[tuple[Segment, Reason], ...]:
 def summed(segments: tuple[Segment, ...]) -> Axis:
     """The axis that lies before (or consists of) some segments: a prefix sum."""
     return total(segments)
+
+
+def held(op: Op, index: int, position: int, segment: Segment) -> Site:
+    """The site of a literal that stands in a target whose other elements are computed."""
+    origins = op.origin(index)
+    literal = origins[position] if position < len(origins) else None
+    found = op.holder(index, position) if isinstance(literal, int) else None
+    if found is None or segment.size != (literal, literal):
+        raise Opaque("computed target", f"{op.node} computes its target while the model runs")
+    node, k, place = found
+    return Site(f"input:{k}", place, axis(segment), segment.size[0], node.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conet_onnx.dims import ONE, Axis, Segment, Size, axis, product
-from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, rule, spatial
+from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, held, rule, spatial
 from conet_onnx.solving import Reason
 
 __all__ = ["depth_to_space", "flatten", "reshape", "space_to_depth"]
@@ -64,19 +64,29 @@ def reshape(op: Op, x: Shape, _: Shape | None = None) -> Facts:
     if len(dynamic) <= 1:
         sites = tuple(Site("input:1", i, axis(s), None) for i, s in enumerate(output))
         return Facts(outputs=(output,), equal=equal, sites=sites, sees=(1,), passes=(0,))
-    return Facts(outputs=(output,), equal=(*equal, *_computed(op, output)), sees=(1,), passes=(0,))
+    followed, sites, frozen = _computed(op, output)
+    return Facts((output,), (*equal, *followed), sites=sites, frozen=frozen, sees=(1,), passes=(0,))
 
 
-def _computed(op: Op, output: Shape) -> Equal:
-    """With two symbolic sizes there is only one -1: each element must follow the axis that it was read from."""
+def _computed(op: Op, output: Shape) -> tuple[Equal, tuple[Site, ...], tuple[tuple[Segment, Reason], ...]]:
+    """With two symbolic sizes there is only one -1: each element must follow the axis that it was read from, a literal
+    is edited where it stands, and what is computed keeps its size."""
     origins = op.origin(1)
     equal: list[tuple[Axis | Segment, Axis | Segment]] = []
-    for segment, origin in zip(output, origins or (None,) * len(output), strict=True):
+    sites: list[Site] = []
+    frozen: list[tuple[Segment, Reason]] = []
+    for place, segment in enumerate(output):
+        origin = origins[place] if place < len(origins) else None
         if isinstance(origin, tuple):
             equal.append((segment, op.source(origin)))
-        elif origin != -1 and segment.dims and not all(d.rigid for d in segment.dims):
-            raise Opaque("computed target", f"{op.node} computes its target while the model runs")
-    return tuple(equal)
+        elif origin == -1 or not segment.dims or all(d.rigid for d in segment.dims):
+            continue
+        elif isinstance(origin, int):
+            sites.append(held(op, 1, place, segment))
+        else:
+            detail = f"{op.node} computes this size of its target while the model runs"
+            frozen.append((segment, Reason("computed target", op.node.name, detail)))
+    return tuple(equal), tuple(sites), tuple(frozen)
 
 
 @rule("Flatten", "Squeeze", "Unsqueeze")
