@@ -177,6 +177,21 @@ def pricing(setting: Setting) -> Iterator[Row]:
             yield within("pricing", f"{name}, {label}", times, 1e-3)
 
 
+def large(setting: Setting) -> Iterator[Row]:
+    """A chain of 100,000 nodes, and 3 GB of weights in a file of their own, once each; not part of a run of all."""
+    path = setting.save("chain-100000", _chain(100_000, residual=True))
+    yield within("large", "100k nodes, analyze", [_analysis_alone(path)], 20)
+    small = setting.save("small", _chain(20, residual=True))
+    path = _outside(setting.folder / "outside.onnx")
+    weights = path.with_suffix(".data").stat().st_size
+    for scale in (0.5, 0.98):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            peak = pool.submit(_peak, scale, path, small).result()
+        ratio = peak / weights
+        what = "the weights, in a file of their own"
+        yield Row("large", f"3 GB, resize x{scale:g}", peak / 1e6, weights / 1e6, "MB", what, ratio, ratio, ratio, 1.3)
+
+
 BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "startup": startup,
     "analyze": analysis,
@@ -186,6 +201,7 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "memory": memory,
     "training": training,
     "pricing": pricing,
+    "large": large,
 }
 
 
@@ -213,7 +229,7 @@ def main() -> int:
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(Path(folder), tuple(arguments.model or zoo.MODELS), arguments.repeats)
-        for name in arguments.only or BENCHES:
+        for name in arguments.only or [name for name in BENCHES if name != "large"]:
             try:
                 for row in BENCHES[name](setting):
                     rows.append(row)
@@ -356,6 +372,26 @@ def _wide(layers: int = 20, width: int = 512) -> onnx.ModelProto:
         made.append(helper.make_node("Conv", [last, f"w{index}"], [f"v{index}"], name=f"n{index}", pads=[1, 1, 1, 1]))
         last = f"v{index}"
     return _model(made, weights, width)
+
+
+def _outside(path: Path, layers: int = 48, width: int = 4096) -> Path:
+    """About 3 GB of weights in `NAME.data`, written a layer at a time."""
+    rng = np.random.default_rng(SEED)
+    made, weights, last = [], [], "x"
+    with path.with_suffix(".data").open("wb") as stream:
+        for index in range(layers):
+            array = rng.standard_normal((width, width if index else 3, 1, 1), dtype=np.float32)
+            tensor = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=array.shape)
+            tensor.data_location = TensorProto.EXTERNAL
+            places = {"location": path.with_suffix(".data").name, "offset": stream.tell(), "length": array.nbytes}
+            for key, value in places.items():
+                tensor.external_data.add(key=key, value=str(value))
+            stream.write(array.data)
+            weights.append(tensor)
+            made.append(helper.make_node("Conv", [last, f"w{index}"], [f"v{index}"], name=f"n{index}"))
+            last = f"v{index}"
+    onnx.save(_model(made, weights, width), path)
+    return path
 
 
 def _model(nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto], channels: int) -> onnx.ModelProto:
