@@ -102,9 +102,10 @@ def _bias(op: Op, bias: Shape, batch: Segment, heads: Segment) -> tuple[list[Equ
     return equal, tuple((places[k], reason) for k in (-2, -1) if k in places)
 
 
-def _masked(op: Op, mask: Shape | None) -> tuple[Kept, ...]:
+def _masked(op: Op, mask: Shape | None, *batch: Segment) -> tuple[Kept, ...]:
+    """What says which positions count: nothing in it changes, nor does the batch that it may be of."""
     reason = Reason("positions", op.node.name, f"{op.node} hides positions by it")
-    return tuple((segment, reason) for segment in mask or ())
+    return () if mask is None else tuple((segment, reason) for segment in (*mask, *batch))
 
 
 @rule("Attention", since=23)
@@ -145,7 +146,7 @@ def attention(
         equal=(*equal, *added),
         contracts=_products(batch, heads, s, every),
         sites=(*_site("q_num_heads", heads.queries), *_site("kv_num_heads", heads.kv)) if flat else (),
-        frozen=(*_kept(op, heads, s, t, every), *kept, *caches, *_masked(op, lengths)),
+        frozen=(*_kept(op, heads, s, t, every), *kept, *caches, *_masked(op, lengths, batch)),
     )
 
 
@@ -206,7 +207,7 @@ def multi_head_attention(
         equal=(*equal, *more),
         contracts=_products(batch, heads, s, every),
         sites=_site("num_heads", heads.kv),
-        frozen=(*_kept(op, heads, s, t, every), *kept, *caches, *_masked(op, padding)),
+        frozen=(*_kept(op, heads, s, t, every), *kept, *caches, *_masked(op, padding, batch)),
     )
 
 
@@ -259,7 +260,7 @@ def packed_attention(
         equal=(*equal, *more),
         contracts=(*projections, *_products(x[0], heads, x[1], every)),
         sites=(*_site("num_heads", heads.kv), *sizes),
-        frozen=(*_kept(op, heads, x[1], every), *kept, *behind, *_masked(op, mask)),
+        frozen=(*_kept(op, heads, x[1], every), *kept, *behind, *_masked(op, mask, x[0])),
     )
 
 
@@ -308,7 +309,8 @@ def group_query_attention(
             *_kept(op, heads, s, t, every),
             *kept,
             *caches,
-            *(m for mask in (lengths, whole, cosines, sines, places) for m in _masked(op, mask)),
+            *(m for mask in (lengths, places) for m in _masked(op, mask, batch)),
+            *(m for mask in (whole, cosines, sines) for m in _masked(op, mask)),
             *(((heads.kv, leaving),) if any(given) else ()),
             *(((heads.g, leaving),) if given[2] else ()),
         ),
@@ -345,9 +347,10 @@ def _rotated(op: Op, x: Shape, heads: int, tables: tuple[Shape, ...]) -> Facts:
     d = product(op.fresh("d", (size, size)))
     pairs = Reason("pairs", op.node.name, f"{op.node} turns the numbers of a head in pairs")
     along = Reason("positions", op.node.name, f"{op.node} turns by position")
+    each = x[:1] if len(tables[2]) > 1 or len(tables[0]) > 2 else ()  # every sample has positions or tables of its own
     return Facts(
         outputs=(x,),
         equal=((x[2], product(h, d)),) if flat else ((x[1], h), (x[3], d)),
         sites=_site("num_heads", h) if said else (),
-        frozen=((d, pairs), (x[1] if flat else x[2], along), *((s, along) for table in tables for s in table)),
+        frozen=((d, pairs), (x[1] if flat else x[2], along), *((s, along) for table in (*tables, each) for s in table)),
     )

@@ -130,6 +130,7 @@ def embedding(
     tables = tuple(t for t in (word_table, place_table, segment_table) if t is not None)
     numbers = tuple(s for s in (segments, *others[2:]) if s is not None)
     reason = Reason("picked", op.node.name, f"{op.node} picks positions of it by number")
+    along = Reason("positions", op.node.name, f"{op.node} numbers the positions along it, or counts them")
     output = (*words, hidden)
     return Facts(
         outputs=(output, words[:1], output)[: len(op.node.outputs)],
@@ -139,7 +140,7 @@ def embedding(
             *joined((words, *numbers))[1],
         ),
         mixes=(hidden,),
-        frozen=tuple((t[0], reason) for t in tables),
+        frozen=(*((t[0], reason) for t in tables), *((s, along) for s in words[1:])),
     )
 
 
