@@ -57,7 +57,7 @@ def changes(op: Op, shapes: tuple[Shape | None, ...], facts: Facts) -> Iterator[
             made = (*facts.contracts[:k], *left, *facts.contracts[k + 1 :])
             yield Change(f"contracts {k} {name}", replace(facts, contracts=made))
     for k, site in enumerate(facts.sites):
-        for name, left in _site(site):
+        for name, left in _site(site, op):
             made = (*facts.sites[:k], *left, *facts.sites[k + 1 :])
             yield Change(f"sites {site.where} at {site.position} {name}", replace(facts, sites=made))
     for field in fields(Facts):  # also those that are yet to come
@@ -122,10 +122,12 @@ def _operand(operand: Operand, shapes: tuple[Shape | None, ...]) -> Iterator[tup
         )
 
 
-def _site(site: Site) -> Iterator[tuple[str, tuple[Site, ...]]]:
+def _site(site: Site, op: Op) -> Iterator[tuple[str, tuple[Site, ...]]]:
+    kind, _, name = site.where.partition(":")
+    known = site.holder is not None or (op.attribute(name) if kind == "attribute" else op.value(int(name))) is not None
     yield "left out", ()
     yield "moved", (replace(site, position=site.position - 1 if site.position else 1),)
-    if site.literal:
+    if site.literal and not known:  # where the file has the number, it is read there
         yield "negated", (replace(site, literal=-site.literal),)
     if site.holder is not None:
         yield "at the node itself", (replace(site, holder=None),)

@@ -122,10 +122,11 @@ class Examiner:
         by_file: dict[Path, list[pytest.Item]] = {}
         for item in items:
             by_file.setdefault(item.path, []).append(item)
+        at = self.options.heard
+        records = {path: at / f"{path.stem}-{_digest(path, own)}.jsonl" for path, own in by_file.items()}
         pending = []
         for path, own in by_file.items():
-            kept = self.options.heard / f"{path.stem}-{_digest(path, own)}.jsonl"
-            if not kept.exists():
+            if not (kept := records[path]).exists():
                 pending += [(path.stem, kept, own[k : k + 100]) for k in range(0, len(own), 100)]
         made: dict[Path, list[str]] = {}
 
@@ -142,8 +143,7 @@ class Examiner:
             for old in self.options.heard.glob(f"{kept.stem.rpartition('-')[0]}-*"):
                 old.unlink()
             kept.write_text("".join(texts))
-        for path, own in by_file.items():
-            kept = self.options.heard / f"{path.stem}-{_digest(path, own)}.jsonl"
+        for kept in records.values():
             self.heard += [Heard(**json.loads(line)) for line in kept.read_text().splitlines()]
 
     def _heard_in(self, item: pytest.Item) -> Heard:
@@ -167,6 +167,7 @@ class Examiner:
             settled = old and (old.verdict == "killed" or old.digest == _of(tests)) and not self.options.again
             if not settled and fnmatch.fnmatch(mutant, self.options.only):
                 due.append((mutant, tests))
+        due.sort(key=lambda task: len(task[1]))  # those that survive many tests take long
         began = time.monotonic()
 
         def in_time() -> Iterator[tuple[str, list[Heard]]]:
