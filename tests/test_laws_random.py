@@ -30,6 +30,33 @@ def test_larger_random_graphs_keep_all_laws_and_are_not_simply_frozen(block):
     assert sum(v.widths > 2 for v in verdicts) >= 9
 
 
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(strategies.graphs("mixed"))
+def test_random_graphs_of_maps_and_sequences_keep_all_laws(model):
+    oracles.keep_all_laws(model)
+
+
+def test_larger_random_graphs_of_maps_and_sequences_keep_all_laws_and_are_not_simply_frozen():
+    verdicts = [
+        oracles.keep_all_laws(strategies.random_model(random.Random(f"mixed {k}"), steps=12, grammar="mixed"), seed=k)
+        for k in range(10)
+    ]
+    assert sum(v.coverage for v in verdicts) / len(verdicts) > 0.45
+    assert sum(v.moved > 1e-3 for v in verdicts) >= 8
+    assert sum(v.widths > 2 for v in verdicts) >= 7
+
+
+@pytest.mark.parametrize("block", strategies.BLOCKS, ids=lambda step: step.__name__)
+def test_every_block_alone_keeps_all_laws_and_can_be_resized(block):
+    verdicts = [
+        oracles.keep_all_laws(strategies.model_of(block, random.Random(f"{block.__name__} {k}")), seed=k)
+        for k in range(3)
+    ]
+    assert max(v.coverage for v in verdicts) > 0.4
+    assert max(v.widths for v in verdicts) > 0
+    assert max(v.moved for v in verdicts) > 1e-3
+
+
 def test_random_graphs_hold_every_kind_of_node():
     """The strategy reaches what it is for."""
     models = [strategies.random_model(random.Random(k)) for k in range(150)]
@@ -40,6 +67,14 @@ def test_random_graphs_hold_every_kind_of_node():
         *("Clip", "Identity", "Cast", "Shape", "Gather", "Softmax", "CumSum", "ArgMax", "Dropout", "Constant"),
     }
     assert {o.version for model in models for o in model.opset_import} == set(range(11, 22))
+    mixed = [strategies.random_model(random.Random(k), grammar="mixed") for k in range(150)]
+    found = {node.op_type for model in mixed for node in model.graph.node}
+    assert found >= {
+        *("Softmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "LSTM", "GRU", "RNN"),
+        *("Range", "Gather", "Expand", "DepthToSpace", "SpaceToDepth", "Erf", "Where", "Cos", "Neg", "Conv", "Pad"),
+    }
+    sizes = {d.dim_param for model in mixed for v in model.graph.input for d in v.type.tensor_type.shape.dim}
+    assert sizes == {"", "N", "T"}
 
 
 def test_analysis_does_not_depend_on_the_order_of_the_nodes():
