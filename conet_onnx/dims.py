@@ -85,18 +85,24 @@ def product(*factors: Factor | Segment) -> Segment:
     if len(factors) == 1 and isinstance(dim := factors[0], Dim) and dim.size != (1, 1):
         return Segment((dim,), dim.size, (dim,))
     flat: list[Factor] = []
+    dims: list[Dim] = []
     first = second = 1
     for factor in factors:
         for f in factor.factors if isinstance(factor, Segment) else (factor,):
-            a, b = f.size if isinstance(f, Dim) else (f, f)
-            if a == b == 1:
-                continue
-            first, second = first * a, second * b
-            if isinstance(f, int) and flat and isinstance(flat[-1], int):
-                flat[-1] *= f
-            else:
+            if isinstance(f, Dim):
+                a, b = f.size
+                if a == b == 1:
+                    continue
+                first, second = first * a, second * b
                 flat.append(f)
-    return Segment(tuple(flat), (first, second), tuple(f for f in flat if isinstance(f, Dim)))
+                dims.append(f)
+            elif f != 1:
+                first, second = first * f, second * f
+                if flat and isinstance(flat[-1], int):
+                    flat[-1] *= f
+                else:
+                    flat.append(f)
+    return Segment(tuple(flat), (first, second), tuple(dims))
 
 
 def total(segments: Iterable[Segment]) -> Axis:

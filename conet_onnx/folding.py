@@ -238,23 +238,31 @@ class _Fold:
         for name, shape in zip(node.outputs, facts.outputs, strict=False):
             if name and shape is not None and self._agrees(name, shape):
                 self.a.shapes[name] = shape
-        self.a.mixes.extend((node.index, segment) for segment in facts.mixes)
-        self.a.sites.extend((node.index if site.holder is None else site.holder, site) for site in facts.sites)
-        constant = bool(node.inputs) and all(not name or name in self.a.constants for name in node.inputs)
-        self.a.constants.update(name for name in node.outputs if constant)
-        for views, inputs in (
-            (self.a.moved, facts.passes),
-            (self.a.scaled, facts.scales if constant else ()),
-            (self.a.quantised, facts.quantises if constant else ()),
-        ):
-            if sources := tuple(node.inputs[k] for k in inputs):
-                views.update({name: sources for name in node.outputs if name})
-        self.a.unsettled.extend((node, contraction) for contraction in facts.contracts)
-        self.a.makes.extend((node.index, segment) for segment in facts.makes if not constant)
+        found, index = self.a, node.index
+        constant = bool(node.inputs) and all(not name or name in found.constants for name in node.inputs)
+        if constant:
+            found.constants.update(node.outputs)
+        if facts.mixes:
+            found.mixes.extend([(index, segment) for segment in facts.mixes])
+        if facts.sites:
+            found.sites.extend([(index if site.holder is None else site.holder, site) for site in facts.sites])
+        if facts.contracts:
+            found.unsettled.extend([(node, contraction) for contraction in facts.contracts])
+        if facts.makes and not constant:
+            found.makes.extend([(index, segment) for segment in facts.makes])
+        self._record_views(node, found.moved, facts.passes)
+        if constant:
+            self._record_views(node, found.scaled, facts.scales)
+            self._record_views(node, found.quantised, facts.quantises)
+
+    def _record_views(self, node: Node, views: dict[str, tuple[str, ...]], inputs: Sequence[int]) -> None:
+        if inputs:
+            sources = tuple([node.inputs[k] for k in inputs])
+            views.update({name: sources for name in node.outputs if name})
 
     def _agrees(self, name: str, shape: Shape) -> bool:
         sizes = self.graph.sizes(name)
-        return sizes is None or sizes == tuple(s.size for s in shape)
+        return sizes is None or sizes == tuple([s.size for s in shape])
 
     def _shape(self, node: Node, index: int) -> Shape | None:
         """The axes of a node's input; None where it is absent or unknown."""
@@ -280,7 +288,7 @@ class _Fold:
         if shape is None and (name in self.a.region.reads or name in self.a.constants):
             sizes = self.graph.sizes(name)
             return None if sizes is None else fixed(name, sizes)
-        return None if shape is None else tuple(self._settled(s) for s in shape)
+        return None if shape is None else tuple([self._settled(s) for s in shape])
 
     def _new(self, tensor: str, label: str) -> Shape:
         dims = self.graph.weights[tensor].dims

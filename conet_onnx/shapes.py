@@ -50,7 +50,8 @@ class Assignment:
         if found is None or not found.tensor_type.HasField("shape"):
             return None
         dims = found.tensor_type.shape.dim
-        return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+        sizes = tuple([d.dim_value for d in dims])
+        return None if 0 in sizes and not all(d.HasField("dim_value") for d in dims) else sizes  # unset reads as 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class Inference:
 
     def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:
         """Each axis's size at both assignments; None where it is unknown or the rank differs."""
-        a, b = self.first.size(name), self.second.size(name)
+        a = self.first.size(name)
+        b = a if self.second is self.first else self.second.size(name)
         return None if a is None or b is None or len(a) != len(b) else tuple(zip(a, b, strict=True))
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:

@@ -64,7 +64,11 @@ class Solver:
 
     def is_resolved(self, ax: Axis | Segment) -> bool:
         """Whether none of its dims is bound."""
-        return self._bound.keys().isdisjoint(ax.dims)
+        bound = self._bound
+        for dim in ax.dims:  # noqa: SIM110  (seldom more than two: a generator would take longer than they)
+            if dim in bound:
+                return False
+        return True
 
     def resolve_dim(self, dim: Dim) -> Axis:
         """What a dim is bound to, resolved; the dim itself where it is unbound."""
