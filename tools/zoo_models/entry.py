@@ -13,7 +13,7 @@ import onnx
 
 __all__ = ["Entry", "NotBuilt", "enliven", "from_torch", "share"]
 
-BATCH = 2
+Symbols = dict[int, str]  # axis of every input -> the name of its size
 LEGACY_OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
 
 
@@ -38,9 +38,15 @@ class Entry:
 
 
 def from_torch(
-    make: Callable[[], tuple[Any, tuple[Any, ...]]], exporter: str, *, opset: int = 17, names: Sequence[str] = ()
+    make: Callable[[], tuple[Any, tuple[Any, ...]]],
+    exporter: str,
+    *,
+    opset: int = 17,
+    names: Sequence[str] = (),
+    lengths: bool = False,
 ) -> onnx.ModelProto:
-    """Export a torch module with a batch size that stays symbolic, where the exporter can keep it so.
+    """Export a torch module with a batch size that stays symbolic, where the exporter can keep it so; with `lengths`
+    the second axis of every input too.
 
     `make` returns the module and its inputs, of batch size two; the module comes to life here.
     """
@@ -57,30 +63,31 @@ def from_torch(
         names = list(names) or [f"x{k}" if k else "x" for k in range(len(inputs))]
         export = {"torchscript": _torchscript, "dynamo": _dynamo}[exporter]
         last: Exception | None = None
-        for dynamic in (True, False):
+        for symbolic in ({0: "batch", 1: "length"},) if lengths else ({0: "batch"}, {}):
             try:
-                return export(module, inputs, names, opset, dynamic)
+                return export(module, inputs, names, opset, symbolic)
             except Exception as error:  # exporters raise whatever they like; the table says what
                 last = error
         raise NotBuilt(f"{exporter} exporter: {type(last).__name__}: {_first_line(last)}") from last
 
 
-def _torchscript(module: Any, inputs: tuple[Any, ...], names: Sequence[str], opset: int, dynamic: bool) -> Any:
+def _torchscript(module: Any, inputs: tuple[Any, ...], names: Sequence[str], opset: int, symbolic: Symbols) -> Any:
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.onnx")
-        axes = {name: {0: "batch"} for name in names} if dynamic else None
+        axes = dict.fromkeys(names, symbolic) if symbolic else None
         torch.onnx.export(
             module, inputs, path, dynamo=False, input_names=list(names), dynamic_axes=axes, opset_version=opset
         )
         return onnx.load(path)
 
 
-def _dynamo(module: Any, inputs: tuple[Any, ...], names: Sequence[str], opset: int, dynamic: bool) -> Any:
+def _dynamo(module: Any, inputs: tuple[Any, ...], names: Sequence[str], opset: int, symbolic: Symbols) -> Any:
     import torch
 
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic else None
+    sizes = {axis: torch.export.Dim(name) for axis, name in symbolic.items()}
+    shapes = (sizes,) * len(inputs) if sizes else None
     program: Any = torch.onnx.export(
         module, inputs, dynamo=True, input_names=list(names), dynamic_shapes=shapes, verbose=False
     )

@@ -11,12 +11,23 @@ from tools.zoo_models.entry import Entry, from_torch
 __all__ = ["entries"]
 
 TOKENS = (2, 12)  # batch, sequence
+ANY_LENGTH = ("bert", "bert for masked tokens", "distilbert", "roberta", "albert")
 VOCABULARY = 100
 
 
 def entries() -> list[Entry]:
     """Each by the dynamo exporter, which is torch's default, and by the older one."""
-    return [
+    any_length = [
+        Entry(
+            f"{name}, any length",
+            "transformers",
+            "torchscript",
+            partial(from_torch, MODELS[name][0], "torchscript", names=MODELS[name][1], lengths=True),
+            "transformer",
+        )
+        for name in ANY_LENGTH
+    ]
+    return any_length + [
         Entry(name, "transformers", exporter, partial(from_torch, make, exporter, opset=17, names=names), "transformer")
         for exporter in ("torchscript", "dynamo")
         for name, (make, names) in MODELS.items()
