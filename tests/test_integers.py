@@ -71,6 +71,25 @@ def test_numbers_computed_from_sizes_alone_stay_with_them():
     oracles.keep_all_laws(model)
 
 
+def test_a_number_that_is_computed_from_a_width_pins_it_however_it_is_cast():
+    """Attention's scale, (channels / heads) ** -0.5, as torch's exporter writes it."""
+    model = heads()
+    extra = [
+        helper.make_node("Cast", ["half"], ["again"], to=TensorProto.INT64),
+        helper.make_node("Cast", ["again"], ["size"], to=TensorProto.FLOAT),
+        helper.make_node("Reciprocal", ["size"], ["factor"]),
+        helper.make_node("Mul", ["h", "factor"], ["h2"]),
+    ]
+    nodes = list(model.graph.node)
+    place = next(k for k, node in enumerate(nodes) if node.output[0] == "apart")
+    nodes[place + 1].input[0] = "h2"
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:place], *extra, *nodes[place:]])
+    analysis = analyze(Graph(model))
+    assert not analysis.widths
+    oracles.keep_all_laws(model)
+
+
 def class_token() -> onnx.ModelProto:
     """A token that is repeated for every image: `expand(batch, -1, -1)`, as torch's exporter computes the target."""
     node, rng = helper.make_node, np.random.default_rng(0)
