@@ -30,7 +30,7 @@ ALIKE = frozenset({"GroupNormalization"})  # onnx infers nothing for these: the 
 GROWING = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"})
 BATCH = (3, 5)  # sizes for a symbolic first axis
 EXTENT = (224, 256)  # sizes for any other symbolic axis of numbers: images are at least so large
-TOKENS = (16, 12)  # and of integers: tables of positions are at least so long
+TOKENS = (16, 12)  # of integers, and of what comes beside them: tables of positions are at least so long
 INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 
 
@@ -169,8 +169,10 @@ def _choose(model: onnx.ModelProto, which: int, given: Mapping[str, Sequence[int
             if dim.dim_param:
                 symbols[dim.dim_param] = _other(size, axis) if which else size
     chosen = {}
-    for value in sorted(inputs, key=lambda v: v.type.tensor_type.elem_type not in INTEGERS):
-        extent = TOKENS if value.type.tensor_type.elem_type in INTEGERS else EXTENT
+    whole = {value.name for value in inputs if value.type.tensor_type.elem_type in INTEGERS}
+    for value in sorted(inputs, key=lambda v: v.name not in whole):
+        images = len(value.type.tensor_type.shape.dim) > 3  # beside tokens, or else there is no telling
+        extent = TOKENS if value.name in whole or (whole and not images) else EXTENT
         shape = []
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value"):

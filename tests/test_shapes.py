@@ -124,3 +124,37 @@ def test_constants_that_would_be_large_are_not_computed(op: str) -> None:
     y = helper.make_tensor_value_info("y", TensorProto.INT64, None)
     graph = helper.make_graph([helper.make_node(op, [w.name for w in weights], ["y"])], "g", [], [y], weights)
     assert Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])).constant("y") is None
+
+
+def test_tokens_are_few_and_what_lies_beside_them_is_as_long() -> None:
+    """A table of positions ends somewhere; images are large."""
+    inputs = {
+        "hidden": (TensorProto.FLOAT, ["batch", None, 8]),
+        "ids": (TensorProto.INT64, ["batch", "length"]),
+        "mask": (TensorProto.FLOAT, ["batch", "length"]),
+        "pixels": (TensorProto.FLOAT, ["batch", 3, "height", "width"]),
+    }
+    graph = Graph(
+        helper.make_model(
+            helper.make_graph(
+                [helper.make_node("Identity", [name], [f"{name}2"]) for name in inputs],
+                "g",
+                [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()],
+                [
+                    helper.make_tensor_value_info(f"{name}2", kind[0], [None] * len(kind[1]))
+                    for name, kind in inputs.items()
+                ],
+            )
+        )
+    )
+    assert graph.sizes("ids") == ((3, 5), (16, 12)) == graph.sizes("mask")
+    assert graph.sizes("hidden") == ((3, 5), (16, 12), (8, 8))
+    assert graph.sizes("pixels") == ((3, 5), (3, 3), (224, 256), (224, 256))
+
+
+def test_a_length_that_was_asked_for_is_not_exceeded() -> None:
+    graph = flattened(height="h")
+    asked = Graph(graph.model, input_shapes={"x": (2, 3, 64, 8)})
+    ((_, batch), _, (height, other), _) = asked.sizes("x") or ()
+    assert batch != 2
+    assert height == 64 > other > 0
