@@ -317,9 +317,13 @@ def cut(b: Builder, x: str) -> Sequence[str]:
     return b.node_of("Split", [x, b.integers([1, q - 1])], [(p, 1, r, s), (p, q - 1, r, s)], axis=1)
 
 
-def sliced(b: Builder, x: str) -> str:
-    p, q, r, s = b.shapes[x]
-    return b.node("Slice", [x, b.integers([1]), b.integers([-1]), b.integers([1])], (p, q - 2, r, s))
+def sliced(axis: int, start: int, end: int) -> Build:
+    def build(b: Builder, x: str) -> str:
+        shape = list(b.shapes[x])
+        shape[axis] = len(range(shape[axis])[start:end])
+        return b.node("Slice", [x, b.integers([start]), b.integers([end]), b.integers([axis])], tuple(shape))
+
+    return build
 
 
 def strided(b: Builder, x: str) -> str:
@@ -354,7 +358,10 @@ CASES: dict[str, Told] = {
         for op in ("Softmax", "LogSoftmax", "Hardmax")
         for opset, frozen in ((11, {2: "softmax", 3: "softmax"}), (21, {2: "softmax"}))
     },
-    **{op: Told(pooled(op, kernel_shape=[2, 2]), frozen=SPATIAL) for op in ("MaxPool", "AveragePool", "LpPool")},
+    **{
+        op: Told(pooled(op, kernel_shape=[2, 2]), frozen=SPATIAL, shapes={1: (2, 6, 4, 7)})
+        for op in ("MaxPool", "AveragePool", "LpPool")
+    },
     **{op: Told(pooled(op), frozen=SPATIAL) for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")},
     "Resize by scales": Told(enlarged("scales"), frozen=SPATIAL),
     "Resize to sizes": Told(enlarged("sizes"), frozen=SPATIAL),
@@ -397,12 +404,19 @@ CASES: dict[str, Told] = {
         space_to_depth, shapes={0: (6, 3, 4, 2), 1: (2, 6, 4, 2), 2: (2, 3, 6, 4), 3: (2, 3, 4, 6)}, frozen=SPATIAL
     ),
     "Tile": Told(repeated),
+    "PRelu": Told(on("PRelu", lambda shape: shape)),
+    "Where": Told(where),
     "Expand": Told(expanded, also=[2, 2, 3]),
     "Concat": Told(joined, also=[3, 3, 3]),
     "Split": Told(cut, widths={1: [5]}),
-    "Slice": Told(sliced, widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
+    "Split into ones": Told(cut, shapes={1: (6, 2, 5, 4)}, frozen={1: "fixed"}),
+    "Slice": Told(sliced(1, 1, -1), widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
+    "Slice into ones": Told(sliced(1, 1, -1), shapes={0: (6, 4, 5, 3), 1: (2, 3, 5, 4)}, frozen={1: "fixed"}),
+    "Slice of the first": Told(sliced(0, 0, 1), widths={0: [5]}),
+    "Slice of the second": Told(sliced(0, 1, 2), widths={0: [4]}),
+    "Slice of the last but one": Told(sliced(0, -2, -1), widths={0: [4]}),
     "Slice, every second": Told(strided, frozen={1: "strided"}),
-    "Pad": Told(padded()),
+    "Pad": Told(padded(), shapes={1: (2, 6, 5, 8)}),
     "Pad by reflection": Told(padded(mode="reflect"), frozen={1: "padding"}),
 }
 

@@ -83,14 +83,14 @@ LSTM = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 def recurrent(op: str, *, first: int = 0, both: bool = False) -> Asked:
-    gates, d, n, t, i, h = LSTM[op], 1 + both, 2, 4, 5, 3
+    gates, d, n, t, i, h = LSTM[op], 1 + both, 2, 4 if both else 2, 5, 3
     states = (n, d, h) if first else (d, n, h)
     inputs: list[Shape | np.ndarray] = [(n, t, i) if first else (t, n, i), (d, gates * h, i), (d, gates * h, h)]
     inputs += [(d, 2 * gates * h), np.full(n, t, np.int32), states]
     inputs += [states, (d, 3 * h)] if op == "LSTM" else []
     outputs = [(n, t, d, h) if first else (t, d, n, h), states, *([states] if op == "LSTM" else [])]
     direction = "bidirectional" if both else "forward"
-    return Asked(op, inputs, outputs, {"hidden_size": h, "direction": direction, "layout": first})
+    return Asked(op, inputs, outputs, {"hidden_size": h, "direction": direction, "layout": first}, runs=not first)
 
 
 CASES: dict[str, Asked] = {
@@ -112,6 +112,7 @@ CASES: dict[str, Asked] = {
         f"Einsum {equation}": Asked("Einsum", [a, b], [y], {"equation": equation})
         for equation, a, b, y in (
             ("abc,cd->abd", (2, 4, 5), (5, 3), (2, 4, 3)),
+            ("ijk,kl->ijl", (3, 4, 5), (5, 3), (3, 4, 3)),
             ("abc,adc->abd", (2, 4, 5), (2, 3, 5), (2, 4, 3)),
             ("abc,acd->dab", (2, 4, 5), (2, 5, 3), (3, 2, 4)),
             ("abc,abd->acd", (2, 4, 5), (2, 4, 3), (2, 5, 3)),
@@ -128,6 +129,7 @@ CASES: dict[str, Asked] = {
     "PRelu": Asked("PRelu", [(2, 4, 3), (4, 3)], [(2, 4, 3)]),
     **{op: recurrent(op) for op in LSTM},
     **{f"{op} of both directions": recurrent(op, both=True) for op in LSTM},
+    **{f"{op}, batch first": recurrent(op, first=1) for op in LSTM},
     "Attention, flat": Asked(
         "Attention",
         [(2, 3, 8), (2, 5, 8), (2, 5, 6), (2, 2, 3, 5)],
@@ -135,11 +137,21 @@ CASES: dict[str, Asked] = {
         {"q_num_heads": 2, "kv_num_heads": 2},
     ),
     "Attention in heads": Asked("Attention", [(2, 4, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3), (3, 5)], [(2, 4, 3, 3)]),
+    "Attention in square heads": Asked("Attention", [(2, 4, 3, 4), (2, 2, 5, 4), (2, 2, 5, 4)], [(2, 4, 3, 4)]),
+    "Attention of one head": Asked(
+        "Attention", [(2, 3, 4), (2, 5, 4), (2, 5, 3)], [(2, 3, 3)], {"q_num_heads": 1, "kv_num_heads": 1}
+    ),
     "Attention with a past": Asked(
         "Attention",
         [(2, 3, 8), (2, 5, 8), (2, 5, 6), (1, 2, 3, 7), (2, 2, 2, 4), (2, 2, 2, 3)],
         [(2, 3, 6), (2, 2, 7, 4), (2, 2, 7, 3), (2, 2, 3, 7)],
         {"q_num_heads": 2, "kv_num_heads": 2},
+    ),
+    "Attention with a square past": Asked(
+        "Attention",
+        [(2, 3, 12), (2, 5, 12), (2, 5, 9), None, (2, 3, 2, 4), (2, 3, 2, 3)],
+        [(2, 3, 9), (2, 3, 7, 4), (2, 3, 7, 3)],
+        {"q_num_heads": 3, "kv_num_heads": 3},
     ),
     "Attention of so many keys": Asked(
         "Attention",
@@ -276,6 +288,31 @@ CASES: dict[str, Asked] = {
 
 
 FOUND: dict[str, Sequence[str]] = {
+    "Einsum ijk,kl->ijl": ["3 3 | 3 4 | 3 5", "3 4 5 | 3 3 4"],
+    "Attention with a square past": [
+        "2 3 | positions | 3 3",
+        "2 3 | positions | 3 3",
+        "2 | positions | 3 3",
+        "2 3 | 3 3 | positions | activations",
+        "2 | 3 | positions | 3",
+    ],
+    "Attention of one head": ["2 3 | positions | activations", "2 3 | positions | activations", "2 | positions | 3"],
+    "Attention in square heads": [
+        "2 4 | 2 2 4 | positions | activations",
+        "2 2 4 | 2 2 4 | positions | activations",
+        "2 2 | 2 2 | positions | 2 4",
+    ],
+    "RNN, batch first": ["2 3 | steps | 3 5", "2 | 2 3 | 2 5", "2 | activations | activations", "2 | 2 3", "2 |  | 3"],
+    "GRU, batch first": ["2 3 | steps | 3 5", "2 | 2 3 | 2 5", "2 | activations | activations", "2 | 2 3", "2 |  | 3"],
+    "LSTM, batch first": [
+        "2 3 | steps | 3 5",
+        "2 | 2 3 | 2 5",
+        "2 | activations | activations",
+        "2 | 2 3",
+        "2 |  | 3",
+        "2 |  | 3",
+        "2 | 2 3",
+    ],
     "Conv": ["2 6 | 4 6 | spatial | spatial", "2 6 | 2 4 | spatial | spatial", "2 6"],
     "Conv in groups": ["2 3 | 2 2 3 | spatial | spatial", "2 2 3 | 2 2 | spatial | spatial", "2 2 3"],
     "depthwise Conv": ["2 | 4 | spatial | spatial", "2 4 | 2 | spatial | spatial", "2 4"],

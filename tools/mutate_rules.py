@@ -51,6 +51,7 @@ class Heard:
     seconds: float
     passed: bool
     mutants: tuple[str, ...]
+    record: str = ""  # what it was read from: another one, where its file or a rule has changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,23 +129,25 @@ class Examiner:
         for path, own in by_file.items():
             if not (kept := records[path]).exists():
                 pending += [(path.stem, kept, own[k : k + 100]) for k in range(0, len(own), 100)]
+        left = Counter(kept for _, kept, _ in pending)
         made: dict[Path, list[str]] = {}
 
         def begin(task: tuple[str, Path, list[pytest.Item]], result: Path) -> None:
             result.write_text("".join(json.dumps(asdict(self._heard_in(item))) + "\n" for item in task[2]))
 
+        at.mkdir(parents=True, exist_ok=True)
         for (stem, kept, own), result in _forked(pending, begin, self.options.jobs, folder, lambda task: 900):
             if not result.exists():
                 raise RuntimeError(f"{stem}: the process that ran {own[0].nodeid} and others ended early")
             made.setdefault(kept, []).append(result.read_text())
             print(f"listened to {len(own)} tests of {stem}", flush=True)
-        self.options.heard.mkdir(parents=True, exist_ok=True)
-        for kept, texts in made.items():
-            for old in self.options.heard.glob(f"{kept.stem.rpartition('-')[0]}-*"):
-                old.unlink()
-            kept.write_text("".join(texts))
+            left[kept] -= 1
+            if not left[kept]:
+                for old in at.glob(f"{stem}-*"):
+                    old.unlink()
+                kept.write_text("".join(made[kept]))
         for kept in records.values():
-            self.heard += [Heard(**json.loads(line)) for line in kept.read_text().splitlines()]
+            self.heard += [Heard(**json.loads(line) | {"record": kept.stem}) for line in kept.read_text().splitlines()]
 
     def _heard_in(self, item: pytest.Item) -> Heard:
         said: set[str] = set()
@@ -272,7 +275,7 @@ def _digest(path: Path, items: Sequence[pytest.Item]) -> str:
 
 
 def _of(tests: Sequence[Heard]) -> str:
-    return hashlib.sha256("".join(sorted(test.test for test in tests)).encode()).hexdigest()[:12]
+    return hashlib.sha256("".join(sorted(test.record + test.test for test in tests)).encode()).hexdigest()[:12]
 
 
 def _parsed(text: str) -> Mutant:
