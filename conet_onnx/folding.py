@@ -315,6 +315,8 @@ class _Fold:
                 demands.setdefault(part.tensor, set()).add((part.axis, part.leaves))
                 readers.setdefault(part.tensor, set()).add(facing.node)
         for tensor, wanted in demands.items():
+            if not any(leaves for _, leaves in wanted):
+                continue  # nothing that is summed over ever changes
             if len(wanted) == 1 and self._readers(tensor) <= readers[tensor]:
                 continue
             reason = Reason("tied", tensor, f"weight {tensor!r} is shared by nodes that use its axes differently")

@@ -64,6 +64,7 @@ def expand(op: Op, x: Shape, _: Shape) -> Facts:
     output: list[Segment] = []
     equal: list[tuple[Axis | Segment, Axis | Segment]] = []
     sites: list[Site] = []
+    frozen: list[tuple[Segment, Reason]] = []
     for place, size in enumerate(sizes):
         own = place - len(sizes) + len(x)
         asked = place - len(sizes) + (len(origins) if target is None else len(target))
@@ -85,8 +86,13 @@ def expand(op: Op, x: Shape, _: Shape) -> Facts:
         elif target is None and isinstance(origin := origins[asked], tuple):
             equal.append((segment, op.source(origin)))
         elif target is None and origin != 1:
-            sites.append(held(op, 1, asked, segment))
-    return Facts(outputs=(tuple(output),), equal=tuple(equal), sites=tuple(sites), sees=(1,))
+            try:
+                sites.append(held(op, 1, asked, segment))
+            except Opaque as obstacle:
+                if not op.origin(1):
+                    raise
+                frozen.append((segment, Reason(obstacle.kind, op.node.name, obstacle.detail)))
+    return Facts(outputs=(tuple(output),), equal=tuple(equal), sites=tuple(sites), frozen=tuple(frozen), sees=(1,))
 
 
 @rule("ConstantOfShape")

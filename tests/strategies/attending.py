@@ -100,7 +100,7 @@ def _repeated(net: MixedNetwork, x: str, g: int) -> str:
     b = net.b
     n, kv, t, d = b.shapes[x]
     sizes = b.computed(x, (n, kv, g, t, d), {0: 0, 1: 1, 3: 2, 4: 3} if net.chance.random() < 0.5 else {0: 0, 3: 2})
-    wide = b.node("Expand", [b.unsqueeze(x, [2]), sizes], (n, kv, g, t, d))
+    wide = b.expand(b.unsqueeze(x, [2]), sizes, (n, kv, g, t, d))
     return b.view(wide, (n, kv * g, t, d), {0: 0, 2: 3} if b.length else {0: 0})
 
 

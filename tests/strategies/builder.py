@@ -145,6 +145,15 @@ class Builder:
         parts = [self._element(sizes, kept[t]) if t in kept else self.integers([n]) for t, n in enumerate(shape)]
         return self.node("Concat", parts, (len(shape),), axis=0)
 
+    def expand(self, x: str, target: str, shape: Shape) -> str:
+        """Expand, sometimes with the detour of exporters: -1 in the target stands for one."""
+        if self.chance.random() < 0.5:
+            rank = (len(shape),)
+            ones = self.weight(np.ones(len(shape), np.int64))
+            kept = self.node("Equal", [target, self.integers([-1] * len(shape))], rank)
+            target = self.node("Where", [kept, ones, target], rank)
+        return self.node("Expand", [x, target], shape)
+
     def _element(self, sizes: str, axis: int) -> str:
         if self.chance.random() < 0.3:
             bounds = [self.integers([axis]), self.integers([axis + 1])]

@@ -207,7 +207,7 @@ def recurrent(net: MixedNetwork, x: str) -> str:
     inputs.append(b.weight(b.floats(both, 2 * GATES[op] * h, scale=0.3)) if chance.random() < 0.7 else "")
     if chance.random() < 0.4:
         start = b.computed(steps, (both, n, h), {1: 1})
-        zeros = b.node("Expand", [b.weight(np.zeros((1, 1, 1), np.float32)), start], (both, n, h))
+        zeros = b.expand(b.weight(np.zeros((1, 1, 1), np.float32)), start, (both, n, h))
         inputs += ["", *([zeros] * (2 if op == "LSTM" else 1))]
     while not inputs[-1]:
         inputs.pop()
@@ -242,7 +242,7 @@ def first_token(net: MixedNetwork, x: str) -> str:
         target = b.integers(chance.choice(((n, 1, c), (n, 1, 1))))
     else:
         target = b.computed(x, (n, 1, c), {0: 0})
-    token = b.node("Expand", [token, target], (n, 1, c))
+    token = b.expand(token, target, (n, 1, c))
     return b.node("Concat", [token, x], (n, t + 1, c), axis=1)
 
 
