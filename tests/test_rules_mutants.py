@@ -151,6 +151,7 @@ NARY: dict[str, tuple[Build, int]] = {
     "BitShift": (nary("BitShift", of=UINT8, scale=0.1, around=1, direction="LEFT"), 21),
     **{op: (nary(op, of=INT32, scale=3), 21) for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")},
     "Where": (where, 21),
+    "CastLike": (lambda b, x: b.node("CastLike", [x, b.weight(np.float32(0).reshape(()))], b.shapes[x]), 21),
 }
 
 
@@ -182,6 +183,13 @@ def group_norm(b: Builder, x: str) -> str:
     shape = b.shapes[x]
     given = [b.weight(b.floats(shape[1], scale=0.2, around=1.0)) for _ in range(2)]
     return b.node("GroupNormalization", [x, *given], shape, num_groups=5 if shape[1] == 5 else 2)
+
+
+def single_norm(b: Builder, x: str) -> str:
+    """As many groups as channels."""
+    shape = b.shapes[x]
+    given = [b.weight(b.floats(shape[1], scale=0.2, around=1.0)) for _ in range(2)]
+    return b.node("GroupNormalization", [x, *given], shape, num_groups=shape[1])
 
 
 def layer_norm(b: Builder, x: str) -> Sequence[str]:
@@ -274,7 +282,8 @@ def squeezed(b: Builder, x: str) -> str:
 def folded(b: Builder, x: str) -> Sequence[str]:
     """Neighbours are multiplied, and what was multiplied is split again."""
     p, q, r, s = b.shapes[x]
-    made = [b.node("Reshape", [x, b.integers(t)], t) for t in ((p * q, r, s), (p, q * r, s), (p, q, r * s))]
+    targets = ((p * q, r, s), (p, q * r, s), (p, q, r * s), (1, p, 1, q, r, s))
+    made = [b.node("Reshape", [x, b.integers(t)], t) for t in targets]
     return [*made, b.node("Reshape", [made[1], b.integers([p, q, r, s])], (p, q, r, s))]
 
 
@@ -314,7 +323,8 @@ def joined(b: Builder, x: str) -> Sequence[str]:
 
 def cut(b: Builder, x: str) -> Sequence[str]:
     p, q, r, s = b.shapes[x]
-    return b.node_of("Split", [x, b.integers([1, q - 1])], [(p, 1, r, s), (p, q - 1, r, s)], axis=1)
+    sizes = (1, 1, q - 2)
+    return b.node_of("Split", [x, b.integers(sizes)], [(p, size, r, s) for size in sizes], axis=1)
 
 
 def sliced(axis: int, start: int, end: int) -> Build:
@@ -346,6 +356,7 @@ CASES: dict[str, Told] = {
     "BatchNormalization": Told(variances),
     "InstanceNormalization": Told(on("InstanceNormalization", channels, channels), mixed={2: MIXED, 3: MIXED}),
     "GroupNormalization": Told(group_norm, widths={1: [2, 3]}, mixed={1: [3], 2: MIXED, 3: MIXED}),
+    "GroupNormalization of single channels": Told(single_norm, mixed={2: MIXED, 3: MIXED}),
     "LayerNormalization": Told(layer_norm, mixed={2: MIXED, 3: MIXED}),
     "RMSNormalization": Told(on("RMSNormalization", lambda s: s[3:]), mixed={3: MIXED}, opset=23),
     "MeanVarianceNormalization": Told(
@@ -406,10 +417,13 @@ CASES: dict[str, Told] = {
     "Tile": Told(repeated),
     "PRelu": Told(on("PRelu", lambda shape: shape)),
     "Where": Told(where),
+    "Cast": Told(
+        lambda b, x: cast(b, cast(b, x, TensorProto.DOUBLE)), shapes={0: (4, 2, 4, 3), 1: (2, 4, 3, 4), 3: (4, 2, 3, 4)}
+    ),
     "Expand": Told(expanded, also=[2, 2, 3]),
     "Concat": Told(joined, also=[3, 3, 3]),
-    "Split": Told(cut, widths={1: [5]}),
-    "Split into ones": Told(cut, shapes={1: (6, 2, 5, 4)}, frozen={1: "fixed"}),
+    "Split": Told(cut, widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
+    "Split into ones": Told(cut, shapes={0: (6, 3, 5, 4), 1: (2, 3, 5, 4)}, frozen={1: "fixed"}),
     "Slice": Told(sliced(1, 1, -1), widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
     "Slice into ones": Told(sliced(1, 1, -1), shapes={0: (6, 4, 5, 3), 1: (2, 3, 5, 4)}, frozen={1: "fixed"}),
     "Slice of the first": Told(sliced(0, 0, 1), widths={0: [5]}),

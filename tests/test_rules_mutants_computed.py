@@ -69,6 +69,39 @@ def reshaped(b: Builder, x: str, y: str) -> Sequence[str]:
     return [x, b.transpose(rows, (0, 2, 1))]
 
 
+def as_the_other(*order: int) -> Build:
+    """One map in the shape of the other, which it has already; the channels stand anywhere."""
+
+    def build(b: Builder, x: str, y: str) -> Sequence[str]:
+        x, y = (b.transpose(t, order) for t in (x, y))
+        y = b.node("Reshape", [y, parts_of_shape(b, x, 0, 1, 2, 3)], b.shapes[x])
+        return [b.transpose(t, [order.index(k) for k in range(4)]) for t in (x, y)]
+
+    return build
+
+
+def apart(*parts: int | str) -> Build:
+    """Channels in two groups, of as many as a third layer has."""
+
+    def build(b: Builder, x: str, y: str) -> Sequence[str]:
+        n, _, h, w = b.shapes[x]
+        third = b.conv(x, 4)
+        shape = (n, *((4, 2) if parts[1] == 1 else (2, 4)), h, w)
+        y = b.node("Reshape", [y, parts_of_shape(b, third, *parts)], shape)
+        return [third, b.transpose(y, (0, 3, 4, 1, 2))]
+
+    return build
+
+
+def as_long_as_a_row(b: Builder, x: str, y: str) -> Sequence[str]:
+    """A layer along the height is asked to be as long as a map that no layer makes so long."""
+    n, c, h, w = b.shapes[x]
+    kernel, wide = b.weight(b.floats(c, c, 1, 1, scale=0.3)), (n, c, h + 1, w)
+    x = b.node("Conv", [x, kernel], wide, pads=[1, 0, 0, 0])
+    y = b.transpose(dense(b, b.transpose(y, (0, 1, 3, 2)), h + 1), (0, 1, 3, 2))
+    return [x, b.node("Expand", [y, b.node("Shape", [x], (4,))], wide)]
+
+
 def resized(b: Builder, x: str, y: str) -> Sequence[str]:
     """One map with as many channels as the other has."""
     n, c, h, w = b.shapes[x]
@@ -83,8 +116,7 @@ def halved(b: Builder, x: str, y: str) -> Sequence[str]:
     ends = [parts_of_shape(b, y, 0), b.integers([2]), half, parts_of_shape(b, y, 2, 3)]
     shape = (n, 2, c // 2, h, w)
     apart = b.node("Reshape", [y, b.node("Concat", ends, (5,), axis=0)], shape)
-    turned = b.transpose(b.node("Relu", [apart], shape), (0, 3, 4, 1, 2))
-    return [x, b.node("Mul", [turned, b.weight(b.floats(2, c // 2))], b.shapes[turned])]
+    return [x, b.transpose(apart, (0, 3, 4, 1, 2))]
 
 
 def in_heads(b: Builder, x: str, y: str) -> Sequence[str]:
@@ -108,6 +140,13 @@ BATCH, ALL = ("N",), ("N", "", "H", "W")
         pytest.param(expanded_map, ALL, [8], id="Expand of a map, symbolic height and width"),
         pytest.param(reshaped, BATCH, [8, 8], id="Reshape"),
         pytest.param(reshaped, ALL, [8], id="Reshape, symbolic height and width"),
+        *(
+            pytest.param(as_the_other(*order), ALL, [8], id=f"Reshape to a shape, {order}")
+            for order in ((0, 1, 2, 3), (0, 2, 1, 3), (0, 2, 3, 1))
+        ),
+        pytest.param(apart(0, 1, "2", 2, 3), ALL, [2, 8], id="Reshape to as many channels in front"),
+        pytest.param(apart(0, "2", 1, 2, 3), ALL, [4, 8], id="Reshape to as many channels behind"),
+        pytest.param(as_long_as_a_row, BATCH, [8, 8], id="Expand to a size that stays"),
         pytest.param(resized, BATCH, [8], id="Resize"),
         pytest.param(halved, ALL, [], id="Reshape to a computed size, symbolic height and width"),
         pytest.param(in_heads, ALL, [4, 8], id="Reshape with literals, symbolic height and width"),
