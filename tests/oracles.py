@@ -130,7 +130,7 @@ def summed_axes(op: str, attributes: Mapping[str, object]) -> tuple[tuple[int, i
 
 
 def _letters(attributes: Mapping[str, object]) -> tuple[list[str], str]:
-    left, output = str(attributes["equation"]).split("->")
+    left, output = str(attributes["equation"]).replace(" ", "").split("->")
     return left.split(","), output
 
 
@@ -245,13 +245,13 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / max(np.abs(b).max(), LEAST))
 
 
-def rounding(graph: Graph, feeds: Tensors | None = None) -> dict[str, float]:
+def rounding(graph: Graph, feeds: Tensors | None = None, seed: int = 5) -> dict[str, float]:
     """How far each tensor moves when every weight of two axes or more moves to a neighbouring float, up or down.
 
     Sums over twice as many terms are rounded otherwise, and deep random networks amplify that: this says by how much.
     """
     feeds = feeds_of(graph) if feeds is None else feeds
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
 
     def neighbour(array: np.ndarray) -> np.ndarray:
         return np.nextafter(array, np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype))

@@ -10,7 +10,7 @@ from tools.zoo_models.entry import Entry, NotBuilt, from_torch, share
 __all__ = ["entries"]
 
 BASES = {"alexnet": 224, "inception_v3": 96, "vgg": 224, "swin": 64, "vit": 224, "maxvit": 224}  # heights of images
-VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 64)}  # frames, height
+VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 224)}  # frames, height
 TRANSFORMERS = ("vit", "swin", "maxvit", "mvit")
 
 
