@@ -18,6 +18,7 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -99,6 +100,8 @@ def _one(entry: Entry, *, keep: bool) -> dict[str, Any]:
     if not keep:
         for made in FOLDER.glob(f"{entry.key}.onnx*"):
             made.unlink()
+        for left in FOLDER.glob(f"{entry.key}.half-*"):  # of a process that was stopped
+            shutil.rmtree(left, ignore_errors=True)
     record |= {"name": entry.name, "family": entry.family, "exporter": entry.exporter, "kind": entry.kind}
     record["date"] = datetime.now(UTC).date().isoformat()
     waiting = file.with_suffix(".new")

@@ -54,7 +54,7 @@ def _examine(file: Path, record: dict[str, Any]) -> None:
         seconds[name] = time.perf_counter() - began
 
     _warm_up()
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f"{file.stem}.half-") as folder:
         with high_water() as risen:
             with stage("load"):
                 graph = co.load(file)
@@ -147,7 +147,7 @@ def _quarter(analysis: Analysis, rng: np.random.Generator) -> dict[str, Selectio
     """Exact widths grown by a quarter, at least one; the copies take uneven shares."""
     made = {}
     for name, width in analysis.widths.items():
-        if width.exact and getattr(width, "max", None) is None:
+        if width.exact and width.max is None:
             extra = rng.integers(0, width.size, max(1, width.size // 4))
             made[name] = oracles.uneven(np.concatenate([np.arange(width.size), extra]), rng)
     return made
