@@ -67,7 +67,7 @@ def closed(b: Builder, x: str) -> str:
     rows = b.node("Reshape", [x, b.integers([size, 1])], (size, 1))
     rows = b.node("Tanh", [b.node("MatMul", [rows, b.weight(b.floats(1, LAST))], (size, LAST))], (size, LAST))
     whole = b.node("Reshape", [rows, b.integers([1, size * LAST])], (1, size * LAST))
-    return b.node("MatMul", [whole, b.weight(b.floats(size * LAST, 2, scale=1 / np.sqrt(size)))], (1, 2))
+    return b.node("MatMul", [whole, b.weight(b.floats(size * LAST, 5, scale=1 / np.sqrt(size)))], (1, 5))
 
 
 def hold(told: Told, place: int) -> None:
@@ -223,9 +223,12 @@ def enlarged(how: str) -> Build:
     return build
 
 
-def reduced(op: str, keep: bool) -> Build:
+def reduced(op: str, keep: bool, over: Sequence[int] = (-2,)) -> Build:
     def build(b: Builder, x: str) -> str:
         shape = b.shapes[x]
+        if over != (-2,):
+            made = tuple(1 if k in over else size for k, size in enumerate(shape))
+            return b.node(op, [x, b.integers(over)], made)
         made = (*shape[:2], *((1,) if keep else ()), shape[3])
         if op.startswith("Arg"):
             return cast(b, b.node(op, [x], made, axis=-2, keepdims=int(keep)))
@@ -261,6 +264,14 @@ def turned(*order: int) -> Build:
     return build
 
 
+def six_axes(b: Builder, x: str) -> Sequence[str]:
+    p, q, r, s = b.shapes[x]
+    y = b.node("Unsqueeze", [x, b.integers([1, 3])], (p, 1, q, 1, r, s))
+    ends = [b.node("Transpose", [y], (s, 1, q, 1, r, p), perm=[5, 1, 2, 3, 4, 0])]
+    y = b.node("Unsqueeze", [x, b.integers([0, 1])], (1, 1, p, q, r, s))
+    return [*ends, b.node("Transpose", [y], (1, 1, r, q, p, s), perm=[0, 1, 4, 3, 2, 5])]
+
+
 def flattened(b: Builder, x: str) -> str:
     p, q, r, s = b.shapes[x]
     return b.node("Flatten", [x], (p * q, r * s), axis=2)
@@ -285,6 +296,16 @@ def folded(b: Builder, x: str) -> Sequence[str]:
     targets = ((p * q, r, s), (p, q * r, s), (p, q, r * s), (1, p, 1, q, r, s))
     made = [b.node("Reshape", [x, b.integers(t)], t) for t in targets]
     return [*made, b.node("Reshape", [made[1], b.integers([p, q, r, s])], (p, q, r, s))]
+
+
+def fixed_places(b: Builder, x: str) -> Sequence[str]:
+    """Axes that are plain numbers, together."""
+    p, q, r, s = b.shapes[x]
+    r, s = r - 1, s - 1
+    y = b.node("MaxPool", [x], (p, q, r, s), kernel_shape=[2, 2])
+    targets = ((p, q, r * s), (p * q, r * s), (p, q, 1, r * s), (p * q * r * s,))
+    ends = [b.node("Reshape", [y, b.integers(t)], t) for t in targets]
+    return [*ends, b.node("Flatten", [y], (p * q, r * s), axis=2)]
 
 
 def depth_to_space(mode: str) -> Build:
@@ -313,12 +334,24 @@ def expanded(b: Builder, x: str) -> Sequence[str]:
     return [b.node("Expand", [y, b.integers(t)], (3, p, q, 2, r, s)[-max(len(t), 5) :]) for t in targets]
 
 
+def filled(b: Builder, x: str) -> str:
+    """One number everywhere."""
+    shape = b.shapes[x]
+    return b.node("Add", [b.node("ConstantOfShape", [b.integers(shape)], shape), x], shape)
+
+
 def joined(b: Builder, x: str) -> Sequence[str]:
     """With a weight in front, and behind."""
     p, q, r, s = b.shapes[x]
     weights = [b.weight(b.floats(p, 3, r, s)) for _ in range(3)]
     ends = [b.node("Concat", [weights[0], x], (p, q + 3, r, s), axis=1)]
     return [*ends, b.node("Concat", [x, *weights[1:]], (p, q + 6, r, s), axis=-3)]
+
+
+def stacked(b: Builder, x: str) -> str:
+    p, q, r, s = b.shapes[x]
+    y = b.node("Unsqueeze", [x, b.integers([2])], (p, q, 1, r, s))
+    return b.node("Concat", [y, y], (p, q, 2, r, s), axis=2)
 
 
 def cut(b: Builder, x: str) -> Sequence[str]:
@@ -358,6 +391,9 @@ CASES: dict[str, Told] = {
     "GroupNormalization": Told(group_norm, widths={1: [2, 3]}, mixed={1: [3], 2: MIXED, 3: MIXED}),
     "GroupNormalization of single channels": Told(single_norm, mixed={2: MIXED, 3: MIXED}),
     "LayerNormalization": Told(layer_norm, mixed={2: MIXED, 3: MIXED}),
+    "LayerNormalization before it was ONNX's": Told(
+        on("LayerNormalization", lambda s: s[3:], lambda s: s[3:]), mixed={3: MIXED}, opset=13
+    ),
     "RMSNormalization": Told(on("RMSNormalization", lambda s: s[3:]), mixed={3: MIXED}, opset=23),
     "MeanVarianceNormalization": Told(
         on("MeanVarianceNormalization", axes=[0, 2, 3]), mixed={0: MIXED, 2: MIXED, 3: MIXED}
@@ -370,7 +406,7 @@ CASES: dict[str, Told] = {
         for opset, frozen in ((11, {2: "softmax", 3: "softmax"}), (21, {2: "softmax"}))
     },
     **{
-        op: Told(pooled(op, kernel_shape=[2, 2]), frozen=SPATIAL, shapes={1: (2, 6, 4, 7)})
+        op: Told(pooled(op, kernel_shape=[2, 2]), frozen=SPATIAL, shapes={0: (3, 5, 4, 4), 1: (2, 6, 4, 7)})
         for op in ("MaxPool", "AveragePool", "LpPool")
     },
     **{op: Told(pooled(op), frozen=SPATIAL) for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")},
@@ -383,6 +419,11 @@ CASES: dict[str, Told] = {
         for keep in (True, False)
     },
     **{
+        f"{op} over both ends": Told(reduced(op, True, (0, 3)), mixed={0: MIXED, 3: MIXED})
+        for op in ("ReduceMean", "ReduceMax", "ReduceMin")
+    },
+    "ReduceSum over both ends": Told(reduced("ReduceSum", True, (0, 3)), frozen={0: "sum", 3: "sum"}),
+    **{
         f"{op}{'' if keep else ', axis lost'}": Told(reduced(op, keep), frozen={2: "sum"})
         for op in (f"Reduce{of}" for of in ("Sum", "L1", "L2", "LogSum", "LogSumExp", "Prod", "SumSquare"))
         for keep in (True, False)
@@ -392,12 +433,13 @@ CASES: dict[str, Told] = {
         for op in ("ArgMax", "ArgMin")
         for keep in (True, False)
     },
-    "TopK": Told(largest, frozen={2: "positions"}),
+    "TopK": Told(largest, frozen={2: "positions"}, shapes={0: (2, 5, 4, 3), 1: (5, 2, 4, 3), 3: (3, 5, 4, 2)}),
     "CumSum": Told(cumulative, frozen={2: "positions"}),
     "Trilu": Told(on("Trilu"), frozen={2: "positions", 3: "positions"}),
-    "Gather": Told(picked, also=[3], frozen={2: "picked"}),
+    "Gather": Told(picked, also=[3], frozen={2: "picked"}, shapes={1: (2, 4, 5, 4)}),
     "Transpose": Told(turned(2, 0, 3, 1)),
     "Transpose, reversed": Told(turned()),
+    "Transpose of six axes": Told(six_axes, shapes={0: (4, 2, 3, 4), 1: (2, 4, 5, 4)}),
     "Flatten": Told(flattened),
     "Unsqueeze and Squeeze": Told(wrapped),
     "Squeeze without axes": Told(squeezed, frozen=dict.fromkeys(range(4), "squeeze")),
@@ -411,9 +453,15 @@ CASES: dict[str, Told] = {
         )
         for mode in ("DCR", "CRD")
     },
-    "SpaceToDepth": Told(
-        space_to_depth, shapes={0: (6, 3, 4, 2), 1: (2, 6, 4, 2), 2: (2, 3, 6, 4), 3: (2, 3, 4, 6)}, frozen=SPATIAL
+    "DepthToSpace to one channel": Told(
+        depth_to_space("DCR"),
+        shapes={0: (6, 4, 5, 3), 1: (2, 4, 5, 3), 2: (2, 4, 6, 3), 3: (2, 4, 5, 6)},
+        frozen={1: "fixed"} | SPATIAL,
     ),
+    "SpaceToDepth": Told(
+        space_to_depth, shapes={0: (2, 3, 4, 4), 1: (2, 6, 4, 2), 2: (2, 3, 6, 4), 3: (2, 3, 4, 6)}, frozen=SPATIAL
+    ),
+    "Reshape of fixed places": Told(fixed_places, frozen=SPATIAL),
     "Tile": Told(repeated),
     "PRelu": Told(on("PRelu", lambda shape: shape)),
     "Where": Told(where),
@@ -421,11 +469,14 @@ CASES: dict[str, Told] = {
         lambda b, x: cast(b, cast(b, x, TensorProto.DOUBLE)), shapes={0: (4, 2, 4, 3), 1: (2, 4, 3, 4), 3: (4, 2, 3, 4)}
     ),
     "Expand": Told(expanded, also=[2, 2, 3]),
+    "ConstantOfShape": Told(filled),
     "Concat": Told(joined, also=[3, 3, 3]),
+    "Concat of ones": Told(stacked),
     "Split": Told(cut, widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
     "Split into ones": Told(cut, shapes={0: (6, 3, 5, 4), 1: (2, 3, 5, 4)}, frozen={1: "fixed"}),
     "Slice": Told(sliced(1, 1, -1), widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
     "Slice into ones": Told(sliced(1, 1, -1), shapes={0: (6, 4, 5, 3), 1: (2, 3, 5, 4)}, frozen={1: "fixed"}),
+    "Slice of rows into ones": Told(sliced(0, 1, 2), shapes={0: (3, 5, 4, 2)}, frozen={0: "fixed"}),
     "Slice of the first": Told(sliced(0, 0, 1), widths={0: [5]}),
     "Slice of the second": Told(sliced(0, 1, 2), widths={0: [4]}),
     "Slice of the last but one": Told(sliced(0, -2, -1), widths={0: [4]}),
@@ -439,3 +490,16 @@ CASES: dict[str, Told] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_width_at_any_axis_is_followed_or_frozen(name: str, place: int) -> None:
     hold(CASES[name], place)
+
+
+@pytest.mark.parametrize("op", ["Dropout", "Identity", "Flatten", "Squeeze"])
+def test_a_weight_is_rescaled_behind_what_moves_it(op: str) -> None:
+    b = Builder(random.Random(7), opset=21, batch=0)
+    b.tidy = True
+    x = b.node("MatMul", [b.input("x", (4, 3)), b.weight(b.floats(3, WIDTH))], (4, WIDTH))
+    weight = b.weight(b.floats(*((1,) if op == "Squeeze" else ()), WIDTH, LAST))
+    inputs = [weight, b.integers([0])] if op == "Squeeze" else [weight]
+    y = b.node("MatMul", [x, b.node(op, inputs, (WIDTH, LAST))], (4, LAST))
+    analysis = analyze(Graph(b.model([b.node("MatMul", [y, b.weight(b.floats(LAST, 2))], (4, 2))])))
+    assert [w.size for w in analysis.widths.values()] == [WIDTH, LAST]
+    prove(analysis)

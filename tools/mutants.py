@@ -63,16 +63,11 @@ def changes(op: Op, shapes: tuple[Shape | None, ...], facts: Facts) -> Iterator[
     for field in fields(Facts):  # also those that are yet to come
         if field.name in SOONER:
             continue
-        seen: dict[str, int] = {}
         items = getattr(facts, field.name)
-        for k, item in enumerate(items):
-            name = _text(item, op, shapes)
-            if _is_empty(item):
-                continue
-            seen[name] = seen.get(name, 0) + 1
-            again = f" ({seen[name]})" if seen[name] > 1 else ""
-            left = (*items[:k], *items[k + 1 :])
-            yield Change(f"{field.name} without {name}{again}", replace(facts, **{field.name: left}))
+        names = [_text(item, op, shapes) for item in items]
+        for name in dict.fromkeys(n for n, item in zip(names, items, strict=True) if not _is_empty(item)):
+            left = tuple(item for n, item in zip(names, items, strict=True) if n != name)  # what is said twice, too
+            yield Change(f"{field.name} without {name}", replace(facts, **{field.name: left}))
 
 
 def _outputs(op: Op, facts: Facts) -> Iterator[Change]:
@@ -90,10 +85,17 @@ def _outputs(op: Op, facts: Facts) -> Iterator[Change]:
                 axes[i], axes[j] = axes[j], axes[i]
                 yield Change(f"outputs {k}.{i} and {k}.{j} swapped", changed(tuple(axes)))
         for i, segment in enumerate(shape):
-            if segment.dims:
+            if segment.dims and not _is_own(segment, op, facts):
                 size = segment.size
                 own = product(Dim(f"{op.node.name}.mutant", size, rigid=size[0] != size[1]))
                 yield Change(f"outputs {k}.{i} a size of its own", changed((*shape[:i], own, *shape[i + 1 :])))
+
+
+def _is_own(segment: Segment, op: Op, facts: Facts) -> bool:
+    """Whether it is a size of the operator's own that follows the input, which nothing else is said of."""
+    dim = segment.lone
+    own = dim is not None and dim.rigid and dim.name.startswith(op.node.name)
+    return own and all(dim not in side.dims for pair in facts.equal for side in pair)
 
 
 def _contraction(
@@ -125,6 +127,8 @@ def _operand(operand: Operand, shapes: tuple[Shape | None, ...]) -> Iterator[tup
 def _site(site: Site, op: Op) -> Iterator[tuple[str, tuple[Site, ...]]]:
     kind, _, name = site.where.partition(":")
     known = site.holder is not None or (op.attribute(name) if kind == "attribute" else op.value(int(name))) is not None
+    if site.size.fixed:
+        return
     yield "left out", ()
     yield "moved", (replace(site, position=site.position - 1 if site.position else 1),)
     if site.literal and not known:  # where the file has the number, it is read there

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import gc
 import hashlib
 import json
 import os
@@ -112,6 +113,10 @@ class Examiner:
         """Pytest calls this when it has read all tests."""
         if session.testsfailed:
             raise session.Failed("some tests cannot be read")
+        import networkx  # noqa: F401 - once for all forks, in which the package would import it
+        import onnxruntime  # noqa: F401 - the same; a session would start threads, which no fork has
+
+        gc.freeze()  # a fork need not copy what its collector looks at
         with tempfile.TemporaryDirectory() as folder:
             os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
             self._listen(session.items, Path(folder))
@@ -136,9 +141,9 @@ class Examiner:
             result.write_text("".join(json.dumps(asdict(self._heard_in(item))) + "\n" for item in task[2]))
 
         at.mkdir(parents=True, exist_ok=True)
-        for (stem, kept, own), result in _forked(pending, begin, self.options.jobs, folder, lambda task: 900):
-            if not result.exists():
-                raise RuntimeError(f"{stem}: the process that ran {own[0].nodeid} and others ended early")
+        for (stem, kept, own), result, ended in _forked(pending, begin, self.options.jobs, folder, lambda task: 900):
+            if ended:
+                raise RuntimeError(f"{stem}: the process that ran {own[0].nodeid} and others ended by {ended}")
             made.setdefault(kept, []).append(result.read_text())
             print(f"listened to {len(own)} tests of {stem}", flush=True)
             left[kept] -= 1
@@ -197,9 +202,10 @@ class Examiner:
 
         self.options.records.parent.mkdir(parents=True, exist_ok=True)
         tried: Counter[str] = Counter()
-        for (mutant, tests), result in _forked(in_time(), begin, self.options.jobs, folder, limit):
-            by, detail = json.loads(result.read_text()) if result.exists() else ("", "")
-            word = "out of time" if not result.exists() else "killed" if by else "survived"
+        for (mutant, tests), result, ended in _forked(in_time(), begin, self.options.jobs, folder, limit):
+            crashed = ("", "") if ended == "SIGALRM" else ("a crash", ended)  # of a session on a model that is wrong
+            by, detail = crashed if ended else json.loads(result.read_text())
+            word = "killed" if by else "out of time" if ended else "survived"
             verdict = Verdict(mutant, word, by, detail, len(tests), _of(tests))
             self.verdicts[mutant] = verdict
             with self.options.records.open("a") as file:
@@ -235,15 +241,16 @@ def _forked(
     jobs: int,
     folder: Path,
     limit: Callable[[Any], int],
-) -> Iterator[tuple[Any, Path]]:
-    """Run each task in a process of its own, so many at a time: tasks, and the files in which they say what they found.
+) -> Iterator[tuple[Any, Path, str]]:
+    """Run each task in a process of its own, so many at a time: the task, the file in which it says what it found, and
+    the signal that ended it otherwise.
 
-    A process that takes longer than its limit (in seconds), or dies, leaves no file.
+    That is SIGALRM where it took longer than its limit (in seconds), and another one where it crashed.
     """
     running: dict[int, tuple[Any, Path]] = {}
     for n, task in enumerate(tasks):
         while len(running) >= jobs:
-            yield running.pop(os.wait()[0])
+            yield _ended(running)
         result = folder / f"result{n}"
         result.unlink(missing_ok=True)
         if (process := os.fork()) == 0:
@@ -256,7 +263,16 @@ def _forked(
                 os._exit(0)
         running[process] = task, result
     while running:
-        yield running.pop(os.wait()[0])
+        yield _ended(running)
+
+
+def _ended(running: dict[int, tuple[Any, Path]]) -> tuple[Any, Path, str]:
+    """Wait for one of these processes: its task, its file, and by which signal it ended, if by one."""
+    process, status = os.wait()
+    task, result = running.pop(process)
+    if not os.WIFSIGNALED(status) and not result.exists():
+        raise RuntimeError(f"the process for {task} ended without a word")
+    return task, result, signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else ""
 
 
 def _silence() -> None:
