@@ -42,7 +42,7 @@ from tools.measuring import (  # noqa: E402 - found through the line above
     within,
 )
 
-__all__ = ["BENCHES", "main"]
+__all__ = ["BENCHES", "ON_REQUEST", "main"]
 
 SEED = 0
 COPIES = 2.0  # of the weights, whatever else a process needs included
@@ -205,6 +205,9 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
 }
 
 
+ON_REQUEST = frozenset({"large"})  # some minutes, and 10 GB of disk
+
+
 def main() -> int:
     """Run the benchmarks; 1 if one is over its limit."""
     import torch
@@ -229,7 +232,7 @@ def main() -> int:
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(Path(folder), tuple(arguments.model or zoo.MODELS), arguments.repeats)
-        for name in arguments.only or [name for name in BENCHES if name != "large"]:
+        for name in arguments.only or [name for name in BENCHES if name not in ON_REQUEST]:
             try:
                 for row in BENCHES[name](setting):
                     rows.append(row)

@@ -166,7 +166,7 @@ def _frozen(analysis: Analysis) -> list[tuple[str, str, float]]:
     example: dict[str, str] = {}
     seen = set()
     for axis in analysis.frozen:
-        if axis.tensor in free or axis.tensor in seen or axis.reason.kind == "spatial":
+        if axis.tensor in free or axis.tensor in seen:
             continue
         seen.add(axis.tensor)
         share[axis.reason.kind] += int(np.prod(graph.weights[axis.tensor].dims))
