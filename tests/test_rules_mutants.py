@@ -277,6 +277,12 @@ def flattened(b: Builder, x: str) -> str:
     return b.node("Flatten", [x], (p * q, r * s), axis=2)
 
 
+def five_axes(b: Builder, x: str) -> str:
+    p, q, r, s = b.shapes[x]
+    y = b.node("Unsqueeze", [x, b.integers([1])], (p, 1, q, r, s))
+    return b.node("Mul", [y, b.weight(b.floats(s, around=1.0))], (p, 1, q, r, s))
+
+
 def wrapped(b: Builder, x: str) -> str:
     """Axes of size one come and go."""
     p, q, r, s = b.shapes[x]
@@ -306,6 +312,13 @@ def fixed_places(b: Builder, x: str) -> Sequence[str]:
     targets = ((p, q, r * s), (p * q, r * s), (p, q, 1, r * s), (p * q * r * s,))
     ends = [b.node("Reshape", [y, b.integers(t)], t) for t in targets]
     return [*ends, b.node("Flatten", [y], (p * q, r * s), axis=2)]
+
+
+def askew(b: Builder, x: str) -> str:
+    """Six by twelve as four by three by six: no boundary meets another."""
+    p, q, _, _ = b.shapes[x]
+    y = b.node("MaxPool", [x], (p, q, 3, 4), kernel_shape=[2, 2])
+    return b.node("Reshape", [y, b.integers([4, 3, 6])], (4, 3, 6))
 
 
 def depth_to_space(mode: str) -> Build:
@@ -433,7 +446,7 @@ CASES: dict[str, Told] = {
         for op in ("ArgMax", "ArgMin")
         for keep in (True, False)
     },
-    "TopK": Told(largest, frozen={2: "positions"}, shapes={0: (2, 5, 4, 3), 1: (5, 2, 4, 3), 3: (3, 5, 4, 2)}),
+    "TopK": Told(largest, frozen={2: "positions"}, shapes={0: (2, 5, 4, 2), 1: (5, 2, 4, 3), 3: (3, 5, 4, 2)}),
     "CumSum": Told(cumulative, frozen={2: "positions"}),
     "Trilu": Told(on("Trilu"), frozen={2: "positions", 3: "positions"}),
     "Gather": Told(picked, also=[3], frozen={2: "picked"}, shapes={1: (2, 4, 5, 4)}),
@@ -462,9 +475,15 @@ CASES: dict[str, Told] = {
         space_to_depth, shapes={0: (2, 3, 4, 4), 1: (2, 6, 4, 2), 2: (2, 3, 6, 4), 3: (2, 3, 4, 6)}, frozen=SPATIAL
     ),
     "Reshape of fixed places": Told(fixed_places, frozen=SPATIAL),
+    "Reshape askew": Told(
+        askew,
+        shapes={0: (6, 1, 4, 5), **dict.fromkeys((1, 2, 3), (1, 6, 4, 5))},
+        frozen={0: "misaligned", 1: "misaligned"} | SPATIAL,
+    ),
     "Tile": Told(repeated),
     "PRelu": Told(on("PRelu", lambda shape: shape)),
     "Where": Told(where),
+    "Mul of five axes": Told(five_axes),
     "Cast": Told(
         lambda b, x: cast(b, cast(b, x, TensorProto.DOUBLE)), shapes={0: (4, 2, 4, 3), 1: (2, 4, 3, 4), 3: (4, 2, 3, 4)}
     ),

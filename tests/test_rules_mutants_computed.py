@@ -99,7 +99,17 @@ def as_long_as_a_row(b: Builder, x: str, y: str) -> Sequence[str]:
     kernel, wide = b.weight(b.floats(c, c, 1, 1, scale=0.3)), (n, c, h + 1, w)
     x = b.node("Conv", [x, kernel], wide, pads=[1, 0, 0, 0])
     y = b.transpose(dense(b, b.transpose(y, (0, 1, 3, 2)), h + 1), (0, 1, 3, 2))
-    return [x, b.node("Expand", [y, b.node("Shape", [x], (4,))], wide)]
+    y = b.node("Expand", [y, b.node("Shape", [x], (4,))], wide)
+    return [x, b.node("Flatten", [y], (n, c * (h + 1) * w), axis=1)]
+
+
+def repeated(b: Builder, x: str, y: str) -> Sequence[str]:
+    """Five tokens for each sample: a literal in front of a computed size."""
+    n = b.shapes[x][0]
+    tokens = b.node("Expand", [b.weight(b.floats(1, 1, 6)), parts_of_shape(b, x, "5", 0, "1")], (5, n, 6))
+    tokens = b.transpose(b.node("Add", [tokens, b.weight(b.floats(5, 1, 6))], (5, n, 6)), (1, 0, 2))
+    tokens = b.node("Tanh", [dense(b, tokens, 4)], (n, 5, 4))
+    return [x, y, b.node("Flatten", [tokens], (n, 20), axis=1)]
 
 
 def resized(b: Builder, x: str, y: str) -> Sequence[str]:
@@ -109,14 +119,19 @@ def resized(b: Builder, x: str, y: str) -> Sequence[str]:
     return [x, b.node("Resize", [y, "", "", sizes], (n, c, 2 * h, 2 * w), mode="nearest")]
 
 
-def halved(b: Builder, x: str, y: str) -> Sequence[str]:
-    """Two heads of half as many channels as the other map has."""
-    n, c, h, w = b.shapes[x]
-    half = b.node("Div", [parts_of_shape(b, x, 1), b.integers([2])], (1,))
-    ends = [parts_of_shape(b, y, 0), b.integers([2]), half, parts_of_shape(b, y, 2, 3)]
-    shape = (n, 2, c // 2, h, w)
-    apart = b.node("Reshape", [y, b.node("Concat", ends, (5,), axis=0)], shape)
-    return [x, b.transpose(apart, (0, 3, 4, 1, 2))]
+def halved(*order: int) -> Build:
+    """Two heads of half as many channels as the other map has; the channels stand anywhere."""
+
+    def build(b: Builder, x: str, y: str) -> Sequence[str]:
+        half = b.node("Div", [parts_of_shape(b, x, 1), b.integers([2])], (1,))
+        y = b.transpose(y, order)
+        shape, at = list(b.shapes[y]), order.index(1)
+        elements = [parts_of_shape(b, y, k) for k in range(4)]
+        elements[at : at + 1], shape[at : at + 1] = [b.integers([2]), half], [2, shape[at] // 2]
+        y = b.node("Reshape", [y, b.node("Concat", elements, (5,), axis=0)], tuple(shape))
+        return [x, b.transpose(y, [k for k in range(5) if k != at + 1] + [at + 1])]
+
+    return build
 
 
 def in_heads(b: Builder, x: str, y: str) -> Sequence[str]:
@@ -146,9 +161,13 @@ BATCH, ALL = ("N",), ("N", "", "H", "W")
         ),
         pytest.param(apart(0, 1, "2", 2, 3), ALL, [2, 8], id="Reshape to as many channels in front"),
         pytest.param(apart(0, "2", 1, 2, 3), ALL, [4, 8], id="Reshape to as many channels behind"),
+        pytest.param(repeated, BATCH, [4, 5, 8, 8], id="Expand, a literal in front"),
         pytest.param(as_long_as_a_row, BATCH, [8, 8], id="Expand to a size that stays"),
         pytest.param(resized, BATCH, [8], id="Resize"),
-        pytest.param(halved, ALL, [], id="Reshape to a computed size, symbolic height and width"),
+        *(
+            pytest.param(halved(*order), ALL, [], id=f"Reshape to a computed size, {order}")
+            for order in ((0, 1, 2, 3), (0, 2, 1, 3))
+        ),
         pytest.param(in_heads, ALL, [4, 8], id="Reshape with literals, symbolic height and width"),
     ],
 )

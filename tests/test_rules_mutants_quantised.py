@@ -73,21 +73,32 @@ def qlinear_matmul(b: Builder, x: str) -> str:
     return b.node("DequantizeLinear", [y, *made], (*outer, 3))
 
 
-def conv_integer(b: Builder, x: str) -> str:
-    n, c, h, w = b.shapes[x]
-    y, _, zero = rounded(b, x)
-    weight = b.weight(b.rng.integers(0, 9, (3, c, 1, 1)).astype(np.uint8))
-    return cast(b, b.node("ConvInteger", [y, weight, zero, zeros(b)], (n, 3, h, w)))
+def conv_integer(group: int | None = 1) -> Build:
+    """So many groups; with None, one for each channel."""
+
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        y, _, zero = rounded(b, x)
+        o, groups = (c, c) if group is None else (3 + (group > 1), group)
+        weight = b.weight(b.rng.integers(0, 9, (o, c // groups, 1, 1)).astype(np.uint8))
+        return cast(b, b.node("ConvInteger", [y, weight, zero, zeros(b)], (n, o, h, w), group=groups))
+
+    return build
 
 
-def qlinear_conv(b: Builder, x: str) -> str:
-    n, c, h, w = b.shapes[x]
-    y, scale, zero = rounded(b, x)
-    weight = b.weight(b.rng.integers(-9, 9, (3, c, 1, 1)).astype(np.int8))
-    made = [b.weight(np.float32(0.01)), zeros(b)]
-    bias = b.weight(b.rng.integers(-50, 50, 3).astype(np.int32))
-    inputs = [y, scale, zero, weight, scales(b, 3), b.weight(np.zeros(3, np.int8)), *made, bias]
-    return b.node("DequantizeLinear", [b.node("QLinearConv", inputs, (n, 3, h, w)), *made], (n, 3, h, w))
+def qlinear_conv(group: int | None = 1) -> Build:
+    def build(b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        y, scale, zero = rounded(b, x)
+        o, groups = (c, c) if group is None else (3 + (group > 1), group)
+        weight = b.weight(b.rng.integers(-9, 9, (o, c // groups, 1, 1)).astype(np.int8))
+        made = [b.weight(np.float32(0.01)), zeros(b)]
+        bias = b.weight(b.rng.integers(-50, 50, o).astype(np.int32))
+        inputs = [y, scale, zero, weight, scales(b, o), b.weight(np.zeros(o, np.int8)), *made, bias]
+        y = b.node("QLinearConv", inputs, (n, o, h, w), group=groups)
+        return b.node("DequantizeLinear", [y, *made], (n, o, h, w))
+
+    return build
 
 
 def conv_of_a_constant(op: str, group: int) -> Build:
@@ -117,6 +128,7 @@ def matmul_of_a_constant(b: Builder, x: str) -> str:
     return b.node("DequantizeLinear", [y, *made], (p, q, 3, s))
 
 
+EVEN = {0: (6, 4, 5, 3), 1: (2, 6, 5, 4), 2: (2, 4, 6, 3), 3: (2, 4, 5, 6)}
 CASES: dict[str, Told] = {
     "scales along the first axis": Told(there_and_back(0)),
     "scales along the last axis": Told(there_and_back(-1)),
@@ -129,8 +141,11 @@ CASES: dict[str, Told] = {
         for op in ("ConvInteger", "QLinearConv")
     },
     "QLinearMatMul": Told(qlinear_matmul, also=[3]),
-    "ConvInteger": Told(conv_integer, also=[3], frozen=SPATIAL),
-    "QLinearConv": Told(qlinear_conv, also=[3], frozen=SPATIAL),
+    **{
+        f"{op} in {group} groups": Told(build(group), widths=widths, also=also, frozen=SPATIAL, shapes=EVEN)
+        for op, build in (("ConvInteger", conv_integer), ("QLinearConv", qlinear_conv))
+        for group, widths, also in ((1, {}, [3]), (2, {1: [2, 3]}, [2]), (None, {}, []))
+    },
 }
 
 
@@ -147,23 +162,27 @@ def test_a_width_at_any_axis_is_followed_or_frozen(name: str, place: int) -> Non
         pytest.param(stacked_integers, 2, 3, [6], id="MatMulInteger behind a weight"),
         pytest.param(qlinear_matmul, 3, 0, [6], id="QLinearMatMul"),
         pytest.param(matmul_of_a_constant, 2, 3, [6], id="QLinearMatMul behind a weight"),
-        pytest.param(conv_integer, 1, 1, [6], id="ConvInteger"),
-        pytest.param(qlinear_conv, 1, 1, [6], id="QLinearConv"),
+        pytest.param(conv_integer(), 1, 1, [6], id="ConvInteger"),
+        pytest.param(qlinear_conv(), 1, 1, [6], id="QLinearConv"),
         *(
             pytest.param(conv_of_a_constant(op, group), 1, 1, [6], id=f"{op} of a constant, {group} groups")
             for op in ("ConvInteger", "QLinearConv")
             for group in (1, 2)
         ),
+        *(
+            pytest.param(conv_of_a_constant(op, 2), 0, None, [], id=f"{op} of a constant, groups alone")
+            for op in ("ConvInteger", "QLinearConv")
+        ),
     ],
 )
 def test_what_a_weight_of_integers_sums_over_and_nothing_else_cannot_grow(
-    build: Build, place: int, axis: int, bounded: Sequence[int]
+    build: Build, place: int, axis: int | None, bounded: Sequence[int]
 ) -> None:
     analysis = analyze(Graph(model(Told(build), place)))
     assert [w.max for w in analysis.widths.values() if w.max is not None] == bounded
     small = {name for name, t in analysis.graph.weights.items() if t.data_type in (2, 3) and len(t.dims) > 1}
     summed = {(m.tensor, m.axis) for w in analysis.widths.values() for m in w.members if m.role == "in"}
-    assert {at for at in summed if at[0] in small} == {(*small, axis)}
+    assert {at for at in summed if at[0] in small} == ({(*small, axis)} if axis is not None else set())
 
 
 def test_a_weight_of_integers_in_front_makes_rows() -> None:
