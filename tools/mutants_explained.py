@@ -11,7 +11,7 @@ _BOTH = (
 )
 _VALUES = "the projection of values makes the heads too, and the size of a head is frozen"
 _CONSTANT_MAP = (
-    "says where to rescale where the map is a weight and the kernel is computed; no kernel for CPUs can show that it is "
+    "says where to rescale where the map is a weight and the kernel is computed; no kernel for CPUs shows that it is "
     "right, and Conv, which says the same, is held to it"
 )
 _AXES = "says that axes are accounted for: no size is ever read from them, and where they are computed, Pad is refused"
