@@ -402,3 +402,15 @@ def test_a_weight_in_front_makes_rows(op: str, attributes: dict[str, Any]) -> No
     analysis = analyze(Graph(b.model([b.node("MatMul", [y, b.weight(b.floats(5, 2))], (*b.shapes[y][:-1], 2))])))
     assert sorted(w.size for w in analysis.widths.values()) == [5, 6]
     prove(analysis)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "axis"), [("Conv in groups", 1, 1), ("NhwcConv", 3, 3), ("NhwcFusedConv", 1, 3)]
+)
+def test_where_the_map_is_a_weight_and_the_kernel_is_not_the_map_is_rescaled(name: str, place: int, axis: int) -> None:
+    analysis = analyze(Graph(model(CASES[name], 1, place)))
+    (parts,) = [f.parts for f in analysis.contractions if "Conv" in analysis.graph.nodes[f.node].op]
+    (part,) = parts
+    assert part.axis == axis
+    assert tuple(analysis.graph.weights[part.tensor].dims) == CASES[name].inputs[0]
+    assert len(part.leaves) == 1
