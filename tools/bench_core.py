@@ -103,7 +103,7 @@ def growth(setting: Setting) -> Iterator[Row]:
         case = "residual" if residual else "plain"
         small, large = (setting.save(f"{case}-{n}", _chain(n, residual)) for n in (1_000, 10_000))
         for label, measure in (("analyze", _analysis_alone), ("load+analyze", _load_and_analysis)):
-            pairs = in_turns(partial(measure, large), partial(measure, small), max(3, setting.repeats // 2))
+            pairs = in_turns(partial(measure, large), partial(measure, small), setting.repeats)
             yield compared("growth", f"10k nodes, {case}, {label}", pairs, "1k nodes", 12)
 
 
