@@ -31,7 +31,7 @@ types: venv
 	$(BIN)/mypy
 
 tests: venv
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 format: venv
 	$(BIN)/ruff check --fix
