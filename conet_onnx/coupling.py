@@ -11,6 +11,7 @@ from conet_onnx.dims import Dim, Segment
 from conet_onnx.errors import UsageError
 from conet_onnx.folding import Findings, Use
 from conet_onnx.graph import Graph
+from conet_onnx.growing import Growth, find_growth
 from conet_onnx.solving import Reason
 from conet_onnx.ties import Link, Ties
 
@@ -75,9 +76,18 @@ class Coupling(Findings):
         return tuple(u for u in self.every_use if u.tensor in resizable or first[u.tensor] is u)
 
     @cached_property
+    def _offered(self) -> tuple[Mapping[str, Width], Growth]:
+        return _find_widths(self)
+
+    @property
     def all_widths(self) -> Mapping[str, Width]:
         """Every width, those that --freeze took out included: ids are stable for the same file."""
-        return _find_widths(self)
+        return self._offered[0]
+
+    @property
+    def growth(self) -> Growth:
+        """What keeps widths from growing, and which are shared between two activations when they grow."""
+        return self._offered[1]
 
     @cached_property
     def widths(self) -> Mapping[str, Width]:
@@ -124,7 +134,7 @@ class Coupling(Findings):
 
 
 @collector_paused()
-def _find_widths(coupling: Coupling) -> dict[str, Width]:
+def _find_widths(coupling: Coupling) -> tuple[dict[str, Width], Growth]:
     solver = coupling.solver
     names: dict[Dim, str] = {}
     inner: dict[tuple[str, int], frozenset[Dim]] = {}
@@ -156,14 +166,13 @@ def _find_widths(coupling: Coupling) -> dict[str, Width]:
         for dim in solver.leaves(segment):
             mixed.setdefault(dim, {})[coupling.graph.nodes[node_index].name] = None
 
-    def largest(dim: Dim) -> int | None:
-        return dim.size[0] if dim in coupling.undivided else None
-
     offered = [d for d in names if members[d] and not d.rigid and d.size[0] == d.size[1]]
-    return {
-        f"w{k}": Width(f"w{k}", names[d], d.size[0], 1, 1, tuple(mixed.get(d, ())), tuple(members[d]), d, largest(d))
-        for k, d in enumerate(offered)
-    }
+    growth = find_growth(coupling, frozenset(offered))
+    widths = {}
+    for k, d in enumerate(offered):
+        by, largest = tuple(mixed.get(d, ())), d.size[0] if d in growth.limits else None
+        widths[f"w{k}"] = Width(f"w{k}", names[d], d.size[0], 1, 1, by, tuple(members[d]), d, largest)
+    return widths, growth
 
 
 def _parts(coupling: Coupling, segment: Segment) -> Iterator[tuple[Dim, str]]:

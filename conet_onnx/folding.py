@@ -10,7 +10,7 @@ from conet_onnx.collecting import collector_paused
 from conet_onnx.dims import Axis, Dim, Segment, product
 from conet_onnx.graph import FLOATS, REALS, Graph, Node
 from conet_onnx.integers import Region, trace
-from conet_onnx.rules import WITHOUT, Contraction, Facts, Op, Opaque, Operand, Shape, Site, find_rule, fixed
+from conet_onnx.rules import WITHOUT, Contraction, Facts, Op, Opaque, Operand, Shape, Site, each, find_rule, fixed
 from conet_onnx.solving import Conflict, Reason, Solver
 
 __all__ = ["Facing", "Findings", "Part", "Use", "fold"]
@@ -68,8 +68,10 @@ class Findings:
             set()
         )  # (node, input): integers computed from shapes, that become constants
         self.moved: dict[str, tuple[str, ...]] = {}  # values whose elements are those of others, moved
-        self.scaled: dict[str, tuple[str, ...]] = {}  # values that are linear in others, in each by itself
+        self.scaled: dict[str, tuple[str, ...]] = {}  # constants that are linear in others, in each by itself
         self.quantised: dict[str, tuple[str, ...]] = {}  # values that are another, rounded or back from that
+        self.terms: dict[int, tuple[tuple[int, ...], ...]] = {}  # by node (see rules.each)
+        self.undivided: list[tuple[Segment, str]] = []  # what cannot grow as a sum over weights can, and why
         self.region: Region = trace(graph) if region is None else region
         alone = (name for node in graph.nodes if not node.inputs for name in node.outputs)
         self.constants = {*graph.weights, *graph.sparse, *alone}
@@ -102,12 +104,6 @@ class Findings:
     def is_real(self, tensor: str) -> bool:
         """Whether a weight holds numbers to compute with, and not sizes or indices."""
         return self.graph.weights[tensor].data_type in FLOATS
-
-    @cached_property
-    def undivided(self) -> frozenset[Dim]:
-        """What quantised weights sum over: it can be cut, and not grow, since they cannot be divided among copies."""
-        parts = (part for facing in self.contractions for part in facing.parts)
-        return frozenset(dim for part in parts if not part.divides for dim in part.leaves)
 
     def follows_input(self, node: int) -> bool:
         """Whether a node computes with the model's inputs, not with weights alone."""
@@ -251,8 +247,11 @@ class _Fold:
         if facts.makes and not constant:
             found.makes.extend([(index, segment) for segment in facts.makes])
         self._record_views(node, found.moved, facts.passes)
+        if terms := facts.terms or each(len(facts.passes)):
+            found.terms[index] = terms
         if constant:
-            self._record_views(node, found.scaled, facts.scales)
+            if len(facts.terms) == 1 and not facts.contracts:
+                self._record_views(node, found.scaled, facts.terms[0])
             self._record_views(node, found.quantised, facts.quantises)
 
     def _record_views(self, node: Node, views: dict[str, tuple[str, ...]], inputs: Sequence[int]) -> None:
@@ -319,18 +318,20 @@ class _Fold:
                 continue  # nothing that is summed over ever changes
             if len(wanted) == 1 and self._readers(tensor) <= readers[tensor]:
                 continue
-            reason = Reason("tied", tensor, f"weight {tensor!r} is shared by nodes that use its axes differently")
-            for axis, _ in wanted:
-                self.solver.freeze(self.a.shapes[tensor][axis], reason)
+            why = f"weight {tensor!r}, which is summed over it, is shared by nodes that use its axes differently"
+            self.a.undivided.extend([(self.a.shapes[tensor][axis], why) for axis, _ in wanted])
 
     def _with_parts(self, node: Node, contraction: Contraction) -> Facing:
         parts: tuple[Part, ...] = ()
         for operand in reversed(contraction.operands):
             parts = parts or self._parts(node.inputs[operand.index], operand)
-        if not parts:
-            detail = f"{node} sums over it between two activations: there is no weight to rescale"
-            for operand in contraction.operands[:1]:
-                self.solver.freeze(operand.summed, Reason("activations", node.name, detail))
+        for operand in contraction.operands[:1]:
+            if not parts:
+                why = f"{node} sums over it, and what it multiplies there cannot be divided among copies"
+                self.a.undivided.append((operand.summed, why))
+            elif not all(part.divides for part in parts):
+                why = f"quantised weights sum over it, which cannot be divided among copies ({node})"
+                self.a.undivided.append((operand.summed, why))
         return Facing(node.index, parts, contraction)
 
     def _parts(self, name: str, operand: Operand) -> tuple[Part, ...]:

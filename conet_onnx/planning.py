@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from typing import Protocol
@@ -25,7 +25,6 @@ from conet_onnx.sizes import Polynomials, compile_table
 __all__ = ["Selection", "budgeted", "plan", "scaled", "select"]
 
 TRANSFERS = ("slice", "net2net", "zero")
-UNDIVIDED = "quantised weights sum over it, which cannot be divided among copies: it cannot grow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class Selection:
     """Which source channels a width keeps, in order, a repeated one being a copy; and each copy's divisor.
 
     Where a contraction sums over the width, its weight is divided: sum(1/divide) over the copies of a channel is 1, so
-    that the sum stays. An infinite divisor makes zeros.
+    that the sum stays. Two activations are divided by the square root each. An infinite divisor makes zeros.
     """
 
     indices: Indices
@@ -54,10 +53,11 @@ def plan(
 
     Shrinking keeps the channels of highest score (by default l2 importance), in their order. Growing copies channels
     and divides them where they are summed, which keeps the function: evenly (`slice`), in uneven, seeded shares that
-    training can pull apart (`net2net`; Chen et al., 2016, arXiv:1511.05641), or with nothing for the copies (`zero`).
-    A width whose channels are averaged (mixed) grows by whole multiples only, unless `inexact`; with `exact` it must
-    not shrink. One that quantised weights sum over (`max`) does not grow. Raises UsageError for an unknown id, a size
-    that is not a positive integer, or such a width.
+    training can pull apart (`net2net`; Chen et al., 2016, arXiv:1511.05641), or with nothing for the copies (`zero`;
+    where two activations share them, evenly: zeros on both sides would never learn). A width whose channels are
+    averaged (mixed) grows by whole multiples only, unless `inexact`; with `exact` it must not shrink. One with a `max`
+    does not grow (see growing). Raises UsageError for an unknown id, a size that is not a positive integer, or such a
+    width.
     """
     if transfer not in TRANSFERS:
         raise UsageError(f"transfer {transfer!r} is not known; choose one of {', '.join(TRANSFERS)}.")
@@ -77,7 +77,9 @@ def plan(
     for name in analysis.widths:
         if name in moving:
             score = np.asarray((scores or {}).get(name, np.ones(analysis.widths[name].size)), dtype=np.float64)
-            chosen[name] = _choose(analysis.widths[name], moving[name], score, transfer, rng)
+            width = analysis.widths[name]
+            how = "slice" if transfer == "zero" and width.dim in analysis.growth.shared else transfer
+            chosen[name] = _choose(width, moving[name], score, how, rng)
     return select(analysis, chosen)
 
 
@@ -94,8 +96,8 @@ def scaled(
     """Every width times `scale`, rounded (to a multiple of `multiple`, where the width has room for one), at least 1.
 
     Returns the new widths, and those that were left alone with the reason: mixed widths shrink unless `exact`, and
-    grow by whole multiples unless `inexact`; those that quantised weights sum over only shrink. Raises UsageError for a
-    scale or multiple that is not positive.
+    grow by whole multiples unless `inexact`; those with a `max` only shrink. Raises UsageError for a scale or multiple
+    that is not positive.
     """
     if not scale > 0 or not np.isfinite(scale):
         raise UsageError(f"a scale must be a positive number, got {scale!r}.")
@@ -110,7 +112,7 @@ def scaled(
             else max(1, round(width.size * scale))
         )
         if width.max is not None and size > width.max:
-            left[name] = UNDIVIDED
+            left[name] = _bounded(analysis, width)
         elif width.mixed_by and size < width.size and exact:
             left[name] = f"averaged over by {width.mixed_by[0]}: shrinking it is not exact"
         elif width.mixed_by and size > width.size and not inexact:
@@ -159,8 +161,13 @@ def select(analysis: Analysis, selections: Mapping[str, Selection]) -> WidthPlan
     """The plan that gives each named width exactly these channels. Raises UsageError for copies of what cannot grow."""
     for name, selection in selections.items():
         if analysis.widths[name].max is not None and len(set(selection.indices.tolist())) < len(selection.indices):
-            raise UsageError(f"width {name} ({analysis.widths[name].name}): {UNDIVIDED}.")
+            width = analysis.widths[name]
+            raise UsageError(f"width {name} ({width.name}): {_bounded(analysis, width)}.")
     return _Compiler(analysis, selections).run()
+
+
+def _bounded(analysis: Analysis, width: Width) -> str:
+    return f"{analysis.growth.limits[width.dim]}: it cannot grow"
 
 
 def _check(analysis: Analysis, name: str, size: int, *, exact: bool, inexact: bool) -> None:
@@ -171,7 +178,7 @@ def _check(analysis: Analysis, name: str, size: int, *, exact: bool, inexact: bo
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
         raise UsageError(f"width {name} ({width.name}): expected a whole number of at least 1, got {size!r}.")
     if width.max is not None and size > width.max:
-        raise UsageError(f"width {name} ({width.name}): {UNDIVIDED} beyond {width.max}, got {size}.")
+        raise UsageError(f"width {name} ({width.name}): {_bounded(analysis, width)} beyond {width.max}, got {size}.")
     if not width.mixed_by or size == width.size:
         return
     by = ", ".join(width.mixed_by)
@@ -240,6 +247,12 @@ class _Compiler:
             [[len(self._chosen[w.dim].indices) if w.dim in self._chosen else w.size for w in analysis.widths.values()]]
         )
         self._summed = {(part.tensor, part.axis): part.leaves for f in analysis.contractions for part in f.parts}
+        shared = {dim: axes for dim, axes in analysis.growth.shared.items() if dim in self._chosen}
+        for dim, axes in shared.items():
+            chosen = self._chosen[dim]
+            self._chosen[dim] = replace(chosen, divide=np.sqrt(chosen.divide))
+            for place in axes:
+                self._summed[place] = self._summed.get(place, frozenset()) | {dim}
 
     def run(self) -> WidthPlan:
         graph = self._analysis.graph

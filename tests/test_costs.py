@@ -70,7 +70,7 @@ def test_prices_are_what_is_counted_on_the_rewritten_model(seed):
     analysis = analyze(Graph(model))
     rng = np.random.default_rng(seed)
     for _ in range(3):
-        widths = {n: int(rng.integers(1, 2 * w.size + 1)) for n, w in analysis.widths.items()}
+        widths = {n: int(rng.integers(1, (w.max or 2 * w.size) + 1)) for n, w in analysis.widths.items()}
         if all(analysis.widths[n].size == s for n, s in widths.items()):
             continue
         resized = rewrite(analysis.graph, plan(analysis, widths, inexact=True))

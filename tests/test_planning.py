@@ -85,7 +85,7 @@ class TestShrinking:
         sizes = {"w0": 2, "w1": 1, "w2": 5}
         kept = {n: np.sort(np.argsort(-given[n], kind="stable")[:s]) for n, s in sizes.items()}
         resized = rewrite(analysis.graph, plan(analysis, sizes, given))
-        chosen = {analysis.widths[n].dim: k for n, k in kept.items()}
+        chosen = {n: Selection(k, np.ones(len(k))) for n, k in kept.items()}
         assert oracles.compare_with(analysis, resized, chosen).moved > 1e-3
 
 
@@ -158,7 +158,8 @@ class TestMixedWidths:
         assert plan(analysis, {"w0": 9}, inexact=True).widths["w0"].new == 9
         for transfer in ("slice", "net2net", "zero"):
             made = plan(analysis, {"w0": 18}, transfer=transfer)
-            chosen = {analysis.widths["w0"].dim: next(iter(made.initializers.values())).take[0]}
+            indices = next(iter(made.initializers.values())).take[0]
+            chosen = {"w0": Selection(indices, np.ones(len(indices)))}
             oracles.compare_with(analysis, rewrite(analysis.graph, made), chosen)
 
     def test_parts_of_one_average_grow_alike_or_not_at_all(self):

@@ -99,8 +99,7 @@ def _examine(file: Path, record: dict[str, Any]) -> None:
             if not selections:
                 continue
             resized = co.rewrite(graph, oracles.through_json(select(analysis, selections)))
-            chosen = {analysis.widths[n].dim: s.indices for n, s in selections.items()}
-            outcome = oracles.compare_with(analysis, resized, chosen, noise=noise)
+            outcome = oracles.compare_with(analysis, resized, selections, noise=noise)
             oracles.assert_valid(resized, graph)
             sizes = {n: len(s.indices) for n, s in selections.items()}
             assert analysis.costs.price(sizes).params == oracles.counted(resized)[0], "the price is not what is there"

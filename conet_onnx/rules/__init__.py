@@ -16,10 +16,35 @@ from conet_onnx.rules import (
     stateful,
     window,
 )
-from conet_onnx.rules.registry import RULES, Contraction, Facts, Op, Opaque, Operand, Shape, Site, find_rule, fixed
+from conet_onnx.rules.registry import (
+    RULES,
+    Contraction,
+    Facts,
+    Op,
+    Opaque,
+    Operand,
+    Shape,
+    Site,
+    each,
+    find_rule,
+    fixed,
+)
 from conet_onnx.rules.unknown import WITHOUT
 
-__all__ = ["RULES", "WITHOUT", "Contraction", "Facts", "Op", "Opaque", "Operand", "Shape", "Site", "find_rule", "fixed"]
+__all__ = [
+    "RULES",
+    "WITHOUT",
+    "Contraction",
+    "Facts",
+    "Op",
+    "Opaque",
+    "Operand",
+    "Shape",
+    "Site",
+    "each",
+    "find_rule",
+    "fixed",
+]
 
 FAMILIES = (
     attention,

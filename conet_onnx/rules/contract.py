@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from conet_onnx.dims import ONE, Axis, Segment, axis, product
 from conet_onnx.rules.elementwise import joined
 from conet_onnx.rules.registry import Contraction, Facts, Op, Opaque, Operand, Shape, Site, fixed, rule, spatial
@@ -9,6 +11,7 @@ from conet_onnx.solving import Reason
 
 __all__ = ["conv", "conv_transpose", "einsum", "gemm", "matmul", "matrix_product"]
 
+LAYER = ((0, 1), (2,))  # the product, and what is added to it
 Equal = tuple[tuple[Axis | Segment, Axis | Segment], ...]
 
 
@@ -69,6 +72,7 @@ def _grouped(
         contracts=(Contraction(operands=(Operand(0, 1, g, i), side), produces=(o,), macs=macs),),
         sites=(Site("attribute:group", 0, axis(g), g.size[0]),) if g.factors else (),
         frozen=spatial(op, x[2:]) + spatial(op, w[2:]),
+        terms=LAYER,
     )
 
 
@@ -77,7 +81,7 @@ def gemm(op: Op, a: Shape, b: Shape, c: Shape | None = None) -> Facts:
     """ONNX Gemm: Y = alpha·A'·B' + beta·C, A' (M, K), B' (K, N), C broadcast to (M, N)."""
     if op.node.since < 7 and c is not None and not op.attribute("broadcast", 0) and len(c) != 2:
         raise Opaque("old broadcast", f"{op.node} has an unusual C (opset below 7)")
-    return matrix_product(op, a, b, c)
+    return replace(matrix_product(op, a, b, c), terms=LAYER)
 
 
 def matrix_product(op: Op, a: Shape, b: Shape, c: Shape | None) -> Facts:
@@ -104,7 +108,8 @@ def matmul(op: Op, a: Shape, b: Shape) -> Facts:
         produces=(*rows, *columns),
         macs=product(*outer, *rows, *columns, a[ka]),
     )
-    return Facts(outputs=((*outer, *rows, *columns),), equal=((a[ka], b[kb]), *equal), contracts=(contraction,))
+    y = (*outer, *rows, *columns)
+    return Facts(outputs=(y,), equal=((a[ka], b[kb]), *equal), contracts=(contraction,), terms=((0, 1),))
 
 
 @rule("Einsum")
@@ -133,4 +138,5 @@ def einsum(op: Op, *operands: Shape) -> Facts:
         equal=tuple(equal),
         contracts=contractions,
         frozen=tuple((axes[letter], reason) for letter in summed if letter != contracted),
+        terms=((0, 1),),
     )

@@ -6,7 +6,7 @@ from onnx import TensorProto
 
 from conet_onnx.dims import ONE, Axis, Segment, axis, product
 from conet_onnx.graph import REALS
-from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, held, rule
+from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, each, fixed, held, rule
 from conet_onnx.solving import Reason
 
 __all__ = ["broadcast", "same_shape"]
@@ -22,12 +22,14 @@ NARY = (
     *("GreaterOrEqual", "Less", "LessOrEqual", "Mod", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Where"),
     "SwiGLU",
 )
-LINEAR = {"Mul": (0, 1), "Div": (0,)}
+HOMOGENEOUS = ("Abs", "LeakyRelu", "Neg", "Relu")  # f(k·x) = k·f(x) for every positive k
+PRODUCTS = {"Mul": ((0, 1),), "Div": ((0,),), "PRelu": ((0,),)}
+SUMS = ("Add", "Sub", "Sum", "Mean")
 
 
 def same_shape(op: Op, x: Shape, *_: Shape | None) -> Facts:
     """ONNX unary functions: every output has the input's axes. Further inputs (Clip's bounds) are scalars."""
-    return Facts(outputs=tuple(x for _ in op.node.outputs))
+    return Facts(outputs=tuple(x for _ in op.node.outputs), terms=((0,),) if op.node.op in HOMOGENEOUS else ())
 
 
 def moved(op: Op, x: Shape, *_: Shape | None) -> Facts:
@@ -41,7 +43,8 @@ def broadcast(op: Op, *shapes: Shape) -> Facts:
     if op.node.since < 7 and (op.attribute("broadcast", 0) or op.node.op == "PRelu"):
         raise Opaque("old broadcast", f"{op.node} broadcasts along an axis of its own (opset below 7)")
     output, equal = joined(shapes)
-    return Facts(outputs=(output,), equal=equal, scales=LINEAR.get(op.node.op, ()))
+    terms = each(len(shapes)) if op.node.op in SUMS else PRODUCTS.get(op.node.op, ())
+    return Facts(outputs=(output,), equal=equal, terms=terms)
 
 
 def joined(shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[tuple[Axis | Segment, Axis | Segment], ...]]:
@@ -92,7 +95,7 @@ def expand(op: Op, x: Shape, _: Shape) -> Facts:
                 if not op.origin(1):
                     raise
                 frozen.append((segment, Reason(obstacle.kind, op.node.name, obstacle.detail)))
-    return Facts(outputs=(tuple(output),), equal=tuple(equal), sites=tuple(sites), frozen=tuple(frozen), sees=(1,))
+    return Facts((tuple(output),), tuple(equal), sites=tuple(sites), frozen=tuple(frozen), sees=(1,), terms=each(1))
 
 
 @rule("ConstantOfShape")
@@ -118,7 +121,7 @@ def tile(op: Op, x: Shape, _: Shape) -> Facts:
     repeats = op.integers(1)
     if repeats is None or len(repeats) != len(x) or min(repeats, default=1) < 1:
         raise Opaque("computed repeats", f"{op.node} computes how often it repeats its input")
-    return Facts(outputs=(tuple(product(n, segment) for n, segment in zip(repeats, x, strict=True)),))
+    return Facts(outputs=(tuple(product(n, s) for n, s in zip(repeats, x, strict=True)),), terms=each(1))
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")

@@ -44,7 +44,7 @@ def bias_split_gelu(op: Op, x: Shape, bias: Shape) -> Facts:
 def fused_conv(op: Op, x: Shape, w: Shape, b: Shape | None = None, z: Shape | None = None) -> Facts:
     """com.microsoft FusedConv: Conv, plus Z, and an activation."""
     _check_activation(op)
-    facts = conv(op, x, w, b)
+    facts = replace(conv(op, x, w, b), terms=())
     y = facts.outputs[0] or ()
     return facts if z is None else replace(facts, equal=(*facts.equal, *zip(y, z, strict=True)))
 
@@ -101,7 +101,8 @@ def fused_matmul(op: Op, a: Shape, b: Shape) -> Facts:
         produces=(rows, columns),
         macs=product(*outer, rows, columns, summed),
     )
-    return Facts(outputs=((*outer, rows, columns),), equal=((summed, also), *equal), contracts=(contraction,))
+    y = (*outer, rows, columns)
+    return Facts(outputs=(y,), equal=((summed, also), *equal), contracts=(contraction,), terms=((0, 1),))
 
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=DOMAIN)

@@ -12,12 +12,22 @@ __all__ = ["batch_normalization", "group_normalization", "grouped", "instance_no
 
 @rule("BatchNormalization")
 def batch_normalization(op: Op, x: Shape, *parameters: Shape) -> Facts:
-    """ONNX BatchNormalization: scale, bias, mean and variance have one value per channel; channels do not meet."""
+    """ONNX BatchNormalization: scale, bias, mean and variance have one value per channel; channels do not meet.
+
+    In training mode (before opset 14: with more than one output) mean and variance are those of the input, over all
+    axes but the channels'.
+    """
     _has_channels(op, x)
     if op.node.since < 9 and op.attribute("spatial", 1) == 0:
         raise Opaque("per activation", f"{op.node} normalises every activation by itself (spatial = 0)")
     statistics = tuple((x[1],) for _ in op.node.outputs[1:])
-    return Facts(outputs=(x, *statistics), equal=tuple((x[1], p[0]) for p in parameters))
+    training = op.attribute("training_mode", 0) or len(op.node.outputs) > 1
+    return Facts(
+        outputs=(x, *statistics),
+        equal=tuple((x[1], p[0]) for p in parameters),
+        mixes=(x[0], *x[2:]) if training else (),
+        terms=() if training else ((0, 1), (3, 1), (2,)),  # (x - mean)·scale / deviation + bias
+    )
 
 
 @rule("InstanceNormalization")

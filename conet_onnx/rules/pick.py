@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, rule
+from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, each, rule
 from conet_onnx.solving import Reason
 
 __all__ = ["cumulative", "gather", "trilu"]
@@ -19,6 +19,7 @@ def gather(op: Op, x: Shape, indices: Shape) -> Facts:
         outputs=((*x[:along], *indices, *x[along + 1 :]),),
         frozen=((x[along], reason),),
         makes=others if table else (),
+        terms=each(1),
     )
 
 

@@ -87,7 +87,7 @@ def _with(facts: Facts, weight: int, equal: Equal) -> Facts:
     (contraction,) = facts.contracts
     x, w = contraction.operands
     moved = replace(contraction, operands=(x, replace(w, index=weight)))
-    return replace(facts, equal=(*facts.equal, *equal), contracts=(moved,))
+    return replace(facts, equal=(*facts.equal, *equal), contracts=(moved,), terms=())
 
 
 def _is_one(parameter: Shape) -> bool:

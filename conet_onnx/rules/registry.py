@@ -26,6 +26,7 @@ __all__ = [
     "Operand",
     "Shape",
     "Site",
+    "each",
     "find_rule",
     "fixed",
     "held",
@@ -170,7 +171,7 @@ class Facts:
     frozen: tuple[tuple[Segment, Reason], ...] = ()
     sees: tuple[int, ...] = ()
     passes: tuple[int, ...] = ()  # inputs whose elements appear in the outputs unchanged (possibly moved)
-    scales: tuple[int, ...] = ()  # inputs in which, each by itself, the output is linear
+    terms: tuple[tuple[int, ...], ...] = ()  # the output is a sum of these products of inputs (see `each`)
     quantises: tuple[int, ...] = ()  # inputs whose elements appear in the outputs rounded, or back from that
 
 
@@ -193,6 +194,16 @@ def rule(*ops: str, since: int = 1, domain: str = "") -> Callable[[Rule], Rule]:
         return function
 
     return enter
+
+
+def each(count: int) -> tuple[tuple[int, ...], ...]:
+    """The terms of a sum of so many inputs.
+
+    In general the output is a sum of products: a convolution's is ((0, 1), (2,)), its bias on its own. Where one factor
+    of every product has each of its channels multiplied by a positive number, so has the output; what is no factor
+    (a variance, a divisor) does not take part, and functions such as Relu, which keep such numbers, count as linear.
+    """
+    return tuple((k,) for k in range(count))
 
 
 def find_rule(node: Node) -> Rule | None:

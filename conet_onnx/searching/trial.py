@@ -166,8 +166,8 @@ def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analys
         parent = load(task.parent.file, input_shapes=source.input_shapes)
         analysis = analyze(parent)
         sizes = {name: width.size for name, width in analysis.widths.items()}
-        bounded = any(width.max is not None for width in analysis.widths.values())
-        if bounded or sizes != task.parent.widths:
+        bounded = (name for name, width in analysis.widths.items() if width.max is not None)
+        if any(task.widths.get(name, 0) > sizes[name] for name in bounded) or sizes != task.parent.widths:
             return skeleton
     resized = rewrite(parent, plan(analysis, task.widths, transfer="net2net", seed=task.seed, inexact=True))
     arrays = {name: resized.array(name) for name in skeleton.weights if name in resized.weights}

@@ -1,8 +1,13 @@
-"""The masked source: its contracted weights are zero where a plan drops the index that they are summed over."""
+"""The masked source: its contracted weights are zero where a plan drops the index that they are summed over.
+
+Where two activations are multiplied there is no such weight. Then what makes the dropped channels is zero as well: rows
+of weights, and biases. Functions that make something else of zeros come to light when the activations are looked at.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +19,7 @@ from conet_onnx.graph import Graph, Node
 from conet_onnx.verification.constants import Constants, closure, constant_names, evaluate, is_float
 from conet_onnx.verification.plans import Planned, Take
 
-__all__ = ["masked_model", "masked_operands", "mixers"]
+__all__ = ["Meeting", "masked_model", "masked_operands", "meetings", "mixers"]
 
 Array = np.ndarray[Any, Any]
 
@@ -44,6 +49,13 @@ _CONTRACTED: Mapping[str, tuple[Collection[int], Callable[[Node, int, int], int]
     "com.microsoft.NhwcConv": ((0, 1), lambda node, which, rank: rank - 1),
     "com.microsoft.NhwcFusedConv": ((0, 1), lambda node, which, rank: 1 if which else rank - 1),
 }
+_ADDED: Mapping[str, Collection[int]] = {  # inputs that a channel which is zero before needs to be zero after
+    "Add": (0, 1),
+    "Sub": (0, 1),
+    "Gather": (0,),
+    "BatchNormalization": (1, 2, 3),
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "com.microsoft.FusedConv", "com.microsoft.FusedGemm"), (2,)),
+}
 _ZEROS: Mapping[str, Mapping[int, int]] = {  # of quantised inputs: the input that says which number is zero
     "QLinearConv": {0: 2, 3: 5},
     "ConvInteger": {0: 2, 1: 3},
@@ -66,32 +78,43 @@ _BY_CHANNEL = frozenset(  # they read weights, and sum over none of their axes
 )
 
 
-def masked_operands(source: Graph, planned: Planned) -> tuple[dict[tuple[int, int], Array], list[str]]:
-    """Contracted weights with zeros outside the kept indices, by (node index, input); what could not be masked."""
+def masked_operands(
+    source: Graph, planned: Planned, *, makers: bool = False
+) -> tuple[dict[tuple[int, int], Array], list[str]]:
+    """Contracted weights with zeros outside the kept indices, by (node index, input); what could not be masked.
+
+    With `makers`, so are weights and biases that make channels which are dropped.
+    """
     masked: dict[tuple[int, int], Array] = {}
     excuses = []
     constants = constant_names(source)
     for node in source.nodes:
+        alive = not constants.issuperset(node.outputs)
         for which, name in enumerate(node.inputs):
             take = planned.of(node, which)
-            if node.operator in _CONTRACTED:
-                if which not in _CONTRACTED[node.operator][0] or name not in constants:
+            contracted = which in _CONTRACTED[node.operator][0] if node.operator in _CONTRACTED else False
+            if contracted or (makers and alive and which in _ADDED.get(node.operator, ())):
+                if name not in constants:
                     continue
                 try:
-                    found = _kept_along(source, node, which, take, planned)
+                    kept = _kept(source, node, which, take, planned)
+                    if kept is not None and not (makers and alive):
+                        axis = _CONTRACTED[node.operator][1](node, which, kept.ndim)
+                        others = tuple(a for a in range(kept.ndim) if a != axis)
+                        kept = np.asarray(kept.any(axis=others, keepdims=True))
                 except _Unmaskable as error:
                     excuses.append(f"{node} contracts {name!r}, which comes from {error}")
                     continue
-                if found is not None and not found[1].all():
-                    axis, kept = found
+                if kept is not None and not kept.all():
                     value = Constants(source, [name], "the source")[name]
                     try:
                         zero = _zero_of(source, node, which, value)
                     except _Unmaskable as error:
                         excuses.append(f"{node} contracts {name!r}, which has {error}")
                         continue
-                    away = ~kept.reshape([-1 if a == axis else 1 for a in range(value.ndim)])
-                    masked[node.index, which] = np.where(away, zero, value)
+                    masked[node.index, which] = np.where(kept, value, zero)
+            elif node.operator in _CONTRACTED:
+                continue
             elif take and take.drops and node.operator not in _MOVES | _BY_CHANNEL | _ROUNDS:
                 excuses.append(f"{node} may sum over {name!r}")
     return masked, excuses
@@ -115,12 +138,11 @@ def _zero_of(source: Graph, node: Node, which: int, value: Array) -> Array:
     return zero.reshape(-1, 1) if zero.ndim == 1 and not which else zero
 
 
-def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planned: Planned) -> tuple[int, Array] | None:
-    """The contracted axis of a constant operand and which indices along it are kept; None where nothing is planned."""
+def _kept(source: Graph, node: Node, which: int, take: Take | None, planned: Planned) -> Array | None:
+    """Which elements of a constant input are kept; None where nothing is planned."""
     name = node.inputs[which]
     if take is not None:
-        axis = _CONTRACTED[node.operator][1](node, which, len(take.shape))
-        return axis, take.kept(axis)
+        return _elements(take)
     if name in source.weights:
         return None
     # Through Transpose, Reshape and the like: run the same nodes on tags in place of the weights.
@@ -133,9 +155,7 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
                 continue
             if leaf not in source.weights:
                 raise _Unmaskable(f"{leaf!r}, which is planned on its own")
-            kept = np.ones(leaf_take.shape, bool)
-            for axis, length in enumerate(leaf_take.shape):
-                kept &= leaf_take.kept(axis).reshape([length if a == axis else 1 for a in range(kept.ndim)])
+            kept = _elements(leaf_take)
             flags.append(kept.reshape(-1))
             tags[leaf] = np.arange(size, size + kept.size, dtype=np.int64).reshape(kept.shape)
             size += kept.size
@@ -149,11 +169,17 @@ def _kept_along(source: Graph, node: Node, which: int, take: Take | None, planne
                 tags[leaf] = np.full(source.weights[leaf].dims, size, np.int64)
     flags.append(np.ones(1, bool))
     try:
-        operand: Array = np.concatenate(flags)[evaluate(source, [name], tags)[name]]
+        return np.asarray(np.concatenate(flags)[evaluate(source, [name], tags)[name]])
     except ModelError as error:
         raise _Unmaskable(f"nodes that do not run on tags ({error})") from error
-    axis = _CONTRACTED[node.operator][1](node, which, operand.ndim)
-    return axis, np.asarray(operand.any(axis=tuple(a for a in range(operand.ndim) if a != axis)))
+
+
+def _elements(take: Take) -> Array:
+    """Which elements of a weight are kept."""
+    kept = np.ones(take.shape, bool)
+    for axis, length in enumerate(take.shape):
+        kept &= take.kept(axis).reshape([length if a == axis else 1 for a in range(kept.ndim)])
+    return kept
 
 
 def masked_model(source: Graph, operands: Mapping[tuple[int, int], Array]) -> Graph:
@@ -177,14 +203,57 @@ def masked_model(source: Graph, operands: Mapping[tuple[int, int], Array]) -> Gr
     return Graph(made, arrays={t.name: source.arrays[t.name] for t in kept if t.name in source.arrays})
 
 
+# Two activations that are multiplied over a resized axis
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """A product of two activations over an axis of each, of which so many positions were dropped."""
+
+    node: Node
+    operands: tuple[tuple[str, int], tuple[str, int]]
+    dropped: int
+
+    def is_hidden(self, runs: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether as many positions as were dropped add nothing to the sum, in all runs."""
+        silent: Array | bool = True
+        for run in runs:
+            sides = (np.moveaxis(run[name], axis, -1) for name, axis in self.operands)
+            silent = silent & np.logical_or(*((side == 0).all(axis=tuple(range(side.ndim - 1))) for side in sides))
+        return bool(np.count_nonzero(silent) >= self.dropped)
+
+
+def meetings(source: Graph, resized: Graph) -> list[Meeting]:
+    """Where matrix products of two activations sum over fewer positions than they did."""
+    constants = constant_names(source)
+    found = []
+    for node in source.nodes:
+        if node.operator not in ("MatMul", "Gemm", "com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul"):
+            continue
+        a, b = node.inputs[:2]
+        before, other, after = source.shape(a), source.shape(b), resized.shape(a)
+        if {a, b} & constants or before is None or other is None or after is None:
+            continue
+        i, j = (_CONTRACTED[node.operator][1](node, which, len(s)) for which, s in enumerate((before, other)))
+        m, n = before[i], after[i]
+        if m is not None and n is not None and n < m:
+            found.append(Meeting(node, ((a, i), (b, j)), m - n))
+    return found
+
+
 # Statistics across a resized axis: there a resize is an approximation
 
 
-def mixers(source: Graph, resized: Graph) -> list[str]:
-    """Nodes that normalise, reduce or contract activations over an axis whose size has changed."""
+def mixers(source: Graph, resized: Graph, hidden: Collection[str] = ()) -> list[str]:
+    """Nodes that normalise, reduce or contract activations over an axis whose size has changed.
+
+    Nodes of which no dropped channel is visible, by name, are `hidden`.
+    """
     found = []
     constants = constant_names(source)
     for node in source.nodes:
+        if node.name in hidden:
+            continue
         of = node.inputs[2:3] if node.operator == "com.microsoft.EmbedLayerNormalization" else node.inputs[:1]
         before, after = (g.shape(of[0]) if of else None for g in (source, resized))
         if before is None or after is None or before == after:
@@ -225,6 +294,8 @@ def _pooled_axes(graph: Graph, node: Node, rank: int, constants: Container[str])
         return every
     if node.op == "InstanceNormalization" or "Pool" in node.op:
         return spatial
+    if node.op == "BatchNormalization" and (node.attributes.get("training_mode", 0) or len(node.outputs) > 1):
+        return (0, *spatial)
     return ()
 
 

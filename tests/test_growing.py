@@ -1,0 +1,256 @@
+"""Sums over two activations: what can share its copies between them grows, and all else only shrinks.
+
+The laws of every case are those of test_rules: both oracles compare every tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+from strategies import Builder
+from test_rules import Case, check, dense, grid, made
+
+from conet_onnx.analysis import Analysis, analyze
+from conet_onnx.errors import UsageError, VerificationFailed
+from conet_onnx.graph import Graph
+from conet_onnx.planning import plan, scaled
+from conet_onnx.plans import WidthPlan
+from conet_onnx.rewriting import rewrite
+from conet_onnx.runtime import run_all
+from conet_onnx.verification import verify
+
+HEADS, SIZE = 2, 6
+Step = Callable[[Builder, str], str]
+
+
+def same(b: Builder, x: str) -> str:
+    return x
+
+
+def unary(op: str, **attributes: Any) -> Step:
+    return lambda b, x: b.node(op, [x], b.shapes[x], **attributes)
+
+
+def biased(b: Builder, x: str) -> str:
+    return b.node("Add", [x, b.weight(b.floats(b.shapes[x][-1]))], b.shapes[x])
+
+
+def normed(b: Builder, x: str) -> str:
+    """BatchNormalization of (N, L, C): over C."""
+    turned = b.transpose(x, (0, 2, 1))
+    return b.transpose(b.norm(turned), (0, 2, 1))
+
+
+def gated(b: Builder, x: str) -> str:
+    """Times another projection of the same tokens."""
+    return b.node("Mul", [x, unary("Sigmoid")(b, dense(b, b.tokens, b.shapes[x][-1]))], b.shapes[x])  # type: ignore[attr-defined]  # set below
+
+
+def turned(b: Builder, x: str) -> str:
+    """Rotary positions on (N, H, L, d): half of the numbers of a head by cosines, the others by sines."""
+    *_, length, size = b.shapes[x]
+    first, second = b.split(x, 3, [size // 2, size // 2])
+    other = b.node("Concat", [b.node("Neg", [second], b.shapes[second]), first], b.shapes[x], axis=3)
+    angles = np.arange(length)[:, None] / 3.0 ** np.arange(size // 2)
+    tables = [b.weight(np.tile(f(angles), 2).astype(np.float32)) for f in (np.cos, np.sin)]
+    parts = [b.node("Mul", [y, t], b.shapes[x]) for y, t in zip((x, other), tables, strict=True)]
+    return b.node("Add", parts, b.shapes[x])
+
+
+def by_frequency(b: Builder, x: str) -> str:
+    """Times the cosine of positions by frequencies: positions are data, frequencies are weights."""
+    n, _, length, size = b.shapes[x]
+    shape = (n, 1, length, size)
+    positions = b.input(f"places of {x}", (n, 1, length, 1))
+    angles = b.node("MatMul", [positions, b.weight(b.floats(1, size))], shape)
+    return b.node("Mul", [x, b.node("Cos", [angles], shape)], b.shapes[x])
+
+
+def scaled_by_channel(b: Builder, x: str) -> str:
+    return b.node("Mul", [x, b.weight(b.floats(b.shapes[x][-1], around=1))], b.shapes[x])
+
+
+def shifted(b: Builder, x: str) -> str:
+    return b.node("Add", [x, b.weight(np.array(0.5, np.float32))], b.shapes[x])
+
+
+def linear_pieces(b: Builder, x: str) -> str:
+    """Functions that keep positive factors."""
+    for op in ("LeakyRelu", "Abs", "Neg"):
+        x = unary(op)(b, x)
+    return x
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Self-attention over the places of an image; `flat` acts on (N, L, H·d), `heads` on queries and keys by head."""
+
+    flat: Step = same
+    heads: Step = same
+    fused: str = ""
+    key_only: Step = same
+    linear: bool = False
+
+    def __call__(self, b: Builder, x: str) -> str:
+        n, c, h, w = b.shapes[x]
+        length, inner = h * w, HEADS * SIZE
+        tokens = b.transpose(b.reshape(x, (n, c, length)), (0, 2, 1))
+        b.tokens = tokens  # type: ignore[attr-defined]  # for steps that need them
+        if self.fused == "Split":
+            parts = b.split(self.flat(b, dense(b, tokens, 3 * inner)), 2, [inner] * 3)
+            q, k, v = (self._in_heads(b, part) for part in parts)
+        elif self.fused:
+            y = b.reshape(self.flat(b, dense(b, tokens, 3 * inner)), (n, length, 3, HEADS, SIZE))
+            y = b.transpose(y, (2, 0, 3, 1, 4))
+            shape = (n, HEADS, length, SIZE)
+            q, k, v = (b.node("Gather", [y, b.weight(np.array(i))], shape, axis=0) for i in range(3))
+        else:
+            q, k, v = (self._in_heads(b, self.flat(b, dense(b, tokens, inner))) for _ in range(3))
+        q, k = self.heads(b, q), self.key_only(b, self.heads(b, k))
+        mixed = self._linear(b, q, k, v) if self.linear else self._softmax(b, q, k, v)
+        joined = b.reshape(b.transpose(mixed, (0, 2, 1, 3)), (n, length, inner))
+        return b.reshape(b.transpose(dense(b, joined, 5), (0, 2, 1)), (n, 5, h, w))
+
+    def _in_heads(self, b: Builder, x: str) -> str:
+        n, length, _ = b.shapes[x]
+        return b.transpose(b.reshape(x, (n, length, HEADS, SIZE)), (0, 2, 1, 3))
+
+    def _softmax(self, b: Builder, q: str, k: str, v: str) -> str:
+        n, heads, length, _ = b.shapes[q]
+        square = (n, heads, length, length)
+        scores = b.node("MatMul", [q, b.transpose(k, (0, 1, 3, 2))], square)
+        scaled = b.node("Mul", [scores, b.weight(np.array(0.4, np.float32))], square)
+        return b.node("MatMul", [b.node("Softmax", [scaled], square, axis=3), v], b.shapes[v])
+
+    def _linear(self, b: Builder, q: str, k: str, v: str) -> str:
+        n, heads, _, size = b.shapes[q]
+        inner = b.node("MatMul", [b.transpose(k, (0, 1, 3, 2)), v], (n, heads, size, size))
+        return b.node("MatMul", [q, inner], b.shapes[v])
+
+
+def shared_projection(b: Builder, x: str) -> str:
+    """Keys are the queries."""
+    n, c, h, w = b.shapes[x]
+    tokens = b.transpose(b.reshape(x, (n, c, h * w)), (0, 2, 1))
+    y = dense(b, tokens, SIZE)
+    scores = b.node("MatMul", [y, b.transpose(y, (0, 2, 1))], (n, h * w, h * w))
+    return b.reshape(b.transpose(b.node("MatMul", [scores, tokens], b.shapes[tokens]), (0, 2, 1)), (n, c, h, w))
+
+
+def read_elsewhere(b: Builder, x: str) -> Sequence[str]:
+    """Keys go through a function besides."""
+    n, c, h, w = b.shapes[x]
+    tokens = b.transpose(b.reshape(x, (n, c, h * w)), (0, 2, 1))
+    q, k = dense(b, tokens, SIZE), dense(b, tokens, SIZE)
+    scores = b.node("MatMul", [q, b.transpose(k, (0, 2, 1))], (n, h * w, h * w))
+    mixed = b.node("MatMul", [scores, tokens], b.shapes[tokens])
+    return [b.reshape(b.transpose(mixed, (0, 2, 1)), (n, c, h, w)), b.transpose(unary("Tanh")(b, k), (0, 2, 1))]
+
+
+def norm_of_a_head(b: Builder, x: str) -> str:
+    size = b.shapes[x][-1]
+    scale, bias = b.weight(b.floats(size, around=1, scale=0.2)), b.weight(b.floats(size))
+    return b.node("LayerNormalization", [x, scale, bias], b.shapes[x], axis=-1)
+
+
+PLAIN = [6, 2, 6, 6, 5]  # channels, heads, the sizes of keys and of values, the layer behind
+TIED = [6, 2, 6, 5]  # keys and values are one tensor's
+SHARED = [
+    Case("attention", Attention(), PLAIN),
+    Case("with biases", Attention(flat=biased), PLAIN),
+    Case("with a scale by channel", Attention(heads=scaled_by_channel), PLAIN),
+    Case("queries, keys and values of one matrix, split", Attention(flat=biased, fused="Split"), PLAIN),
+    Case("queries, keys and values of one matrix, reshaped", Attention(flat=biased, fused="Gather"), TIED),
+    Case("rotary positions", Attention(heads=turned), [6, 2, 3, 6, 5]),
+    Case("rotary positions, one matrix", Attention(heads=turned, fused="Gather"), [6, 2, 3, 5]),
+    Case("positions by frequency", Attention(heads=by_frequency), PLAIN),
+    Case("normalised by channel", Attention(flat=normed), PLAIN),
+    Case("Relu before a linear attention", Attention(heads=unary("Relu"), linear=True), PLAIN),
+    Case("functions that keep positive factors", Attention(heads=linear_pieces), PLAIN),
+    Case("a gate", Attention(flat=gated), PLAIN),
+    Case("one projection", shared_projection, [6, 6]),
+]
+BOUNDED = [
+    Case("a function of both", Attention(heads=unary("Tanh")), PLAIN, bounded=[6]),
+    Case("a function of keys", Attention(key_only=unary("Exp")), PLAIN, bounded=[6]),
+    Case("a function that makes something of zero", Attention(heads=unary("Exp"), linear=True), PLAIN, bounded=[6]),
+    Case("a constant in both", Attention(heads=shifted, linear=True), PLAIN, bounded=[6]),
+    Case("a norm of a head", Attention(heads=norm_of_a_head), PLAIN, bounded=[6], mixed=[6], opsets=(17, 21)),
+    Case("keys read elsewhere", read_elsewhere, [6, 6], bounded=[6]),
+]
+
+
+@pytest.mark.parametrize(("case", "opset", "dynamic"), grid(SHARED + BOUNDED))
+def test_a_sum_over_two_activations_resizes_exactly(case: Case, opset: int, dynamic: bool) -> None:
+    check(case, opset, dynamic)
+
+
+def of(name: str, opset: int = 21) -> Analysis:
+    """The analysis of one of the cases."""
+    return analyze(Graph(made(next(c for c in SHARED + BOUNDED if c.name == name), opset)))
+
+
+@pytest.mark.parametrize("case", SHARED, ids=str)
+@pytest.mark.parametrize("transfer", ["slice", "net2net", "zero"])
+def test_growth_keeps_the_outputs(case: Case, transfer: str) -> None:
+    analysis = of(case.name)
+    assert analysis.growth.shared
+    assert not analysis.growth.limits
+    grown = plan(analysis, {n: w.size * 2 + 1 for n, w in analysis.widths.items()}, transfer=transfer, seed=3)
+    feeds = oracles.feeds_of(analysis.graph)
+    before, after = (run_all(graph, feeds) for graph in (analysis.graph, rewrite(analysis.graph, grown)))
+    for value in analysis.graph.outputs:
+        assert oracles.distance(after[value.name], before[value.name]) < 1e-5
+
+
+@pytest.mark.parametrize("case", BOUNDED, ids=str)
+def test_what_cannot_be_shared_says_so(case: Case) -> None:
+    analysis = of(case.name)
+    (width,) = (w for w in analysis.widths.values() if w.max is not None)
+    with pytest.raises(UsageError, match=rf"{width.id} .* MatMul .* sums over it.*: it cannot grow beyond 6, got 9"):
+        plan(analysis, {width.id: 9}, inexact=True)
+    assert width.id not in scaled(analysis, 2)[0]
+    assert "sums over it" in scaled(analysis, 2)[1][width.id]
+
+
+PROVED = [*(case.name for case in SHARED), "a function of both", "a function of keys", "keys read elsewhere"]
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_the_proof_hides_what_was_dropped(name: str) -> None:
+    analysis = of(name)
+    halved = plan(analysis, {n: max(1, w.size // 2) for n, w in analysis.widths.items()})
+    proof = verify(analysis.graph, rewrite(analysis.graph, halved), halved)
+    assert not proof.skipped
+    assert any("the masked source's" in check.detail for check in proof.checks)
+
+
+@pytest.mark.parametrize("name", ["a function that makes something of zero", "a constant in both"])
+def test_the_proof_admits_what_it_cannot_hide(name: str) -> None:
+    analysis = of(name)
+    (width,) = (w for w in analysis.widths.values() if w.max is not None)
+    halved = plan(analysis, {width.id: 3})
+    (skipped,) = verify(analysis.graph, rewrite(analysis.graph, halved), halved).skipped
+    assert "mixes channels that were resized" in skipped.detail
+
+
+def test_the_proof_finds_a_key_that_is_not_the_querys() -> None:
+    """Queries keep some numbers of a head, and keys others: the shapes are right, and the function is not."""
+    analysis = of("attention")
+    (dim,) = analysis.growth.shared
+    (width,) = (w for w in analysis.widths.values() if w.dim == dim)
+    kept = plan(analysis, {width.id: 3})
+    assert not verify(analysis.graph, rewrite(analysis.graph, kept), kept).skipped
+    wrong = kept.as_json()
+    names = [name for name, entry in wrong["initializers"].items() if "1" in entry.get("take", {})]
+    listed = wrong["initializers"][names[-1]]["take"]["1"]
+    others = sorted(set(range(SIZE)) - {i % SIZE for i in listed})
+    wrong["initializers"][names[-1]]["take"]["1"] = [i - i % SIZE + others[k % 3] for k, i in enumerate(listed)]
+    broken = WidthPlan.from_json(wrong)
+    with pytest.raises(VerificationFailed, match="outputs differ"):
+        verify(analysis.graph, rewrite(analysis.graph, broken), broken)
