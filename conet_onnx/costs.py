@@ -128,6 +128,11 @@ class Costs:
         first = {use.tensor: use for use, _, _ in reversed(self._uses)}
         own = {u: _itemsize(weights[u.tensor]) if u is not first[u.tensor] else 0 for u, _, _ in self._uses}
         raw = _total([_scale(size, initializers.get(u.tensor, own[u])) for u, size, _ in self._uses])
+        graph = self._coupling.graph
+        numbers = [graph.constant(graph.nodes[node].inputs[k]) for node, k in self._coupling.settled]
+        settled = [number for number in numbers if number is not None]
+        params = _total([params, {(): sum(number.size for number in settled if number.ndim)}])
+        raw = _total([raw, {(): sum(number.nbytes for number in settled)}])
         unread = set(weights) - {use.tensor for use, _, _ in self._uses}
         params = _total([params, {(): sum(_count(weights[n]) for n in unread if self._counts(n))}])
         raw = _total([raw, {(): sum(_count(weights[n]) * initializers.get(n, 0) for n in unread)}])

@@ -106,6 +106,17 @@ class Coupling(Findings):
         return frozenset(w.dim for w in self.widths.values())
 
     @cached_property
+    def settled(self) -> tuple[tuple[int, int], ...]:
+        """Inputs, each of a node, at which a number that was computed from a width becomes a constant."""
+        nodes, reads = self.graph.nodes, self.region.reads
+
+        def follows(name: str) -> bool:
+            sizes = (self.shapes[tensor][axis] for tensor, axis in reads[name] if tensor in self.shapes)
+            return any(self.resizable.intersection(self.solver.leaves(size)) for size in sizes)
+
+        return tuple((node, k) for node, k in self.numbers if follows(nodes[node].inputs[k]))
+
+    @cached_property
     def ties(self) -> Ties:
         """What ties one axis to another, node by node."""
         return Ties(self)

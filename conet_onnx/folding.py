@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from conet_onnx.collecting import collector_paused
 from conet_onnx.dims import Axis, Dim, Segment, product
 from conet_onnx.graph import FLOATS, REALS, Graph, Node
@@ -14,6 +16,8 @@ from conet_onnx.rules import WITHOUT, Contraction, Facts, Op, Opaque, Operand, S
 from conet_onnx.solving import Conflict, Reason, Solver
 
 __all__ = ["Facing", "Findings", "Part", "Use", "fold"]
+
+_SETTLED = tuple(map(np.dtype, ("float16", "float32", "float64")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class Findings:
         self.computed: set[tuple[int, int]] = (
             set()
         )  # (node, input): integers computed from shapes, that become constants
+        self.numbers: list[tuple[int, int]] = []  # (node, input): numbers computed from shapes, that become constants
         self.moved: dict[str, tuple[str, ...]] = {}  # values whose elements are those of others, moved
         self.scaled: dict[str, tuple[str, ...]] = {}  # constants that are linear in others, in each by itself
         self.quantised: dict[str, tuple[str, ...]] = {}  # values that are another, rounded or back from that
@@ -198,6 +203,8 @@ class _Fold:
                     computed = (origin for origin in self.a.region.origins[name] if isinstance(origin, frozenset))
                     reason = Reason("computed", node.name, f"{node} computes a size from it while the model runs")
                     self._freeze(frozenset[tuple[str, int]]().union(*computed), reason)
+            elif self.graph.dtype(name) in _SETTLED and self.graph.constant(name) is not None:
+                self.a.numbers.append((node.index, k))  # the square root of a size, say: it stays what it is
             else:
                 self._pin(name, Reason("computed", node.name, f"{node} reads a number that is computed from this size"))
 
@@ -397,6 +404,8 @@ class _Fold:
         """The nodes that use a weight or a view of it, but for those that only pass it on."""
         found: set[int] = {-1} if any(v.name == name for v in self.graph.outputs) else set()
         for node in self.graph.consumers(name):
+            if node.index in self.a.region.nodes:
+                continue  # it asks for sizes
             views_of = (self.a.moved, self.a.scaled, self.a.quantised)
             sources = [source for views in views_of for source in views.get(node.outputs[0], ())]
             views = [o for o in node.outputs if self._roots(o)]

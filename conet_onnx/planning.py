@@ -265,6 +265,7 @@ class _Compiler:
             for tensor, readers in uses.items():
                 if (made := self._weight(tensor, readers)) is not None:
                     initializers[tensor] = made
+            initializers.update(self._numbers())
             integers = tuple(self._integers())
         widths = {
             name: WidthChange(w.name, w.size, len(self._selections[name].indices))
@@ -282,6 +283,18 @@ class _Compiler:
         return tuple(
             UsePlan(nodes[u.node].name, u.input, name, self._take(u)) for u, name in zip(uses, names, strict=True)
         )
+
+    def _numbers(self) -> dict[str, tuple[UsePlan, ...]]:
+        """Numbers that the source computes from sizes: their readers get them as they are in the source."""
+        graph = self._analysis.graph
+        found: dict[str, list[UsePlan]] = {}
+        for index, k in self._analysis.settled:
+            node = graph.nodes[index]
+            tensor = node.inputs[k]
+            take = Take(tuple(a for a, _ in graph.sizes(tensor) or ()))
+            made = UsePlan(node.name, k, self._unused(f"{tensor}.{node.name}.{k}"), take)
+            found.setdefault(tensor, []).append(made)
+        return {tensor: tuple(uses) for tensor, uses in found.items()}
 
     def _unused(self, name: str) -> str:
         while name in self._analysis.graph.names:

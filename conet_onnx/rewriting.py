@@ -12,7 +12,7 @@ from onnx import helper
 from conet_onnx.errors import UsageError
 from conet_onnx.graph import Draft, Graph, Node
 from conet_onnx.plans import Integer, Take, WidthPlan
-from conet_onnx.slicing import Slices
+from conet_onnx.slicing import Slices, apply
 
 __all__ = ["rewrite"]
 
@@ -40,6 +40,10 @@ def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
             draft.put(name, Slices(graph.array(name), made))
             continue
         for use in made:
+            if name not in graph.weights:
+                draft.add(use.name, apply(_number(graph, name), use.take))
+                draft.node(by_name[use.node]).input[use.input] = use.name
+                continue
             value = Slices(graph.array(name), use.take)
             if use.name == name:
                 draft.put(name, value)
@@ -56,13 +60,20 @@ def rewrite(graph: Graph, plan: WidthPlan) -> Graph:
 
 
 def _check_names(graph: Graph, plan: WidthPlan, by_name: Mapping[str, Node]) -> None:
-    for name in plan.initializers:
-        if name not in graph.weights:
+    for name, made in plan.initializers.items():
+        if name not in graph.weights and (isinstance(made, Take) or graph.constant(name) is None):
             raise UsageError(f"the plan resizes {name!r}, which is not a weight of {graph.file or 'this model'}.")
     uses = (use for made in plan.initializers.values() if isinstance(made, tuple) for use in made)
     for name in (*(use.node for use in uses), *(edit.node for edit in plan.integers)):
         if name not in by_name:
             raise UsageError(f"the plan edits {name!r}, which is not a node of {graph.file or 'this model'}.")
+
+
+def _number(graph: Graph, name: str) -> Array:
+    """A number that the source computes from sizes."""
+    found = graph.constant(name)
+    assert found is not None  # _check_names has looked
+    return found
 
 
 def _edit_integers(graph: Graph, draft: Draft, integers: Sequence[Integer], by_name: Mapping[str, Node]) -> None:

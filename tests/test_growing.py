@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
+from onnx import TensorProto
 from strategies import Builder
 from test_rules import Case, check, dense, grid, made
 
@@ -77,6 +78,13 @@ def scaled_by_channel(b: Builder, x: str) -> str:
 
 def shifted(b: Builder, x: str) -> str:
     return b.node("Add", [x, b.weight(np.array(0.5, np.float32))], b.shapes[x])
+
+
+def by_root_of_size(b: Builder, x: str) -> str:
+    """Over the root of the size of a head, which the model computes."""
+    size = b.node("Gather", [b.node("Shape", [x], (4,)), b.weight(np.array(3))], (), axis=0)
+    root = b.node("Sqrt", [b.node("Cast", [size], (), to=TensorProto.FLOAT)], ())
+    return b.node("Div", [x, root], b.shapes[x])
 
 
 def linear_pieces(b: Builder, x: str) -> str:
@@ -168,6 +176,7 @@ SHARED = [
     Case("queries, keys and values of one matrix, reshaped", Attention(flat=biased, fused="Gather"), TIED),
     Case("rotary positions", Attention(heads=turned), [6, 2, 3, 6, 5]),
     Case("rotary positions, one matrix", Attention(heads=turned, fused="Gather"), [6, 2, 3, 5]),
+    Case("a scale that is computed", Attention(heads=by_root_of_size), PLAIN),
     Case("positions by frequency", Attention(heads=by_frequency), PLAIN),
     Case("normalised by channel", Attention(flat=normed), PLAIN),
     Case("Relu before a linear attention", Attention(heads=unary("Relu"), linear=True), PLAIN),

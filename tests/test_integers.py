@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import oracles
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from conet_onnx.analysis import analyze
+from conet_onnx.errors import VerificationFailed
 from conet_onnx.graph import Graph
+from conet_onnx.planning import plan
+from conet_onnx.rewriting import rewrite
+from conet_onnx.verification import verify
 
 
 def embedding(dtype: type[np.floating] = np.float32) -> onnx.ModelProto:
@@ -71,7 +76,7 @@ def test_numbers_computed_from_sizes_alone_stay_with_them():
     oracles.keep_all_laws(model)
 
 
-def test_a_number_that_is_computed_from_a_width_pins_it_however_it_is_cast():
+def test_a_number_that_is_computed_from_a_width_stays_what_it_was_however_it_is_cast():
     """Attention's scale, (channels / heads) ** -0.5, as torch's exporter writes it."""
     model = heads()
     extra = [
@@ -86,8 +91,16 @@ def test_a_number_that_is_computed_from_a_width_pins_it_however_it_is_cast():
     del model.graph.node[:]
     model.graph.node.extend([*nodes[:place], *extra, *nodes[place:]])
     analysis = analyze(Graph(model))
-    assert not analysis.widths
+    assert [w.size for w in analysis.widths.values()] == [w.size for w in analyze(Graph(heads())).widths.values()]
     oracles.keep_all_laws(model)
+    halved = plan(analysis, {name: width.size // 2 for name, width in analysis.widths.items()})
+    resized = rewrite(analysis.graph, halved)
+    (name,) = (node.inputs[1] for node in resized.nodes if node.outputs[0] == "h2")
+    factor = resized.array(name)
+    assert factor == analysis.graph.constant("factor")
+    with pytest.raises(VerificationFailed, match="tensor 'factor"):
+        verify(analysis.graph, resized.with_arrays({name: factor * 2}), halved)
+    assert not verify(analysis.graph, resized, halved).skipped
 
 
 def class_token() -> onnx.ModelProto:

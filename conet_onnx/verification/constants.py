@@ -19,14 +19,18 @@ Array = np.ndarray[Any, Any]
 
 
 class Constants:
-    """Weights and constants that nodes compute, by name."""
+    """Weights, and constants that nodes compute from them or from sizes that never change, by name."""
 
     def __init__(self, graph: Graph, names: Iterable[str], whose: str) -> None:
         self.graph = graph
         self.whose = whose
         computed = [name for name in dict.fromkeys(names) if name not in graph.weights and graph.producer(name)]
+        followed = constant_names(graph) if computed else set()
+        known = {name: graph.constant(name) for name in computed if name not in followed}
+        self.computed = {name: value for name, value in known.items() if value is not None}
+        computed = [name for name in computed if name not in self.computed]
         try:
-            self.computed = evaluate(graph, computed) if computed else {}
+            self.computed |= evaluate(graph, computed) if computed else {}
         except ModelError as error:
             raise VerificationFailed(f"constants of {whose} cannot be computed: {error}") from error
 

@@ -31,7 +31,8 @@ def _check_names(source: Graph, planned: Planned) -> None:
             raise VerificationFailed(f"the plan names node {name!r}, which the source lacks.")
     for name, uses in planned.uses.items():
         for position, use in uses.items():
-            if use.tensor not in map(partial(_original, source), nodes[name].inputs[position : position + 1]):
+            read = nodes[name].inputs[position : position + 1]
+            if use.tensor not in (*read, *map(partial(_original, source), read)):
                 raise VerificationFailed(
                     f"the plan has input {position} of {nodes[name]} read {use.tensor!r}; it does not."
                 )
