@@ -29,7 +29,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """A size that may change, with everything that changes along with it; with a `max` it cannot grow beyond that."""
+    """A size that may change, with everything that changes along with it.
+
+    With a `max` it cannot grow beyond that, and `limit` says why.
+    """
 
     id: str
     name: str
@@ -40,6 +43,7 @@ class Width:
     members: tuple[Member, ...]
     dim: Dim = field(compare=False, repr=False)
     max: int | None = None
+    limit: str = field(default="", compare=False)
 
     @property
     def exact(self) -> bool:
@@ -182,7 +186,8 @@ def _find_widths(coupling: Coupling) -> tuple[dict[str, Width], Growth]:
     widths = {}
     for k, d in enumerate(offered):
         by, largest = tuple(mixed.get(d, ())), d.size[0] if d in growth.limits else None
-        widths[f"w{k}"] = Width(f"w{k}", names[d], d.size[0], 1, 1, by, tuple(members[d]), d, largest)
+        limit = growth.limits.get(d, "")
+        widths[f"w{k}"] = Width(f"w{k}", names[d], d.size[0], 1, 1, by, tuple(members[d]), d, largest, limit)
     return widths, growth
 
 

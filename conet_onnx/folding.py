@@ -203,10 +203,20 @@ class _Fold:
                     computed = (origin for origin in self.a.region.origins[name] if isinstance(origin, frozenset))
                     reason = Reason("computed", node.name, f"{node} computes a size from it while the model runs")
                     self._freeze(frozenset[tuple[str, int]]().union(*computed), reason)
-            elif self.graph.dtype(name) in _SETTLED and self.graph.constant(name) is not None:
+            elif self._is_settled(name):
                 self.a.numbers.append((node.index, k))  # the square root of a size, say: it stays what it is
             else:
                 self._pin(name, Reason("computed", node.name, f"{node} reads a number that is computed from this size"))
+
+    def _is_settled(self, name: str) -> bool:
+        """Whether a number is computed from static sizes alone.
+
+        That it agrees at both assignments of the symbolic ones is not enough: the largest of them might.
+        """
+        sizes = {tensor: self.graph.sizes(tensor) for tensor, _ in self.a.region.reads[name]}
+        known = ((sizes[tensor] or ())[axis : axis + 1] for tensor, axis in self.a.region.reads[name])
+        static = all(size and size[0][0] == size[0][1] for size in known)
+        return static and self.graph.dtype(name) in _SETTLED and self.graph.constant(name) is not None
 
     def _pin(self, name: str, reason: Reason) -> None:
         self._freeze(self.a.region.reads.get(name, ()), reason)

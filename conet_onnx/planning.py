@@ -112,7 +112,7 @@ def scaled(
             else max(1, round(width.size * scale))
         )
         if width.max is not None and size > width.max:
-            left[name] = _bounded(analysis, width)
+            left[name] = f"{width.limit}: it cannot grow"
         elif width.mixed_by and size < width.size and exact:
             left[name] = f"averaged over by {width.mixed_by[0]}: shrinking it is not exact"
         elif width.mixed_by and size > width.size and not inexact:
@@ -162,12 +162,8 @@ def select(analysis: Analysis, selections: Mapping[str, Selection]) -> WidthPlan
     for name, selection in selections.items():
         if analysis.widths[name].max is not None and len(set(selection.indices.tolist())) < len(selection.indices):
             width = analysis.widths[name]
-            raise UsageError(f"width {name} ({width.name}): {_bounded(analysis, width)}.")
+            raise UsageError(f"width {name} ({width.name}): {width.limit}: it cannot grow.")
     return _Compiler(analysis, selections).run()
-
-
-def _bounded(analysis: Analysis, width: Width) -> str:
-    return f"{analysis.growth.limits[width.dim]}: it cannot grow"
 
 
 def _check(analysis: Analysis, name: str, size: int, *, exact: bool, inexact: bool) -> None:
@@ -178,7 +174,7 @@ def _check(analysis: Analysis, name: str, size: int, *, exact: bool, inexact: bo
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
         raise UsageError(f"width {name} ({width.name}): expected a whole number of at least 1, got {size!r}.")
     if width.max is not None and size > width.max:
-        raise UsageError(f"width {name} ({width.name}): {_bounded(analysis, width)} beyond {width.max}, got {size}.")
+        raise UsageError(f"width {name} ({width.name}): {width.limit}: it cannot grow beyond {width.max}, got {size}.")
     if not width.mixed_by or size == width.size:
         return
     by = ", ".join(width.mixed_by)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import oracles
 import pytest
+from cli_support import call
 from onnx import TensorProto
 from strategies import Builder
 from test_rules import Case, check, dense, grid, made
@@ -225,6 +228,19 @@ def test_what_cannot_be_shared_says_so(case: Case) -> None:
         plan(analysis, {width.id: 9}, inexact=True)
     assert width.id not in scaled(analysis, 2)[0]
     assert "sums over it" in scaled(analysis, 2)[1][width.id]
+
+
+def test_analyze_says_what_only_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(of("a function of both").graph.proto(), "model.onnx")
+    (row,) = (line for line in call("analyze", "model.onnx").out.splitlines() if "only shrinks" in line)
+    name = row.split()[0]
+    out = call("analyze", "model.onnx", "--explain", name).out
+    assert "It cannot grow: MatMul " in out
+    assert "cannot be divided among copies" in out
+    page = tmp_path / "page.html"
+    assert call("analyze", "model.onnx", "--html", page).code == 0
+    assert "; only shrinks" in page.read_text()
 
 
 PROVED = [*(case.name for case in SHARED), "a function of both", "a function of keys", "keys read elsewhere"]

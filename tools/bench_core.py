@@ -192,6 +192,13 @@ def large(setting: Setting) -> Iterator[Row]:
         yield Row("large", f"3 GB, resize x{scale:g}", peak / 1e6, weights / 1e6, "MB", what, ratio, ratio, ratio, 1.3)
 
 
+def peers(setting: Setting) -> Iterator[Row]:
+    """Beside Torch-Pruning, on twenty networks; not part of a run of all."""
+    from tools.peers import beside
+
+    yield from beside(setting.folder, _analysis_alone, partial(_resize_time, scale=0.5), setting.repeats)
+
+
 BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "startup": startup,
     "analyze": analysis,
@@ -202,10 +209,11 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "training": training,
     "pricing": pricing,
     "large": large,
+    "peers": peers,
 }
 
 
-ON_REQUEST = frozenset({"large"})  # some minutes, and 10 GB of disk
+ON_REQUEST = frozenset({"large", "peers"})  # some minutes, and 10 GB of disk or another package
 
 
 def main() -> int:

@@ -117,7 +117,7 @@ def _show_groups(groups: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) 
                 str(group["size"]),
                 str(group["min"]),
                 str(group["multiple"]),
-                "exact" if group["exact"] else f"mixed by {_few(group['mixed_by'], 1)}",
+                _kind(group),
                 str(len(group["members"])),
                 share(group["params"], model["params"]),
                 share(group["macs"], model["macs"]),
@@ -126,6 +126,11 @@ def _show_groups(groups: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) 
         ),
         right=("size", "min", "multiple", "members", "params", "MACs"),
     )
+
+
+def _kind(group: Mapping[str, Any]) -> str:
+    kind = "exact" if group["exact"] else f"mixed by {_few(group['mixed_by'], 1)}"
+    return kind if group["max"] is None else f"{kind}; only shrinks"
 
 
 def _show_frozen(frozen: Sequence[Mapping[str, Any]]) -> None:

@@ -84,6 +84,8 @@ def _resizable(answer: Answer) -> Iterator[str]:
     for width, path in zip(answer.widths, answer.near, strict=False):
         yield f"  {_named(width)}, {_kind(width)}: {_weight_axes(width)} along"
         yield from _members(width)
+        if width.limit:
+            yield f"    It cannot grow: {width.limit}"
         if path:
             yield "    To the nearest in another layer:"
             yield from _steps(path)

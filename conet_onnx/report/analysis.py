@@ -122,6 +122,8 @@ def _width(number: int, group: Mapping[str, Any], model: Mapping[str, Any]) -> s
     if mixed:
         kind = f"mixed by {escape(mixed[0])}{f' and {len(mixed) - 1} more' if len(mixed) > 1 else ''}"
         hover = f' title="{escape(chr(10).join(mixed))}"'
+    if group["max"] is not None:
+        kind += "; only shrinks"
     cells = (
         f'<th scope="row"><i class="k h{number}"></i>{group["id"]}</th>',
         f'<td class="text">{escape(group["name"])}</td>',
@@ -194,6 +196,7 @@ def _facts(coupling: Coupling, drawing: Drawing, document: Mapping[str, Any]) ->
             "name": group["name"],
             "size": group["size"],
             "mixed": group["mixed_by"],
+            "limit": coupling.all_widths[group["id"]].limit,
             "members": [[m["tensor"], m["axis"], m["role"]] for m in group["members"]],
             "params": f"{group['params'] / max(model['params'], 1):.1%}",
             "macs": f"{group['macs'] / max(model['macs'], 1):.1%}",

@@ -210,6 +210,7 @@ SCRIPT = """
     about.replaceChildren(
       head, make("p", `${width.size} channels, ${width.mixed.length ? "mixed" : "exact"}. Touches ${width.params} of ` +
         `the parameters and ${width.macs} of the MACs.`),
+      ...(width.limit ? [make("p", `It cannot grow: ${width.limit}.`)] : []),
       button("Clear", () => choose(null)),
       ...list("Mixed by", width.mixed.map((name) => button(name, () => goTo(name)))),
       ...list("Weights that make it", role("out")), ...list("Weights that sum over it", role("in")),

@@ -414,14 +414,12 @@ def _quantised(per_channel: bool) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from torch import nn
 
-    layers = [
-        _conv(3, 16, act="ReLU"),
-        _conv(16, 24, s=2, act="ReLU"),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(24, 5),
-    ]
-    model = from_torch(lambda: (nn.Sequential(*layers), (torch.randn(2, 3, 16, 16),)), "torchscript", opset=13)
+    def build() -> tuple[nn.Module, tuple[torch.Tensor]]:
+        convolutions = (_conv(3, 16, act="ReLU"), _conv(16, 24, s=2, act="ReLU"))
+        last = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5))
+        return nn.Sequential(*convolutions, *last), (torch.randn(2, 3, 16, 16),)
+
+    model = from_torch(build, "torchscript", opset=13)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
