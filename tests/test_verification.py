@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from conet_onnx.errors import UsageError, VerificationFailed
 from conet_onnx.graph import Graph
+from conet_onnx.runtime import random_feeds, run
 from conet_onnx.verification import Proof, verify
-from conet_onnx.verification.running import _problem
+from conet_onnx.verification.running import _problem, _sensitivity
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 Json = dict[str, Any]
@@ -1643,3 +1644,16 @@ def test_it_shares_no_code_with_what_plans_and_rewrites():
         for found in ast.walk(ast.parse(file.read_text())):
             if isinstance(found, ast.ImportFrom) and found.module and found.module.startswith("conet_onnx"):
                 assert found.module.split(".")[1] in allowed, (file.name, found.module)
+
+
+def test_what_rounding_does_is_asked_without_moving_sizes() -> None:
+    """Scales of a Resize are floating numbers: one that is a little smaller makes another image."""
+    scales = numpy_helper.from_array(np.array([1, 1, 0.5, 0.5], np.float32), "scales")
+    nodes = [node("Resize", "x,,scales", "half", mode="nearest"), node("Conv", "half,w", "h")]
+    nodes += [node("Add", "h,plane", "y")]
+    weights = [scales, weight("w", 4, 3, 1, 1), weight("plane", 1, 4, 3, 3)]
+    source = graph(nodes, weights, [value("x", 2, 3, 6, 6)], [value("y", 2, 4, 3, 3)])
+    feeds = [random_feeds(source, 0)]
+    expected = [run(source.proto(), feeds[0], ["y"], provider="cpu")]
+    for seed in range(4):
+        assert 0 < _sensitivity(source, feeds, expected, "cpu", seed) < 1e-5

@@ -174,11 +174,14 @@ def _difference(expected: Sequence[Mapping[str, Any]], actual: Sequence[Mapping[
 def _sensitivity(
     source: Graph, feeds: Sequence[dict[str, Array]], expected: Sequence[Mapping[str, Any]], provider: str, seed: int
 ) -> float:
-    """How far the source's outputs move when its weights move by a unit in their last place or less."""
+    """How far the source's outputs move when its weights move by a unit in their last place or less.
+
+    Only weights of two axes or more do: vectors and single numbers may be what sizes are computed from.
+    """
     rng = np.random.default_rng(seed)
     moved = {}
-    for name in source.weights:
-        array = source.array(name)
+    for name, tensor in source.weights.items():
+        array = source.array(name) if len(tensor.dims) > 1 else np.zeros(0, bool)
         if array.dtype.kind == "f":
             moved[name] = array * (1 + np.finfo(array.dtype).eps * rng.uniform(-1, 1, array.shape))
     plain = _is_quantised(source)
