@@ -102,6 +102,7 @@ class Graph:
         self.inputs = tuple(_value(v) for v in model.graph.input if v.name not in initialized)
         self.outputs = tuple(_value(v) for v in model.graph.output)
         self._sizes: dict[str, tuple[tuple[int, int], ...] | None] = {}
+        self._constants: dict[str, Array | None] = {}
         self._stamps = [_stamp(path) for path in (Path(file), *self.external)] if file else []
         self._check_input_shapes()
 
@@ -187,9 +188,11 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value if it is the same for every input: a weight, or something small computed from static shapes."""
-        if name in self.weights:
+        if name in self.arrays:
             return self.array(name)
-        return self.inference.constant(name)
+        if name not in self._constants:
+            self._constants[name] = self.array(name) if name in self.weights else self.inference.constant(name)
+        return self._constants[name]
 
     def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:
         """Each axis's size at the two assignments; the pair differs where the size depends on a symbolic input size."""

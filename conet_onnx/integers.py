@@ -36,12 +36,15 @@ def trace(graph: Graph) -> Region:
     origins: dict[str, tuple[Origin, ...]] = {}
     reads: dict[str, Reads] = {}
     for node in graph.nodes:
-        if node.domain or node.has_subgraph or _shapes_weights(node, graph, reads):
+        begins = node.op in ("Shape", "Size")
+        if node.domain or (not begins and reads.keys().isdisjoint(node.inputs)):
+            continue
+        if node.has_subgraph or _shapes_weights(node, graph, reads):
             continue
         if _counts_integers(node, graph, origins):
             found: tuple[Origin, ...] | None = (len(origins[node.inputs[0]]),)  # which no resize adds to
             touched: Reads = frozenset()
-        elif node.op in ("Shape", "Size"):
+        elif begins:
             sizes = graph.sizes(node.inputs[0])
             rank = len(sizes) if sizes is not None else 0
             part = slice(
@@ -50,9 +53,7 @@ def trace(graph: Graph) -> Region:
             axes = tuple((node.inputs[0], axis) for axis in range(rank)[part])
             touched = frozenset(axes)
             found = axes if node.op == "Shape" else (touched,)
-        elif any(name in reads for name in node.inputs) and all(
-            not name or name in reads or graph.constant(name) is not None for name in node.inputs
-        ):
+        elif all(not name or name in reads or graph.constant(name) is not None for name in node.inputs):
             found = _move(node, graph, origins)
             touched = Reads().union(*(reads.get(name, ()) for name in node.inputs))
         else:
