@@ -19,7 +19,7 @@ from onnx import checker, helper, numpy_helper, shape_inference
 from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer
-from conet_onnx.storing import Data, apart, as_bytes, embedded, flowing, pieces, plain, size_of, whole
+from conet_onnx.storing import Data, apart, as_bytes, embedded, flowing, pieces, plain, size_of, values, whole
 
 __all__ = ["FLOATS", "PROTOBUF_LIMIT", "REALS", "Draft", "Graph", "Node", "Value", "one_line"]
 
@@ -170,7 +170,7 @@ class Graph:
     def array(self, name: str) -> Array:
         """A weight's values, not to be written to. Raises KeyError for anything else."""
         apart = self.arrays.get(name)
-        return numpy_helper.to_array(self.weights[name]) if apart is None else whole(apart)
+        return values(self.weights[name]) if apart is None else whole(apart)
 
     def tensor(self, name: str) -> onnx.TensorProto:
         """A weight that holds its data, not to be changed. Raises KeyError for anything else."""

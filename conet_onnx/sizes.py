@@ -39,7 +39,7 @@ class Polynomials:
 
     def __init__(self, coupling: Coupling) -> None:
         self._solver = coupling.solver
-        self._index = {w.dim: k for k, w in enumerate(coupling.widths.values())}
+        self._index: dict[Dim | None, int] = {w.dim: k for k, w in enumerate(coupling.widths.values())}
         self._batch = _batch(coupling)
         self._known: dict[Dim, Polynomial] = {}
 
@@ -47,6 +47,9 @@ class Polynomials:
         """The size of an axis at batch one."""
         made: dict[tuple[int, ...], int] = {}
         for segment in self._solver.resolve(ax).segments:
+            if (index := self._index.get(segment.lone)) is not None:  # nearly all parts of a long concatenation
+                made[index,] = made.get((index,), 0) + 1
+                continue
             for monomial, coefficient in self._product(segment).items():
                 made[monomial] = made.get(monomial, 0) + coefficient
         return made

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from conet_onnx.shapes import SMALL, copy_except
@@ -37,6 +37,7 @@ __all__ = [
     "plain",
     "read_model",
     "size_of",
+    "values",
     "whole",
 ]
 
@@ -78,6 +79,11 @@ PLAIN = frozenset(
 )
 
 
+_PLAIN: Mapping[int, np.dtype[Any]] = (
+    {kind: helper.tensor_dtype_to_np_dtype(kind) for kind in PLAIN} if sys.byteorder == "little" else {}
+)
+
+
 def plain(tensor: TensorProto) -> bool:
     """Whether raw_data is the elements as numpy holds them."""
     return tensor.data_type in PLAIN and sys.byteorder == "little"
@@ -86,6 +92,14 @@ def plain(tensor: TensorProto) -> bool:
 def apart(tensor: TensorProto) -> bool:
     """Whether a weight is large and plain enough to be held apart. Smaller ones take part in shape inference."""
     return plain(tensor) and math.prod(tensor.dims) > SMALL and min(tensor.dims) > 0 and bool(tensor.name)
+
+
+def values(tensor: TensorProto) -> Array:
+    """What a tensor holds itself, not to be written to. Raises ValueError where that does not fit its shape."""
+    if tensor.HasField("raw_data") and (dtype := _PLAIN.get(tensor.data_type)) is not None:
+        return np.frombuffer(tensor.raw_data, dtype).reshape(tuple(tensor.dims))  # as to_array does, and faster
+    array: Array = numpy_helper.to_array(tensor)
+    return array
 
 
 def whole(data: Data) -> Array:

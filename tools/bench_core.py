@@ -9,6 +9,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
     if arguments.table:
-        command = "python tools/bench_core.py --table tools/results/bench_core.md"
+        command = shlex.join(["python", "tools/bench_core.py", *sys.argv[1:]])
         arguments.table.write_text(markdown("Speed and memory of the core", command, machine, rows))
     return int(held < len(rows) or bool(failed))
 

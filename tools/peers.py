@@ -23,7 +23,7 @@ FASTER = 100  # times, where the peer is slow: many connections, attention
 LIMITS = {"densenet201": 1 / FASTER, "swin_t": 1 / FASTER}
 NETWORKS = (
     *("alexnet", "vgg16", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "densenet201"),
-    *("squeezenet1_0", "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_large", "shufflenet_v2_x1_0"),
+    *("squeezenet1_0", "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_large", "regnet_x_400mf"),
     *("mnasnet1_0", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "vit_b_16", "swin_t"),
 )
 
@@ -36,13 +36,13 @@ def beside(
         path, out = folder / f"{name}.onnx", folder / "halved.onnx"
         _in_process(_export, name, str(path), cap=600.0)
         halving(path, out)  # what is imported late is imported here
-        groups, step, problem = _peer(name)
+        groups, step = _peer(name)
         for case, times, peer in (
             ("groups", [analysis(path) for _ in range(repeats)], groups),
             ("halved", [halving(path, out) for _ in range(repeats)], step),
         ):
             times.sort()
-            what = "Torch-Pruning" if peer is not None else f"Torch-Pruning {problem}"
+            what = "Torch-Pruning" if peer is not None else f"Torch-Pruning, stopped after {CAP:.0f} s"
             against = CAP if peer is None else peer
             ratios = [t / against for t in times]
             middle, low, high = (ratios[k * (len(ratios) - 1) // 4] for k in (2, 1, 3))
@@ -51,13 +51,13 @@ def beside(
         path.unlink()
 
 
-def _peer(name: str) -> tuple[float | None, float | None, str]:
-    """Its seconds for the groups and for one step; None for what did not end, and how it ended."""
-    said = _in_process(_prune, name, cap=2 * CAP)
-    times = [float(value) for value in said if isinstance(value, float)]
-    problem = next((value for value in said if isinstance(value, str)), f"stopped after {CAP:.0f} s")
-    groups, step = (*times, None, None)[:2]
-    return groups, step, problem
+def _peer(name: str) -> tuple[float | None, float | None]:
+    """Its seconds for the groups and for one step; None for what did not end. Raises RuntimeError where it failed."""
+    said = _in_process(_prune, name, cap=CAP), _in_process(_prune, name, True, cap=CAP)
+    if failed := [value for values in said for value in values if isinstance(value, str)]:
+        raise RuntimeError(f"Torch-Pruning on {name}: {failed[0]}")
+    groups, step = (values[0] if values else None for values in said)
+    return groups, step
 
 
 def _in_process(work: Callable[..., None], *arguments: Any, cap: float) -> list[Any]:
@@ -89,24 +89,26 @@ def _export(said: Connection, name: str, path: str) -> None:
     said.send("done")
 
 
-def _prune(said: Connection, name: str) -> None:
+def _prune(said: Connection, name: str, whole: bool = False) -> None:
+    import warnings
+
     import torch_pruning as tp
     from torch import nn
 
     model, x = _network(name)
+    warnings.simplefilter("ignore")  # of parameters outside of layers
+    last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     try:
         begun = time.perf_counter()
-        graph = tp.DependencyGraph().build_dependency(model, example_inputs=x)
-        list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
+        if whole:
+            importance = tp.importance.GroupMagnitudeImportance(p=2)
+            tp.pruner.BasePruner(model, x, importance, pruning_ratio=0.5, ignored_layers=[last]).step()
+        else:
+            graph = tp.DependencyGraph().build_dependency(model, example_inputs=x)
+            list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
         said.send(time.perf_counter() - begun)
-        model, x = _network(name)
-        last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-        begun = time.perf_counter()
-        importance = tp.importance.GroupMagnitudeImportance(p=2)
-        tp.pruner.BasePruner(model, x, importance, pruning_ratio=0.5, ignored_layers=[last]).step()
-        said.send(time.perf_counter() - begun)
-    except Exception as error:  # whatever stops the peer is shown in its row
-        said.send(f"failed: {type(error).__name__}")
+    except Exception as error:  # whatever stops the peer
+        said.send(f"{type(error).__name__}: {error}")
 
 
 def _network(name: str) -> tuple[Any, Any]:
