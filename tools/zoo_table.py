@@ -25,9 +25,10 @@ Made by `python tools/zoo.py --table docs/coverage.md`; {versions}; records of {
 Each model is built with random weights and a signal that is alive, and then: analysed; every width halved (by l2
 scores) and the file verified by `conet_onnx.verify`; every exact width halved, cut to a random size and grown by a
 quarter, and every width doubled, each time comparing **every tensor** with that of the masked source (with the
-source, where nothing was dropped), and passing the checker, strict shape inference and onnxruntime. Models above 400 MB
-are analysed and halved only. A mixed width is one that statistics are taken across: it is halved with the others, and
-grows by doubling.
+source, where nothing was dropped; where two activations share a width's copies, what lies before their product may be
+divided), and passing the checker, strict shape inference and onnxruntime. Models above 400 MB are analysed and halved
+only. A mixed width is one that statistics are taken across: it is halved with the others, and grows by doubling. What
+can only shrink is left alone where the others grow.
 
 - *widths*: how many, and how many of them are exact;
 - *params*, *MACs*: share in weights with at least one resizable axis;

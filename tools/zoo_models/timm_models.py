@@ -67,6 +67,7 @@ def _make(name: str, kind: str) -> tuple[Any, tuple[Any, ...]]:
     with torch.no_grad():
         model = timm.create_model(name, pretrained=False)
     own = model.default_cfg["input_size"][1:]
-    fixed = kind == "transformer" or model.default_cfg.get("fixed_input_size") or "halonet" in name or "lambda" in name
+    insists = name.startswith(("halonet", "lambda", "bat_", "vgg"))
+    fixed = kind == "transformer" or insists or model.default_cfg.get("fixed_input_size")
     height, width = own if fixed or own[0] < INPUT else (INPUT, INPUT)
     return model, (torch.randn(2, 3, height, width),)
