@@ -90,6 +90,15 @@ def by_root_of_size(b: Builder, x: str) -> str:
     return b.node("Div", [x, root], b.shapes[x])
 
 
+def squared(b: Builder, x: str) -> str:
+    return b.node("Mul", [x, x], b.shapes[x])
+
+
+def signs(b: Builder, x: str) -> str:
+    """x / |x|: what is below the line cancels what is above it."""
+    return b.node("Div", [x, b.node("Abs", [x], b.shapes[x])], b.shapes[x])
+
+
 def linear_pieces(b: Builder, x: str) -> str:
     """Functions that keep positive factors."""
     for op in ("LeakyRelu", "Abs", "Neg"):
@@ -189,6 +198,8 @@ SHARED = [
 ]
 BOUNDED = [
     Case("a function of both", Attention(heads=unary("Tanh")), PLAIN, bounded=[6]),
+    Case("squares", Attention(heads=squared), PLAIN, bounded=[6]),
+    Case("signs", Attention(heads=signs), PLAIN, bounded=[6]),
     Case("a function of keys", Attention(key_only=unary("Exp")), PLAIN, bounded=[6]),
     Case("a function that makes something of zero", Attention(heads=unary("Exp"), linear=True), PLAIN, bounded=[6]),
     Case("a constant in both", Attention(heads=shifted, linear=True), PLAIN, bounded=[6]),

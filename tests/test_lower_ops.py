@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from conet_onnx.errors import UnsupportedOp
 from conet_onnx.torch_backend.ops import LOWER
-from tests.onnx_parity import FLOAT, INT64, Case, X, check, check_or_refused, grid, ints, some
+from tests.onnx_parity import FLOAT, INT64, Case, X, build, check, check_or_refused, grid, ints, run_lowered, some
 
 CASES = [
     # Element-wise.
@@ -256,6 +256,49 @@ CASES = [
     Case("ConstantOfShape", 9, [ints(2, 3)], [], {"value": helper.make_tensor("v", FLOAT, [1], [1.5])}, free=False),
     Case("ConstantOfShape", 9, [ints(2, 3)], [], {"value": helper.make_tensor("v", INT64, [1], [4])}, free=False),
     Case("Range", 11, [ints(1)[0], ints(9)[0], ints(3)[0]]),
+    # By place.
+    *grid("ArgMax", [11, 13], [X], axis=[None, -1], keepdims=[0, 1]),
+    *grid("ArgMin", [12], [np.array([[1, 0, 0, 2], [3, 3, 1, 1]], np.float32)], axis=[1], select_last_index=[0, 1]),
+    *grid("TopK", [10], [X], [ints(2)], axis=[None, 1], outputs=2),
+    *grid("TopK", [11], [X], [ints(3)], axis=[2], largest=[0, 1], outputs=2),
+    Case("TopK", 11, [np.array([[1, 2, 2, 1, 2]], np.float32)], [ints(4)], outputs=2),
+    *grid("CumSum", [11, 14], [X], [np.array(1)], exclusive=[0, 1], reverse=[0, 1]),
+    Case("CumSum", 14, [np.arange(6, dtype=np.int32)], [np.array(0)]),
+    *grid("Trilu", [14], [(2, 4, 5)], upper=[0, 1]),
+    *(Case("Trilu", 14, [(4, 5)], [np.array(k)], {"upper": u}) for k in (-1, 2) for u in (0, 1)),
+    *grid("GatherElements", [11, 13], [(3, 4)], [ints(0, 1, -1, 2, 0, 1, 2, -3).reshape(2, 4)], axis=[None]),
+    Case("GatherElements", 13, [(3, 4)], [ints(0, -1, 3, 1, 2, 0).reshape(3, 2)], {"axis": 1}),
+    Case("GatherND", 13, [(3, 4, 2)], [ints(0, 1, -1, 3).reshape(2, 2)]),
+    Case("GatherND", 13, [(3, 4, 2)], [ints(1, 0, 2).reshape(3, 1)]),
+    Case("GatherND", 13, [(3, 4, 2)], [ints(1, -1, 3).reshape(3, 1)], {"batch_dims": 1}, free=False),
+    *grid("ScatterElements", [18], [(3, 4)], [ints(0, 1, 1, 2).reshape(1, 4), np.ones((1, 4), np.float32)],
+          reduction=[None, "add", "mul", "max", "min"]),
+    Case("ScatterElements", 11, [(3, 4)], [ints(-1, 0, 1).reshape(3, 1), np.ones((3, 1), np.float32)], {"axis": 1}),
+    Case("Scatter", 9, [(3, 4)], [ints(2, 0, 1).reshape(3, 1), np.ones((3, 1), np.float32)], {"axis": 1}),
+    *grid("ScatterND", [18], [(3, 4, 2)], [ints(0, 1, 2, -1).reshape(2, 2), np.full((2, 2), 3, np.float32)],
+          reduction=[None, "add", "mul", "max", "min"]),
+    Case("ScatterND", 16, [(3, 4)], [ints(1, 1).reshape(2, 1), np.ones((2, 4), np.float32)], {"reduction": "add"}),
+    *grid("OneHot", [9, 11], [ints(0, 2, -1, 7)], [np.array(4), np.array([0.5, 2], np.float32)], axis=[None, 0]),
+    *grid("Hardmax", [11, 13], [X], axis=[None, 1]),
+    # More functions, norms and products.
+    *(Case(op, 22, [np.linspace(-0.9, 0.9, 24, dtype=np.float32).reshape(4, 6)])
+      for op in ("Acos", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh", "Tan")),
+    Case("Acosh", 9, [np.linspace(1.1, 4, 24, dtype=np.float32)]),
+    *grid("IsInf", [10, 20], [np.array([1, np.inf, -np.inf, np.nan], np.float32)], detect_negative=[0, 1],
+          detect_positive=[0, 1]),
+    *(Case(op, 18, [ints(5, 12, -3), ints(6, 10, 7)]) for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
+    Case("BitwiseNot", 18, [ints(5, 12, -3)]),
+    *grid("Shrink", [9], [X], lambd=[None, 0.8], bias=[None, 0.3]),
+    *(Case("Einsum", 12, [(2, 3, 4), (2, 4, 5)], [], {"equation": e})
+      for e in ("bij,bjk->bik", "b i j, b j k -> k b i", "bij,bjk", "...ij,...jk->...ki")),
+    Case("Einsum", 12, [(3, 3)], [], {"equation": "ii->i"}),
+    *grid("RMSNormalization", [23], [X], [(6,)], axis=[None, -1], epsilon=[None, 1e-2]),
+    Case("RMSNormalization", 23, [X], [(4, 7, 6)], {"axis": 1}),
+    *grid("SimplifiedLayerNormalization", [17], [X], [(6,)], epsilon=[None, 1e-2]),
+    *grid("MeanVarianceNormalization", [9, 13], [X], axes=[None, [1, 2]]),
+    *grid("LpNormalization", [11, 22], [X], axis=[None, 1], p=[1, 2]),
+    Case("LpNormalization", 22, [np.array([[0, 0], [3, 4]], np.float32)]),
+    *grid("GlobalLpPool", [7, 21], [X], p=[None, 1, 3]),
 ]  # fmt: skip
 
 
@@ -268,8 +311,21 @@ def test_lowered_node_computes_what_onnxruntime_computes(case: Case, symbolic: s
         check(case, symbolic)
 
 
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_cumulative_products_are_what_the_operator_says(exclusive: int, reverse: int) -> None:
+    """onnxruntime has no kernel for them."""
+    x = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
+    node = helper.make_node("CumProd", ["x", "axis"], ["y"], exclusive=exclusive, reverse=reverse)
+    (got,) = run_lowered(build([node], {"x": x}, {"axis": np.array(1)}, ["y"], 26), {"x": x})
+    turned = x[:, ::-1] if reverse else x
+    wanted = np.cumprod(turned, axis=1)
+    wanted = np.concatenate([np.ones((2, 1), np.float32), wanted[:, :-1]], axis=1) if exclusive else wanted
+    np.testing.assert_array_equal(got, wanted[:, ::-1] if reverse else wanted)
+
+
 def test_every_lowered_operator_has_a_case() -> None:
-    elsewhere = {"Constant", "Resize", "Upsample"}
+    elsewhere = {"Constant", "CumProd", "Resize", "Upsample"}
     assert {case.op for case in CASES} | elsewhere >= LOWER.keys()
 
 

@@ -108,6 +108,12 @@ def matmul(b: Builder, node: Node) -> Result:
     return b.call(torch.matmul, b.tensor(node.inputs[0]), b.tensor(node.inputs[1]))
 
 
+@lowers("Einsum")
+def einsum(b: Builder, node: Node) -> Result:
+    """As torch's and numpy's; a letter may stand next to a space."""
+    return b.call(torch.einsum, node.attributes["equation"].replace(" ", ""), *map(b.tensor, node.inputs))
+
+
 @lowers("Gemm")
 def gemm(b: Builder, node: Node) -> Result:
     """alpha · A' B' + beta · C, where C broadcasts; a linear layer where that is what it is."""

@@ -16,12 +16,20 @@ from conet_onnx.torch_backend.building import Builder, Node, Result
 from conet_onnx.torch_backend.ops.registry import lowers
 from conet_onnx.torch_backend.weights import onnx_dtype, torch_dtype
 
-__all__ = ["UNARY"]
+__all__ = ["UNARY", "shrunk"]
 
 UNARY: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
+    "Asin": torch.asin,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
+    "Atanh": torch.atanh,
+    "BitwiseNot": torch.bitwise_not,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
+    "Cosh": torch.cosh,
     "Erf": torch.erf,
     "Exp": torch.exp,
     "Floor": torch.floor,
@@ -33,7 +41,9 @@ UNARY: dict[str, Callable[..., Any]] = {
     "Round": torch.round,  # both round halves to even
     "Sign": torch.sign,
     "Sin": torch.sin,
+    "Sinh": torch.sinh,
     "Sqrt": torch.sqrt,
+    "Tan": torch.tan,
 }
 _BINARY: dict[str, Callable[..., Any]] = {
     "Add": operator.add,
@@ -47,6 +57,9 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "GreaterOrEqual": operator.ge,
     "Less": operator.lt,
     "LessOrEqual": operator.le,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
 }
 
 
@@ -60,6 +73,29 @@ def unary(b: Builder, node: Node) -> Result:
 def binary(b: Builder, node: Node) -> Result:
     """Broadcasting is numpy's in both."""
     return b.call(_BINARY[node.op], *_operands(b, node))
+
+
+@lowers("IsInf")
+def is_infinite(b: Builder, node: Node) -> Result:
+    """Either infinity, or one of them."""
+    x = b.tensor(node.inputs[0])
+    below, above = (node.attributes.get(name, 1) for name in ("detect_negative", "detect_positive"))
+    if below and above:
+        return b.call(torch.isinf, x)
+    if not below and not above:
+        return b.call(torch.zeros_like, x, dtype=torch.bool)
+    return b.call(torch.isposinf if above else torch.isneginf, x)
+
+
+@lowers("Shrink")
+def shrink(b: Builder, node: Node) -> Result:
+    """Towards zero by `bias` outside of [-lambd, lambd]; zero inside."""
+    return b.call(shrunk, b.tensor(node.inputs[0]), node.attributes.get("lambd", 0.5), node.attributes.get("bias", 0.0))
+
+
+def shrunk(x: torch.Tensor, inside: float, bias: float) -> torch.Tensor:
+    """x + bias below, x - bias above."""
+    return torch.where(x < -inside, x + bias, torch.where(x > inside, x - bias, torch.zeros_like(x)))
 
 
 @lowers("Div")

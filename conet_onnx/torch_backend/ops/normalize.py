@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from conet_onnx.torch_backend.building import Builder, Node, Result, has
 from conet_onnx.torch_backend.ops.registry import lowers
 
-__all__ = ["BatchNormalization", "Dropout"]
+__all__ = ["BatchNormalization", "Dropout", "by_norm", "by_rms", "standardised"]
 
 
 class BatchNormalization(nn.Module):
@@ -105,6 +105,56 @@ def layer_normalization(b: Builder, node: Node) -> Result:
         return b.call(F.layer_norm, x, shape, weight, bias, eps)
     made = b.call(torch.mul, b.call(F.layer_norm, x, shape, None, None, eps), weight)
     return made if bias is None else b.call(torch.add, made, bias)
+
+
+@lowers("RMSNormalization", "SimplifiedLayerNormalization")
+def rms_normalization(b: Builder, node: Node) -> Result:
+    """The mean square over the axes from `axis` on; the scale broadcasts to them. The second is onnxruntime's name."""
+    if any(node.outputs[1:]):
+        raise b.unsupported(node, "its deviation is used as an output")
+    name = node.inputs[0]
+    rank = b.rank(node, name)
+    axes = tuple(range(node.attributes.get("axis", -1) % rank, rank))
+    return b.call(by_rms, *map(b.tensor, node.inputs), axes, node.attributes.get("epsilon", 1e-5))
+
+
+def by_rms(x: torch.Tensor, scale: torch.Tensor, axes: tuple[int, ...], eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * scale."""
+    return x * torch.rsqrt(x.square().mean(axes, keepdim=True) + eps) * scale
+
+
+@lowers("MeanVarianceNormalization")
+def mean_variance_normalization(b: Builder, node: Node) -> Result:
+    """Statistics over some axes, by default all but the channels'."""
+    axes: Any = node.attributes.get("axes") or (0, 2, 3)
+    return b.call(standardised, b.tensor(node.inputs[0]), tuple(axes))
+
+
+def standardised(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """(x - mean) / (deviation + 1e-9), as in the operator's function."""
+    centred = x - x.mean(axes, keepdim=True)
+    return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
+
+
+@lowers("LpNormalization")
+def lp_normalization(b: Builder, node: Node) -> Result:
+    """Along one axis by the sum of magnitudes, or the root of the sum of squares; zeros stay zeros."""
+    x, p = b.tensor(node.inputs[0]), node.attributes.get("p", 2)
+    return b.call(by_norm, x, node.attributes.get("axis", -1), p)
+
+
+def by_norm(x: torch.Tensor, axis: int, p: int) -> torch.Tensor:
+    """x / its norm."""
+    norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return x / torch.where(norm == 0, torch.ones_like(norm), norm)
+
+
+@lowers("GlobalLpPool")
+def global_lp_pool(b: Builder, node: Node) -> Result:
+    """The p-norm of each channel of each sample."""
+    rank = b.rank(node, node.inputs[0])
+    axes = tuple(range(2, rank))
+    return b.call(torch.linalg.vector_norm, b.tensor(node.inputs[0]), node.attributes.get("p", 2), axes, keepdim=True)
 
 
 @lowers("GroupNormalization")
