@@ -112,9 +112,10 @@ def depth_to_space(op: Op, x: Shape) -> Facts:
 
 @rule("SpaceToDepth")
 def space_to_depth(op: Op, x: Shape) -> Facts:
-    """ONNX SpaceToDepth: X (N, c, H, W), Y (N, b·b·c, H/b, W/b)."""
-    y = (x[0], product(op.attribute("blocksize") ** 2, x[1]), *fixed(op.node.name, op.sizes()[2:]))
-    return Facts(outputs=(y,), frozen=spatial(op, x[2:]))
+    """ONNX SpaceToDepth: X (N, c, H, W), Y (N, b·b·c, H/b, W/b); from opset 28 on (N, c·b·b, ...) in mode CRD."""
+    squared = op.attribute("blocksize") ** 2
+    channels = product(x[1], squared) if op.attribute("mode", "DCR") == "CRD" else product(squared, x[1])
+    return Facts(outputs=((x[0], channels, *fixed(op.node.name, op.sizes()[2:])),), frozen=spatial(op, x[2:]))
 
 
 def _times(a: Size, b: Size) -> Size:

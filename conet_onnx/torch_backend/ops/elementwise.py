@@ -63,15 +63,20 @@ _BINARY: dict[str, Callable[..., Any]] = {
 }
 
 
+_STORED = tuple(map(np.dtype, ("uint16", "uint32", "uint64")))
+
+
 @lowers(*UNARY)
 def unary(b: Builder, node: Node) -> Result:
     """One tensor in, one out."""
+    _check_types(b, node)
     return b.call(UNARY[node.op], b.tensor(node.inputs[0]))
 
 
 @lowers(*_BINARY)
 def binary(b: Builder, node: Node) -> Result:
     """Broadcasting is numpy's in both."""
+    _check_types(b, node)
     return b.call(_BINARY[node.op], *_operands(b, node))
 
 
@@ -101,6 +106,7 @@ def shrunk(x: torch.Tensor, inside: float, bias: float) -> torch.Tensor:
 @lowers("Div")
 def div(b: Builder, node: Node) -> Result:
     """Integers are divided towards zero."""
+    _check_types(b, node)
     x, y = _operands(b, node)
     if _is_float(b, node):
         return b.call(operator.truediv, x, y)
@@ -110,6 +116,7 @@ def div(b: Builder, node: Node) -> Result:
 @lowers("Mod")
 def mod(b: Builder, node: Node) -> Result:
     """The sign is the divisor's, or the dividend's with `fmod`."""
+    _check_types(b, node)
     return b.call(torch.fmod if node.attributes.get("fmod", 0) else torch.remainder, *_operands(b, node))
 
 
@@ -128,6 +135,7 @@ def power(b: Builder, node: Node) -> Result:
 @lowers("Sum", "Max", "Min", "Mean")
 def variadic(b: Builder, node: Node) -> Result:
     """Any number of tensors, broadcast."""
+    _check_types(b, node)
     function: Callable[..., Any] = {"Max": torch.maximum, "Min": torch.minimum}.get(node.op, operator.add)
     tensors = [b.tensor(name) for name in node.inputs]
     made = reduce(lambda x, y: b.call(function, x, y), tensors)
@@ -190,6 +198,12 @@ def _operands(b: Builder, node: Node) -> list[fx.Node | int | float | bool]:
     first, second = node.inputs
     x, y = b.operand(first), b.operand(second)
     return [x if isinstance(x, fx.Node) or isinstance(y, fx.Node) else b.tensor(first), y]
+
+
+def _check_types(b: Builder, node: Node) -> None:
+    """Raise UnsupportedOp for unsigned integers that torch stores and does not compute with."""
+    if any(b.graph.dtype(name) in _STORED for name in node.inputs if name):
+        raise b.unsupported(node, "torch does not compute with unsigned integers of more than 8 bits")
 
 
 def _is_float(b: Builder, node: Node) -> bool:

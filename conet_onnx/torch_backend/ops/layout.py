@@ -30,12 +30,19 @@ def reshape(b: Builder, node: Node) -> Result:
     name = node.inputs[0]
     target: list[Scalar] = [*b.integers(node, 1)]
     x = b.tensor(name)
+    if b.known(node.inputs[1]) is None:
+        return b.call(reshaped, x, target, bool(node.attributes.get("allowzero", 0)))
     if not node.attributes.get("allowzero", 0):
         target = [b.size(name, i) if static(size) and size == 0 else size for i, size in enumerate(target)]
     shape = b.graph.shape(name)
     if shape and target and static(target[0]) and target[0] == shape[0] and name not in b.graph.weights:
         target[0] = b.size(name, 0)
     return b.call(torch.reshape, x, tuple(target))
+
+
+def reshaped(x: torch.Tensor, target: Sequence[int], allow_zero: bool) -> torch.Tensor:
+    """To a target that is only known at run time."""
+    return x.reshape([x.size(axis) if size == 0 and not allow_zero else size for axis, size in enumerate(target)])
 
 
 @lowers("Flatten")
@@ -248,8 +255,11 @@ def shuffle_blocks_first(x: torch.Tensor, size: int) -> torch.Tensor:
 
 @lowers("SpaceToDepth")
 def space_to_depth(b: Builder, node: Node) -> Result:
-    """Channels become (row in block, column in block, channel)."""
-    return b.call(gather_blocks_first, b.tensor(node.inputs[0]), node.attributes["blocksize"])
+    """Channels become (row in block, column in block, channel); in mode CRD (opset 28) the channel is outermost."""
+    x, size = b.tensor(node.inputs[0]), node.attributes["blocksize"]
+    if node.attributes.get("mode", "DCR") == "CRD":
+        return b.call(F.pixel_unshuffle, x, size)
+    return b.call(gather_blocks_first, x, size)
 
 
 def gather_blocks_first(x: torch.Tensor, size: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from conet_onnx.torch_backend.building import Builder, Node, Result, has
 from conet_onnx.torch_backend.ops.registry import lowers
 
-__all__: list[str] = []
+__all__ = ["of_nothing"]
 
 _REDUCE: dict[str, Callable[..., Any]] = {
     "ReduceMean": torch.mean,
@@ -24,6 +25,9 @@ _REDUCE: dict[str, Callable[..., Any]] = {
     "ReduceLogSumExp": torch.logsumexp,
 }
 _BEFORE: dict[str, Callable[..., Any]] = {"ReduceL1": torch.abs, "ReduceSumSquare": torch.square}
+
+
+_OF_NOTHING = {"ReduceMax": -math.inf, "ReduceMin": math.inf}
 
 
 @lowers(*_REDUCE, "ReduceProd")
@@ -41,6 +45,8 @@ def reduce(b: Builder, node: Node) -> Result:
         x = b.call(torch.abs, x)  # of each element alone
     elif node.op == "ReduceL2":
         x = b.call(torch.linalg.vector_norm, x, 2, axes, keepdim=keep)
+    elif axes and node.op in _OF_NOTHING and 0 in (b.shape(node, node.inputs[0])[axis] for axis in axes):
+        x = b.call(of_nothing, x, axes, keep, _OF_NOTHING[node.op])
     elif axes:
         dtype = b.graph.dtype(node.inputs[0])
         # torch sums small integers in int64.
@@ -51,6 +57,15 @@ def reduce(b: Builder, node: Node) -> Result:
         )
         x = b.call(_REDUCE[node.op], x, axes, keepdim=keep, **more)
     return b.call(torch.log, x) if node.op == "ReduceLogSum" else x
+
+
+def of_nothing(x: torch.Tensor, axes: tuple[int, ...], keep: bool, value: float) -> torch.Tensor:
+    """A reduction of no elements, for which torch has no answer; of integers the farthest that there is."""
+    if x.dtype == torch.bool:
+        value = value > 0
+    elif not x.is_floating_point():
+        value = torch.iinfo(x.dtype).min if value < 0 else torch.iinfo(x.dtype).max
+    return torch.full_like(x.sum(axes, keepdim=keep, dtype=x.dtype), value)
 
 
 def _integer(b: Builder, node: Node) -> torch.dtype:
