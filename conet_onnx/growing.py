@@ -190,7 +190,7 @@ class _Sharing:
         divided = {k for k in alive if self._divided.get(node.inputs[k])}
         maker = min((self._makers[node.inputs[k]] for k in divided), default=node.index)
         degree = int(bool(divided) or (not alive and node.index not in self._plain))
-        if degree and (any(not term for term in terms) or not terms or divided - {k for t in terms for k in t}):
+        if degree and (not terms or divided - {k for term in terms for k in term}):
             raise _Unshared(maker)
         for k in holding:
             if k not in alive and (not degree or not any(self._factor(t, divided, alive) == k for t in terms)):
@@ -207,12 +207,9 @@ class _Sharing:
     def _summing(self, node: Node) -> Facing | None:
         """The node's contraction over the dim."""
         leaves = self._findings.solver.leaves
-        facings = self._places.facings.get(node.index, ())
-        for facing in facings:
+        for facing in self._places.facings.get(node.index, ()):
             operands = facing.contraction.operands
             if operands and self._dim in leaves(operands[0].summed):
-                if len(facings) > 1:
-                    raise _Unshared  # from step to step, say
                 return facing
         return None
 

@@ -17,7 +17,7 @@ import pytest
 from cli_support import call
 from onnx import TensorProto
 from strategies import Builder
-from test_rules import Case, check, dense, grid, made
+from test_rules import Build, Case, check, dense, grid, made
 
 from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.errors import UsageError, VerificationFailed
@@ -162,14 +162,65 @@ def shared_projection(b: Builder, x: str) -> str:
     return b.reshape(b.transpose(b.node("MatMul", [scores, tokens], b.shapes[tokens]), (0, 2, 1)), (n, c, h, w))
 
 
-def read_elsewhere(b: Builder, x: str) -> Sequence[str]:
-    """Keys go through a function besides."""
-    n, c, h, w = b.shapes[x]
-    tokens = b.transpose(b.reshape(x, (n, c, h * w)), (0, 2, 1))
-    q, k = dense(b, tokens, SIZE), dense(b, tokens, SIZE)
-    scores = b.node("MatMul", [q, b.transpose(k, (0, 2, 1))], (n, h * w, h * w))
-    mixed = b.node("MatMul", [scores, tokens], b.shapes[tokens])
-    return [b.reshape(b.transpose(mixed, (0, 2, 1)), (n, c, h, w)), b.transpose(unary("Tanh")(b, k), (0, 2, 1))]
+def read_elsewhere(reader: Step, project: Callable[[Builder, str, int], str] = dense) -> Build:
+    """Keys are read by something besides."""
+
+    def build(b: Builder, x: str) -> Sequence[str]:
+        n, c, h, w = b.shapes[x]
+        tokens = b.transpose(b.reshape(x, (n, c, h * w)), (0, 2, 1))
+        q, k = project(b, tokens, SIZE), project(b, tokens, SIZE)
+        scores = b.node("MatMul", [q, b.transpose(k, (0, 2, 1))], (n, h * w, h * w))
+        mixed = b.node("MatMul", [scores, tokens], b.shapes[tokens])
+        return [b.reshape(b.transpose(mixed, (0, 2, 1)), (n, c, h, w)), b.transpose(reader(b, k), (0, 2, 1))]
+
+    return build
+
+
+def by_function_of_weight(b: Builder, k: str) -> str:
+    weight = b.weight(b.floats(SIZE, 4, scale=0.5))
+    return b.node("MatMul", [k, b.node("Tanh", [weight], (SIZE, 4))], (*b.shapes[k][:2], 4))
+
+
+def by_whole_numbers(b: Builder, k: str) -> str:
+    """A weight of 8 bits."""
+    whole = b.weight((b.floats(SIZE, 4) * 40).astype(np.int8))
+    weight = b.node("DequantizeLinear", [whole, b.weight(np.array(0.02, np.float32))], (SIZE, 4))
+    return b.node("MatMul", [k, weight], (*b.shapes[k][:2], 4))
+
+
+def by_factor(b: Builder, k: str) -> str:
+    """Times a weight, and then summed with it."""
+    weight = b.weight(b.floats(SIZE, 1, around=1))
+    factor = b.node("Reshape", [weight, b.integers([SIZE])], (SIZE,))
+    return b.node("MatMul", [b.node("Mul", [k, factor], b.shapes[k]), weight], (*b.shapes[k][:2], 1))
+
+
+def by_all_pairs(b: Builder, k: str) -> str:
+    """Every number of a key times every number of a weight, as one long axis."""
+    n, length, size = b.shapes[k]
+    weight = b.weight(b.floats(1, size, around=1))
+    scaled = b.node("Mul", [k, weight], b.shapes[k])
+    pairs = b.node("Mul", [b.unsqueeze(scaled, [3]), weight], (n, length, size, size))
+    return dense(b, b.reshape(pairs, (n, length, size * size)), 4)
+
+
+def bias_and_scale(b: Builder, x: str) -> str:
+    """One vector is added and multiplied."""
+    vector = b.weight(b.floats(b.shapes[x][-1], around=1))
+    return b.node("Mul", [b.node("Add", [x, vector], b.shapes[x]), vector], b.shapes[x])
+
+
+def turned_dense(b: Builder, x: str, o: int) -> str:
+    """A layer whose weight is turned in the graph."""
+    *outer, k = b.shapes[x]
+    weight = b.transpose(b.weight(b.floats(o, k, scale=1 / np.sqrt(k))), (1, 0))
+    return b.node("MatMul", [x, weight], (*outer, o))
+
+
+def partly_turned(b: Builder, x: str) -> str:
+    """Rotary positions for the first four numbers of a head."""
+    first, rest = b.split(x, 3, [4, SIZE - 4])
+    return b.node("Concat", [turned(b, first), rest], b.shapes[x], axis=3)
 
 
 def norm_of_a_head(b: Builder, x: str) -> str:
@@ -189,6 +240,9 @@ SHARED = [
     Case("rotary positions", Attention(heads=turned), [6, 2, 3, 6, 5]),
     Case("rotary positions, one matrix", Attention(heads=turned, fused="Gather"), [6, 2, 3, 5]),
     Case("a scale that is computed", Attention(heads=by_root_of_size), PLAIN),
+    Case("rotary positions on a part of a head", Attention(heads=partly_turned), [6, 2, 2, 2, 6, 5]),
+    Case("weights that are turned in the graph", read_elsewhere(same, turned_dense), [6, 6]),
+    Case("keys that a layer reads", read_elsewhere(lambda b, k: dense(b, k, 4)), [6, 6, 4]),
     Case("positions by frequency", Attention(heads=by_frequency), PLAIN),
     Case("normalised by channel", Attention(flat=normed), PLAIN),
     Case("Relu before a linear attention", Attention(heads=unary("Relu"), linear=True), PLAIN),
@@ -204,7 +258,12 @@ BOUNDED = [
     Case("a function that makes something of zero", Attention(heads=unary("Exp"), linear=True), PLAIN, bounded=[6]),
     Case("a constant in both", Attention(heads=shifted, linear=True), PLAIN, bounded=[6]),
     Case("a norm of a head", Attention(heads=norm_of_a_head), PLAIN, bounded=[6], mixed=[6], opsets=(17, 21)),
-    Case("keys read elsewhere", read_elsewhere, [6, 6], bounded=[6]),
+    Case("one vector added and multiplied", Attention(heads=bias_and_scale), PLAIN, bounded=[6]),
+    Case("keys read elsewhere", read_elsewhere(unary("Tanh")), [6, 6], bounded=[6]),
+    Case("keys and a function of a weight", read_elsewhere(by_function_of_weight), [6, 6, 4], bounded=[6]),
+    Case("keys and a quantised weight", read_elsewhere(by_whole_numbers), [6, 6, 4], bounded=[6], opsets=(13, 21)),
+    Case("keys and a weight twice", read_elsewhere(by_factor), [6, 6], bounded=[6]),
+    Case("keys and all pairs", read_elsewhere(by_all_pairs), [6, 6, 4], bounded=[6]),
 ]
 
 
