@@ -66,6 +66,8 @@ def _make(name: str, kind: str) -> tuple[Any, tuple[Any, ...]]:
     set_exportable(True)
     with torch.no_grad():
         model = timm.create_model(name, pretrained=False)
+        if not getattr(model, "num_classes", 1):  # a trunk alone, whose channels are the output
+            model = timm.create_model(name, pretrained=False, num_classes=10)
     own = model.default_cfg["input_size"][1:]
     insists = name.startswith(("halonet", "lambda", "bat_", "vgg"))
     fixed = kind == "transformer" or insists or model.default_cfg.get("fixed_input_size")
