@@ -30,9 +30,10 @@ from conet_onnx.verification import verify
 
 HEADS, SIZE = 2, 6
 Step = Callable[[Builder, str], str]
+Flat = Callable[[Builder, str, str], str]  # with the tokens that were projected
 
 
-def same(b: Builder, x: str) -> str:
+def same(b: Builder, x: str, tokens: str = "") -> str:
     return x
 
 
@@ -40,19 +41,19 @@ def unary(op: str, **attributes: Any) -> Step:
     return lambda b, x: b.node(op, [x], b.shapes[x], **attributes)
 
 
-def biased(b: Builder, x: str) -> str:
+def biased(b: Builder, x: str, _: str) -> str:
     return b.node("Add", [x, b.weight(b.floats(b.shapes[x][-1]))], b.shapes[x])
 
 
-def normed(b: Builder, x: str) -> str:
+def normed(b: Builder, x: str, _: str) -> str:
     """BatchNormalization of (N, L, C): over C."""
     turned = b.transpose(x, (0, 2, 1))
     return b.transpose(b.norm(turned), (0, 2, 1))
 
 
-def gated(b: Builder, x: str) -> str:
+def gated(b: Builder, x: str, tokens: str) -> str:
     """Times another projection of the same tokens."""
-    return b.node("Mul", [x, unary("Sigmoid")(b, dense(b, b.tokens, b.shapes[x][-1]))], b.shapes[x])  # type: ignore[attr-defined]  # set below
+    return b.node("Mul", [x, unary("Sigmoid")(b, dense(b, tokens, b.shapes[x][-1]))], b.shapes[x])
 
 
 def turned(b: Builder, x: str) -> str:
@@ -110,7 +111,7 @@ def linear_pieces(b: Builder, x: str) -> str:
 class Attention:
     """Self-attention over the places of an image; `flat` acts on (N, L, H·d), `heads` on queries and keys by head."""
 
-    flat: Step = same
+    flat: Flat = same
     heads: Step = same
     fused: str = ""
     key_only: Step = same
@@ -120,17 +121,16 @@ class Attention:
         n, c, h, w = b.shapes[x]
         length, inner = h * w, HEADS * SIZE
         tokens = b.transpose(b.reshape(x, (n, c, length)), (0, 2, 1))
-        b.tokens = tokens  # type: ignore[attr-defined]  # for steps that need them
         if self.fused == "Split":
-            parts = b.split(self.flat(b, dense(b, tokens, 3 * inner)), 2, [inner] * 3)
+            parts = b.split(self.flat(b, dense(b, tokens, 3 * inner), tokens), 2, [inner] * 3)
             q, k, v = (self._in_heads(b, part) for part in parts)
         elif self.fused:
-            y = b.reshape(self.flat(b, dense(b, tokens, 3 * inner)), (n, length, 3, HEADS, SIZE))
+            y = b.reshape(self.flat(b, dense(b, tokens, 3 * inner), tokens), (n, length, 3, HEADS, SIZE))
             y = b.transpose(y, (2, 0, 3, 1, 4))
             shape = (n, HEADS, length, SIZE)
             q, k, v = (b.node("Gather", [y, b.weight(np.array(i))], shape, axis=0) for i in range(3))
         else:
-            q, k, v = (self._in_heads(b, self.flat(b, dense(b, tokens, inner))) for _ in range(3))
+            q, k, v = (self._in_heads(b, self.flat(b, dense(b, tokens, inner), tokens)) for _ in range(3))
         q, k = self.heads(b, q), self.key_only(b, self.heads(b, k))
         mixed = self._linear(b, q, k, v) if self.linear else self._softmax(b, q, k, v)
         joined = b.reshape(b.transpose(mixed, (0, 2, 1, 3)), (n, length, inner))
