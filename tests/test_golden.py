@@ -11,18 +11,12 @@ import json
 
 import oracles
 import pytest
-import torch
 from golden_models import FOLDER, GOLDEN, analysis_of, model_of, text_of, versions_of
 
 LARGEST = 30_000  # bytes of a file that somebody reads
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", GOLDEN)

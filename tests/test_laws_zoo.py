@@ -7,7 +7,6 @@ import functools
 import numpy as np
 import oracles
 import pytest
-import torch
 import zoo
 
 from conet_onnx.analysis import Analysis, analyze
@@ -37,12 +36,7 @@ COMPARED = {  # tensors that must have been compared at least, of the nodes in t
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @functools.lru_cache(maxsize=1)  # tests of one model follow each other
