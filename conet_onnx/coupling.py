@@ -75,7 +75,8 @@ class Coupling(Findings):
     @cached_property
     def distinct_uses(self) -> tuple[Use, ...]:
         """The readings that a resize keeps apart: all, but for one alone of a weight in which nothing can change."""
-        resizable = {u.tensor for u in self.every_use for s in u.shape if self.resizable & set(self.solver.leaves(s))}
+        fixed, leaves = self.resizable.isdisjoint, self.solver.leaves
+        resizable = {u.tensor for u in self.every_use if not all(fixed(leaves(s)) for s in u.shape)}
         first = {u.tensor: u for u in reversed(self.every_use)}
         return tuple(u for u in self.every_use if u.tensor in resizable or first[u.tensor] is u)
 

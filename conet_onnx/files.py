@@ -15,9 +15,10 @@ __all__ = ["atomic_write", "sha256_of"]
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; rename it into place on success, remove it on any failure.
 
+    Where it is `durable`, it is on the disk before its name is, so that a power cut leaves one file or the other too.
     A link stays one: the file that it leads to is replaced. Raises OutputError where the folder is missing, not
     writable, or full, and for what is no ordinary file: a rename would replace a device or a pipe itself.
     """
@@ -35,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         try:
             yield part
-            _make_durable(part)
+            _finish(part, durable=durable)
             os.replace(part, target)
         except OSError as error:
             raise _explain(path, error) from error
@@ -54,13 +55,14 @@ def sha256_of(paths: Iterable[str | os.PathLike[str]]) -> str:
     return digest.hexdigest()
 
 
-def _make_durable(part: Path) -> None:
-    """Flush to disk, and give the permissions that an ordinary new file would have (mkstemp gives 0600)."""
+def _finish(part: Path, *, durable: bool) -> None:
+    """Give the permissions that an ordinary new file would have (mkstemp gives 0600), and flush to disk if asked."""
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(part, 0o666 & ~umask)
-    with open(part, "rb+") as stream:
-        os.fsync(stream.fileno())
+    if durable:
+        with open(part, "rb+") as stream:
+            os.fsync(stream.fileno())
 
 
 def _explain(path: str | os.PathLike[str], error: OSError) -> OutputError:

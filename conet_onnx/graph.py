@@ -227,17 +227,20 @@ class Graph:
             draft.put(name, np.array(array))
         return draft.graph()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model; the file appears whole or not at all. Over 2 GiB its weights go to `NAME.data` beside it."""
+    def save(self, path: str | os.PathLike[str], *, durable: bool = False) -> None:
+        """Write the model; the file appears whole or not at all. Over 2 GiB its weights go to `NAME.data` beside it.
+
+        With `durable` a power cut cannot take back what was written once this returns (see files.atomic_write).
+        """
         parts = pieces(self.model, self.arrays)
         if sum(map(size_of, parts)) <= PROTOBUF_LIMIT:
-            with atomic_write(path) as part, part.open("wb") as stream:
+            with atomic_write(path, durable=durable) as part, part.open("wb") as stream:
                 stream.writelines(flowing(parts))
             return
         data = Path(f"{os.fspath(path)}.data")
         if any(data.resolve() == source.resolve() for source in self.external):
             raise OutputError(f"Cannot write {data}: it holds the weights of {self.file}. Choose another name.")
-        with atomic_write(data) as weights, atomic_write(path) as part:
+        with atomic_write(data, durable=durable) as weights, atomic_write(path, durable=durable) as part:
             part.write_bytes(_externalize(self, weights, data.name).SerializeToString())
 
     def _check_input_shapes(self) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from conet_onnx.analysis import Analysis
 from conet_onnx.costs import Price
@@ -22,7 +23,7 @@ from conet_onnx.scoring import importance
 from conet_onnx.sites import places
 from conet_onnx.sizes import Polynomials, compile_table
 
-__all__ = ["Selection", "budgeted", "plan", "scaled", "select"]
+__all__ = ["Selection", "budgeted", "plan", "ranked", "scaled", "select"]
 
 TRANSFERS = ("slice", "net2net", "zero")
 
@@ -51,13 +52,13 @@ def plan(
 ) -> WidthPlan:
     """Decide how to give some widths new sizes.
 
-    Shrinking keeps the channels of highest score (by default l2 importance), in their order. Growing copies channels
-    and divides them where they are summed, which keeps the function: evenly (`slice`), in uneven, seeded shares that
-    training can pull apart (`net2net`; Chen et al., 2016, arXiv:1511.05641), or with nothing for the copies (`zero`;
-    where two activations share them, evenly: zeros on both sides would never learn). A width whose channels are
-    averaged (mixed) grows by whole multiples only, unless `inexact`; with `exact` it must not shrink. One with a `max`
-    does not grow (see growing). Raises UsageError for an unknown id, a size that is not a positive integer, or such a
-    width.
+    Shrinking keeps the channels of highest score (by default l2 importance; see `ranked`), in their order. Growing
+    copies channels and divides them where they are summed, which keeps the function: evenly (`slice`), in uneven,
+    seeded shares that training can pull apart (`net2net`; Chen et al., 2016, arXiv:1511.05641), or with nothing for
+    the copies (`zero`; where two activations share them, evenly: zeros on both sides would never learn). A width whose
+    channels are averaged (mixed) grows by whole multiples only, unless `inexact`; with `exact` it must not shrink. One
+    with a `max` does not grow (see growing). Raises UsageError for an unknown id, a size that is not a positive
+    integer, or such a width.
     """
     if transfer not in TRANSFERS:
         raise UsageError(f"transfer {transfer!r} is not known; choose one of {', '.join(TRANSFERS)}.")
@@ -70,17 +71,22 @@ def plan(
                 "them must grow by the same whole multiple. Grow them so, or allow an approximation (--inexact)."
             )
     moving = {name: int(size) for name, size in widths.items() if int(size) != analysis.widths[name].size}
-    if scores is None and moving:
-        scores = importance(analysis.graph, "l2", analysis=analysis)
+    if scores is None:
+        scores = importance(analysis.graph, "l2", analysis=analysis, widths=ranked(analysis, moving))
     rng = np.random.default_rng(seed)
     chosen = {}
     for name in analysis.widths:
         if name in moving:
-            score = np.asarray((scores or {}).get(name, np.ones(analysis.widths[name].size)), dtype=np.float64)
+            score = np.asarray(scores.get(name, np.ones(analysis.widths[name].size)), dtype=np.float64)
             width = analysis.widths[name]
             how = "slice" if transfer == "zero" and width.dim in analysis.growth.shared else transfer
             chosen[name] = _choose(width, moving[name], score, how, rng)
     return select(analysis, chosen)
+
+
+def ranked(analysis: Analysis, widths: Mapping[str, int]) -> list[str]:
+    """Those of some widths with new sizes for which it matters how their channels rank: whole multiples take all."""
+    return [name for name, width in analysis.widths.items() if widths.get(name, width.size) % width.size]
 
 
 class Fits(Protocol):
@@ -212,11 +218,12 @@ def _choose(width: Width, size: int, scores: Floats, transfer: str, rng: np.rand
         raise UsageError(
             f"scores of {width.id} ({width.name}): expected {width.size} numbers, got shape {scores.shape}."
         )
-    order = np.argsort(-scores, kind="stable")
-    if size <= width.size:
-        return Selection(np.sort(order[:size]), np.ones(size))
-    extra = np.resize(order, size - width.size)
-    indices = np.concatenate([np.arange(width.size), extra])
+    rounds, rest = divmod(size, width.size)
+    best = np.sort(np.argsort(-scores, kind="stable")[:rest])  # in their order: neighbours are copied together
+    indices = np.concatenate([np.tile(np.arange(width.size), rounds), best])
+    if not rounds:
+        return Selection(indices, np.ones(size))
+    extra = indices[width.size :]
     copies = np.bincount(indices, minlength=width.size)
     if transfer == "zero":
         return Selection(indices, np.concatenate([np.ones(width.size), np.full(len(extra), np.inf)]))
@@ -309,10 +316,16 @@ class _Compiler:
             if leaves & summed & self._chosen.keys():
                 divide = self._divisors(ax, summed)
                 takes[k] = np.where(np.isinf(divide), NULL, takes[k])
-                divide = np.where(np.isinf(divide), 1.0, divide)
+                divide = self._as_precise(use.tensor, np.where(np.isinf(divide), 1.0, divide))
                 if (divide != 1).any():
                     divides[k] = divide
         return Take(tuple(s.size[0] for s in use.shape), takes, divides)
+
+    def _as_precise(self, tensor: str, divide: Floats) -> Floats:
+        """Divisors of single precision where the weight has no more: a plan says them shortly, and they are applied
+        without another type."""
+        double = self._analysis.graph.weights[tensor].data_type == TensorProto.DOUBLE
+        return divide if double else divide.astype(np.float32).astype(np.float64)
 
     def _indices(self, ax: Axis) -> Indices:
         """Source positions along an axis, in the order of the new ones: row-major over products, in turn over sums."""

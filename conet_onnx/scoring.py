@@ -29,28 +29,43 @@ QUANTISED = {  # the inputs that are a weight, its scale (-1: it comes later) an
 }
 
 
-def importance(graph: Graph, criterion: str = "l2", *, analysis: Analysis | None = None, seed: int = 0) -> Scores:
-    """A score per channel of each width, higher is more important.
+def importance(
+    graph: Graph,
+    criterion: str = "l2",
+    *,
+    analysis: Analysis | None = None,
+    seed: int = 0,
+    widths: Collection[str] | None = None,
+) -> Scores:
+    """A score per channel of each width (of some, if `widths` names them), higher is more important.
 
     l1, l2: the norm of the channel's slice in every weight of two or more axes that holds the width, each weight
     normalised to mean one, then averaged (Li et al., 2017, arXiv:1608.08710, over all coupled layers instead of one);
     quantised weights count as the numbers that they stand for.
     batchnorm-scale: |scale| of the BatchNormalizations over the width (Liu et al., 2017, arXiv:1708.06519); l2 where
-    there is none. random: uniform. Raises UsageError for another criterion.
+    there is none. random: uniform. Raises UsageError for another criterion or an unknown width.
     """
     if criterion not in CRITERIA:
         raise UsageError(f"criterion {criterion!r} is not known; choose one of {', '.join(CRITERIA)}.")
     analysis = analysis or analyze(graph)
+    for name in widths or ():
+        if name not in analysis.widths:
+            raise UsageError(f"there is no width {name!r} to score; `analyze` lists them.")
+    chosen = {name: w for name, w in analysis.widths.items() if widths is None or name in widths}
     if criterion == "random":
         rng = np.random.default_rng(seed)
-        return {name: rng.random(width.size) for name, width in analysis.widths.items()}
+        drawn = {name: rng.random(width.size) for name, width in analysis.widths.items()}
+        return {name: drawn[name] for name in chosen}
+    if not chosen:
+        return {}
+    by_dim = {w.dim: name for name, w in chosen.items()}
     power = 1 if criterion == "l1" else 2
-    found = _norms(analysis, power, lambda use: len(use.shape) > 1)
+    found = _norms(analysis, by_dim, power, lambda use: len(use.shape) > 1)
     if criterion == "batchnorm-scale":
         scales = {(node.index, 1) for node in graph.nodes if node.op == "BatchNormalization"}
-        by_scale = _norms(analysis, 1, lambda use: (use.node, use.input) in scales)
+        by_scale = _norms(analysis, by_dim, 1, lambda use: (use.node, use.input) in scales)
         found = {**found, **by_scale}
-    return {name: found.get(name, np.ones(w.size)) for name, w in analysis.widths.items()}
+    return {name: found.get(name, np.ones(w.size)) for name, w in chosen.items()}
 
 
 def channels(analysis: Analysis, ax: Axis) -> Iterator[tuple[Dim, slice, Indices]]:
@@ -76,21 +91,22 @@ def channels(analysis: Analysis, ax: Axis) -> Iterator[tuple[Dim, slice, Indices
                 yield dim, stretch, found[own]
 
 
-def _norms(analysis: Analysis, power: int, wanted: Callable[[Use], bool]) -> dict[str, NDArray[np.float64]]:
+def _norms(
+    analysis: Analysis, by_dim: Mapping[Dim, str], power: int, wanted: Callable[[Use], bool]
+) -> dict[str, NDArray[np.float64]]:
     totals: dict[str, list[NDArray[np.float64]]] = {}
-    by_dim = {w.dim: name for name, w in analysis.widths.items()}
     for use in analysis.every_use:
         if not analysis.is_real(use.tensor) or not wanted(use):
             continue
         axes = {k: analysis.axis(segment) for k, segment in enumerate(use.shape)}
-        held = {k: ax for k, ax in axes.items() if not analysis.resizable.isdisjoint(analysis.solver.leaves(ax))}
+        held = {k: ax for k, ax in axes.items() if not by_dim.keys().isdisjoint(analysis.solver.leaves(ax))}
         if not held:
             continue
         sums = _sums(_values(analysis.graph, use.tensor), held, power)
         for k, ax in held.items():
             found: dict[Dim, NDArray[Any]] = {}
             for dim, stretch, indices in channels(analysis, ax):
-                if dim in analysis.resizable:
+                if dim in by_dim:
                     part: NDArray[Any] = sums[k][stretch]
                     if len(indices) > dim.size[0]:  # else each channel is there once, in order
                         inside = indices >= 0

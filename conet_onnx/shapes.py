@@ -239,7 +239,12 @@ def _settle(
         if not all(not name or _known(types.get(name)) for name in node.output):
             _infer_node(node, model, types, constants)
         settled = node.op_type not in RANDOM and all(not name or name in constants for name in node.input)
-        made = _evaluate(node, model, constants, done) if settled and _stays_small(node, types) else []
+        if not settled or not _stays_small(node, types):
+            made = []
+        elif node.op_type == "Identity":  # exporters store equal norms once and name them so: hundreds of them
+            made = [constants[node.input[0]]]
+        else:
+            made = _evaluate(node, model, constants, done)
     for name, array in zip(node.output, made, strict=False):
         if name and array.size <= SMALL:
             constants[name] = array

@@ -61,26 +61,47 @@ class Slices:
             yield from self._sliced(self._source)
 
     def _sliced(self, source: Array) -> Iterator[Array]:
-        take, rank = self._take.take, source.ndim
+        take = self._take.take
         order = sorted(take, key=lambda k: (k > 0, self.shape[k] / max(source.shape[k], 1)))
         zeros = {k: take[k] == NULL for k in order if (take[k] == NULL).any()}
         taken = {k: np.maximum(take[k], 0) if k in zeros else take[k] for k in order}
+        runs = {k: _runs(taken[k], source.shape[k]) for k in order if k}
         divides = {k: _narrowed(by, source.dtype) for k, by in self._take.divide.items()}
+        spread = {k: np.repeat(by, math.prod(self.shape[k + 1 :])) for k, by in divides.items() if k}
         step = max(1, BLOCK // max(1, math.prod(self.shape[1:])))
         for start in range(0, self.shape[0], step):
             rows = slice(start, start + step)
             part = source if 0 in taken else source[rows] if taken else source[rows].copy()
             for k in order:
-                part = np.take(part, taken[k] if k else taken[k][rows], axis=k)
+                part = _taken(part, k, *runs[k]) if k else np.take(part, taken[0][rows], axis=0)
             for k, by in divides.items():
-                by = (by if k else by[rows]).reshape([-1 if axis == k else 1 for axis in range(rank)])
-                if by.dtype == part.dtype:
-                    np.divide(part, by, out=part)
+                lead = k or 1  # two axes: those before, and this one with those after (by the channel, the first alone)
+                flat = part.reshape(math.prod(part.shape[:lead]), math.prod(part.shape[lead:]))
+                by = spread[k] if k else by[rows, None]
+                if by.dtype == flat.dtype:
+                    np.divide(flat, by, out=flat)
                 else:
-                    part = (part / by).astype(source.dtype)
+                    part = (flat / by).astype(source.dtype).reshape(part.shape)
             for k, nothing in zeros.items():
                 part[(slice(None),) * k + (nothing if k else nothing[rows],)] = 0
             yield part
+
+
+def _runs(taken: Array, size: int) -> tuple[Array, int]:
+    """Which runs of how many neighbours an axis of so many channels is taken in; the longest that are all alike."""
+    for length in (64, 32, 16, 8, 4, 2):
+        if len(taken) % length == 0 and size % length == 0:
+            runs = taken.reshape(-1, length)
+            if not (runs[:, 0] % length).any() and (np.diff(runs, axis=1) == 1).all():
+                return runs[:, 0] // length, length
+    return taken, 1
+
+
+def _taken(part: Array, axis: int, runs: Array, length: int) -> Array:
+    """np.take, by runs of neighbours."""
+    shape = part.shape
+    split = part.reshape(*shape[:axis], shape[axis] // length, length, *shape[axis + 1 :])
+    return np.take(split, runs, axis=axis).reshape(*shape[:axis], len(runs) * length, *shape[axis + 1 :])
 
 
 def _narrowed(divide: Floats, dtype: np.dtype[Any]) -> Array:

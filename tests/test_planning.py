@@ -105,6 +105,28 @@ class TestGrowing:
         take = next(iter(made.initializers.values()))
         assert take.take[0].tolist() == [0, 1, 2, 3, 1, 3]
 
+    def test_neighbours_are_copied_together(self):
+        """So that they are copied in one stretch of memory."""
+        scores = {"w0": np.array([0.1, 0.9, 0.2, 0.8])}
+        assert takes(plan(plain(4), {"w0": 8}, scores))[0].take[0].tolist() == [0, 1, 2, 3] * 2
+        assert takes(plan(plain(4), {"w0": 10}, scores))[0].take[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 1, 3]
+
+    def test_only_what_is_chosen_from_is_scored(self, monkeypatch):
+        analysis, asked = plain(4), []
+
+        def score(graph, criterion, *, analysis, widths):
+            asked.append(list(widths))
+            return {name: np.arange(4.0) for name in widths}
+
+        monkeypatch.setattr("conet_onnx.planning.importance", score)
+        for size in (2, 4, 6, 8):
+            plan(analysis, {"w0": size})
+        assert asked == [["w0"], [], ["w0"], []]
+
+    def test_divisors_are_as_precise_as_the_weight(self):
+        divide = takes(plan(plain(4), {"w0": 8}, transfer="net2net"))[2].divide[1]
+        assert np.array_equal(divide, divide.astype(np.float32))
+
     @pytest.mark.parametrize("transfer", ["slice", "net2net"])
     @pytest.mark.parametrize("size", [7, 13, 24])
     def test_divisors_of_the_copies_of_a_channel_sum_to_one(self, transfer, size):
@@ -132,7 +154,7 @@ class TestGrowing:
         analysis = plain(4)
         made = plan(analysis, {"w0": 6}, {"w0": np.arange(4.0)}, transfer="zero")
         first, _, second = takes(made)
-        assert first.take[0].tolist() == [0, 1, 2, 3, 3, 2]
+        assert first.take[0].tolist() == [0, 1, 2, 3, 2, 3]
         assert second.take[1].tolist() == [0, 1, 2, 3, -1, -1]
         assert not second.divide
         assert second.as_json()["take"]["1"] == [0, 1, 2, 3, None, None]

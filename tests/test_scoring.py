@@ -72,6 +72,23 @@ def test_every_width_has_a_finite_score_for_each_channel(name: str) -> None:
         assert scores.std() > 0
 
 
+@pytest.mark.parametrize("criterion", ["l1", "l2", "random", "batchnorm-scale"])
+def test_some_widths_have_the_scores_that_they_have_among_all(criterion: str) -> None:
+    graph = zoo.graph("squeezenet1_0")
+    analysis = analyze(graph)
+    every = importance(graph, criterion, analysis=analysis)
+    some = importance(graph, criterion, analysis=analysis, widths=["w3", "w1"])
+    assert sorted(some) == ["w1", "w3"]
+    for name, scores in some.items():
+        np.testing.assert_array_equal(scores, every[name])
+    assert importance(graph, criterion, analysis=analysis, widths=[]) == {}
+
+
+def test_an_unknown_width_is_an_error() -> None:
+    with pytest.raises(UsageError, match="w99"):
+        importance(residual(), widths=["w99"])
+
+
 def test_an_unknown_criterion_is_an_error() -> None:
     with pytest.raises(UsageError, match="taylor"):
         importance(residual(), "taylor")

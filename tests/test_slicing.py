@@ -67,6 +67,27 @@ class TestTakes:
             assert not np.shares_memory(found, source)
             assert found.tobytes() == expected.tobytes()
 
+    @given(st.data())
+    def test_runs_of_neighbours(self, data: st.DataObject) -> None:
+        """What is copied run by run, whether runs begin at multiples of their length, overlap or end elsewhere."""
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+        shape = (3, data.draw(st.sampled_from([8, 12, 24, 130])), *data.draw(st.sampled_from([(), (1, 1), (2, 3)])))
+        lengths = st.sampled_from([1, 2, 3, 4, 8])
+        length, aligned = data.draw(lengths), data.draw(st.booleans())
+        starts = rng.integers(0, shape[1] - length + 1, rng.integers(1, 9))
+        starts = starts // length * length if aligned else starts
+        taken = (starts[:, None] + np.arange(length)).reshape(-1)
+        source = rng.standard_normal(shape).astype(np.float32)
+        made = Take(shape, {1: taken}, {1: rng.choice([1.0, 2.0, 3.0], len(taken))})
+        assert np.array_equal(apply(source, made), by_element(source, made))
+
+    @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (2, 0, 3)])
+    def test_axes_of_no_channels(self, shape: tuple[int, ...]) -> None:
+        axis = len(shape) - 1
+        taken = np.arange(shape[axis])
+        made = apply(np.zeros(shape, np.float32), Take(shape, {axis: taken}, {axis: np.ones(len(taken))}))
+        assert made.shape == shape
+
     def test_a_take_of_another_shape_is_refused(self) -> None:
         with pytest.raises(UsageError, match="shape"):
             apply(np.zeros((2, 2)), Take((3, 2), {0: np.array([0])}))

@@ -309,8 +309,7 @@ def _resize(path: Path, out: Path, scale: float) -> None:
         for name, width in found.widths.items()
         if width.exact or scale < 1
     }
-    scores = co.importance(graph, "l2", analysis=found)
-    plan = co.plan(found, sizes, scores, transfer="slice" if scale < 1 else "net2net")
+    plan = co.plan(found, sizes, transfer="slice" if scale < 1 else "net2net")
     co.rewrite(graph, plan).save(out)
 
 

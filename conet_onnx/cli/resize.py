@@ -93,6 +93,7 @@ def resize(
         from conet_onnx.analysis import analyze
         from conet_onnx.loading import load
         from conet_onnx.planning import plan as make_plan
+        from conet_onnx.planning import ranked
         from conet_onnx.rewriting import rewrite
         from conet_onnx.scoring import importance
         from conet_onnx.verification import verify
@@ -102,7 +103,7 @@ def resize(
         analysis = analyze(graph, freeze=freeze)
         chosen, left_alone = choose(analysis)
         bar.step(f"Scoring channels by {criterion}")
-        scores = importance(graph, criterion, analysis=analysis, seed=seed)
+        scores = importance(graph, criterion, analysis=analysis, seed=seed, widths=ranked(analysis, chosen))
         plan = make_plan(analysis, chosen, scores, transfer=transfer, seed=seed, exact=exact, inexact=inexact)
         bar.step("Rewriting")
         resized = rewrite(graph, plan)

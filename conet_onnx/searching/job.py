@@ -221,7 +221,7 @@ class _Job:
             if after["loss"] <= validation["loss"]:
                 model, validation = trained, after
         file = self.folder / "best.onnx"
-        model.save(file)
+        model.save(file, durable=True)
         _copy(loop.plan(chosen.number), self.folder / "plans" / "best.json")
         return replace(_record(chosen, file), validation=validation), training, evaluation
 

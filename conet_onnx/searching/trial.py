@@ -101,7 +101,7 @@ class Workshop:
             return TrialOutcome({}, time.perf_counter() - begun, 0.0)
         validation, evaluation_seconds = self.judge(trained)
         structure.save(task.plan)
-        trained.save(task.weights)
+        trained.save(task.weights, durable=True)
         return TrialOutcome(validation, seconds, evaluation_seconds)
 
     def train(self, student: Graph, *, epochs: int, seed: int, report: Report) -> tuple[Graph, float]:
