@@ -34,7 +34,8 @@ can only shrink is left alone where the others grow.
 - *params*, *MACs*: share in weights with at least one resizable axis;
 - *left*: parameters left when every width is halved;
 - *worst*: the largest difference of any tensor in any comparison, relative to the tensor's largest element. 2e-5 is
-  allowed, or three times what moving each weight to a neighbouring float does to that tensor (the most of three draws);
+  allowed, or three times what moving each weight to a neighbouring float does to that tensor (the most of three draws,
+  in the source or, where that is too little, in the masked source);
 - *shapes*, *analysis*, *resize*: seconds, beside other work on two cores; *peak*: of loading, analysis and resizing to
   a file, above the start, in multiples of the model's size (small models say little).
 """
