@@ -86,25 +86,26 @@ def names_of(module: torch.nn.Module) -> Names:
 
 
 def _lower_node(b: Builder, node: Node) -> None:
-    if node.domain != "" or (node.op not in LOWER and node.op not in KNOWN):
+    op = node.operator
+    if op not in LOWER and op not in KNOWN:
         raise b.unsupported(node, "no lowering is known for it")
     if node.op == "Constant" and node.outputs[0] in b.graph.weights:
         return
-    if node.op == "Identity":
+    if op == "Identity":
         b.alias(node.outputs[0], node.inputs[0])
         return
     known = [b.known(name) for name in node.inputs if name]
     inputs = [value for value in known if value is not None]
-    if node.inputs and len(inputs) == len(known) and node.op not in ("Shape", "Size", "Dropout"):
+    if node.inputs and len(inputs) == len(known) and op not in ("Shape", "Size", "Dropout"):
         if all(value.array is not None for value in inputs) and _fold(b, node):
             return
-        made = KNOWN[node.op](b, node, inputs) if node.op in KNOWN else None
+        made = KNOWN[op](b, node, inputs) if op in KNOWN else None
         if made is not None:
             b.assign(node.outputs[0], made)
             return
-    if node.op not in LOWER:
+    if op not in LOWER:
         raise b.unsupported(node, "no lowering is known for it")
-    result = LOWER[node.op](b, node)
+    result = LOWER[op](b, node)
     results = [result] if isinstance(result, fx.Node | Known) else list(result)
     for name, value in zip(node.outputs, results, strict=False):
         b.assign(name, value)

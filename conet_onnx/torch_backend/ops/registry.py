@@ -13,17 +13,17 @@ Lowering = Callable[[Builder, Node], Result]
 
 REVIEWED = 28  # the newest opset whose operators were compared with this table
 
-LOWER: dict[str, Lowering] = {}
+LOWER: dict[str, Lowering] = {}  # by Node.operator
 
 
-def lowers(*ops: str) -> Callable[[Lowering], Lowering]:
-    """Register a function for some operators of ai.onnx, in all versions from opset 7 to REVIEWED.
+def lowers(*ops: str, domain: str = "") -> Callable[[Lowering], Lowering]:
+    """Register a function for some operators of ai.onnx, in all versions from opset 7 to REVIEWED, or of a domain.
 
     Where a version means something else, the function asks `node.since`.
     """
 
     def register(function: Lowering) -> Lowering:
-        for op in ops:
+        for op in (f"{domain}.{op}" if domain else op for op in ops):
             assert op not in LOWER, f"{op} is lowered twice"
             LOWER[op] = function
         return function
