@@ -9,6 +9,7 @@ from conet_onnx.torch_backend.ops import (
     layout,
     normalize,
     picking,
+    recurrent,
     reduce,
     resize,
     window,
@@ -18,4 +19,5 @@ from conet_onnx.torch_backend.ops.registry import LOWER, REVIEWED
 
 __all__ = ["KNOWN", "LOWER", "REVIEWED"]
 
-del activations, contract, elementwise, layout, normalize, picking, reduce, resize, window  # imported to fill the table
+# They were imported to fill the table.
+del activations, contract, elementwise, layout, normalize, picking, recurrent, reduce, resize, window
