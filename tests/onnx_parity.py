@@ -17,8 +17,8 @@ from conet_onnx.graph import Graph
 from conet_onnx.torch_backend import lower
 
 __all__ = [
-    "FLOAT", "INT64", "Array", "Case", "X", "assert_same", "build", "check", "check_or_refused", "grid", "ints",
-    "run_lowered", "run_reference", "some",
+    "FLOAT", "INT64", "Array", "Case", "X", "assert_same", "build", "check", "check_gradients", "check_or_refused",
+    "grid", "ints", "run_lowered", "run_reference", "some",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -30,18 +30,36 @@ FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 class Case:
     """One node: its inputs from outside (x0, x1 ...), its inputs from the file (after those), its attributes."""
 
-    op: str
+    op: str  # with its domain before it, unless that is ONNX's own
     opset: int
-    inputs: Sequence[Any]  # shapes of normal floats, or arrays
-    weights: Sequence[Any] = ()  # likewise; None is an absent input
+    inputs: Sequence[Any]  # shapes of normal floats, or arrays; None is an absent input
+    weights: Sequence[Any] = ()  # likewise
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    outputs: int = 1
+    outputs: int | Sequence[int] = 1  # how many, or which
+    types: Mapping[int, int] = field(default_factory=dict)  # of outputs that onnx does not know and are no floats
     free: bool = True  # whether it must also work where all sizes are symbolic, not only the batch
 
     def __str__(self) -> str:
         shown = ",".join(f"{k}={v}" for k, v in self.attributes.items())
-        sizes = ",".join(str(i if isinstance(i, tuple) else i.shape) for i in self.inputs)
+        sizes = ",".join(str(i if isinstance(i, tuple) else i.shape) for i in self.inputs if i is not None)
         return f"{self.op}-{self.opset}-{sizes}-{shown}".replace(" ", "")
+
+    def model(self, symbolic: str = "none") -> tuple[onnx.ModelProto, dict[str, Array]]:
+        """A model of this node, called the_node, and inputs for it."""
+        rng = np.random.default_rng(7)
+        inputs = {f"x{i}": some(spec, rng) for i, spec in enumerate(self.inputs) if spec is not None}
+        weights = {f"w{i}": some(spec, rng) for i, spec in enumerate(self.weights) if spec is not None}
+        names = [f"{kind}{i}" for kind, specs in (("x", self.inputs), ("w", self.weights)) for i in range(len(specs))]
+        names = [name if name in inputs or name in weights else "" for name in names]
+        asked = range(self.outputs) if isinstance(self.outputs, int) else self.outputs
+        outputs = [f"y{i}" if i in asked else "" for i in range(max(asked) + 1)]
+        domain, _, op = self.op.rpartition(".")
+        node = helper.make_node(op, names, outputs, name="the_node", domain=domain, **self.attributes)
+        model = build([node], inputs, weights, [name for name in outputs if name], self.opset, symbolic)
+        for value in model.graph.output:
+            place = int(value.name[1:])
+            value.type.tensor_type.elem_type = self.types.get(place, value.type.tensor_type.elem_type)
+        return model, inputs
 
 
 def some(spec: Any, rng: np.random.Generator) -> Array:
@@ -73,7 +91,9 @@ def build(
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    others = sorted({node.domain for node in nodes} - {""})
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in others)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     inferred = onnx.shape_inference.infer_shapes(model)
     for value, found in zip(model.graph.output, inferred.graph.output, strict=True):
         value.type.tensor_type.elem_type = found.type.tensor_type.elem_type or FLOAT
@@ -107,14 +127,25 @@ def assert_same(got: Sequence[Array], wanted: Sequence[Array]) -> None:
 
 
 def check(case: Case, symbolic: str = "none") -> None:
-    rng = np.random.default_rng(7)
-    inputs = {f"x{i}": some(spec, rng) for i, spec in enumerate(case.inputs)}
-    weights = {f"w{i}": some(spec, rng) for i, spec in enumerate(case.weights) if spec is not None}
-    names = [*inputs, *(f"w{i}" if spec is not None else "" for i, spec in enumerate(case.weights))]
-    outputs = [f"y{i}" for i in range(case.outputs)]
-    node = helper.make_node(case.op, names, outputs, name="the_node", **case.attributes)
-    model = build([node], inputs, weights, outputs, case.opset, symbolic)
+    model, inputs = case.model(symbolic)
     assert_same(run_lowered(model, inputs), run_reference(model, inputs))
+
+
+def check_gradients(case: Case) -> None:
+    """Those of all inputs and parameters that are floats are what finite differences say."""
+    model, inputs = case.model()
+    module = lower(Graph(model)).double()
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
+    floats = {n: t.double().requires_grad_() for n, t in tensors.items() if t.is_floating_point()}
+    parameters = dict(module.named_parameters())
+
+    def run(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = dict(zip([*floats, *parameters], values, strict=True))
+        own = {name: given[name] for name in parameters}
+        made = torch.func.functional_call(module, own, tuple(given.get(n, t) for n, t in tensors.items()))
+        return tuple(t for t in (made if isinstance(made, tuple) else (made,)) if t.is_floating_point())
+
+    assert torch.autograd.gradcheck(run, (*floats.values(), *parameters.values()), fast_mode=True)
 
 
 def check_or_refused(case: Case, symbolic: str) -> None:
@@ -130,7 +161,7 @@ def grid(
     op: str, opsets: Sequence[int], inputs: Sequence[Any], weights: Sequence[Any] = (), **options: Any
 ) -> list[Case]:
     """A case for each opset and each combination of the lists in `options`; other options are Case's own."""
-    own = {key: options.pop(key) for key in ("outputs", "free") if key in options}
+    own = {key: options.pop(key) for key in ("outputs", "types", "free") if key in options}
     keys, values = list(options), [v if isinstance(v, list) else [v] for v in options.values()]
     return [
         Case(op, opset, inputs, weights, {k: v for k, v in zip(keys, combination, strict=True) if v is not None}, **own)

@@ -14,6 +14,7 @@ from conet_onnx.errors import ModelError, UnsupportedOp
 from conet_onnx.graph import Graph, Node
 from conet_onnx.torch_backend.known import Array, Known, static
 from conet_onnx.torch_backend.names import Names, identifier
+from conet_onnx.torch_backend.stepped import stepped_weights
 from conet_onnx.torch_backend.weights import shared_statistics, to_tensor, torch_dtype, trainable
 
 __all__ = ["SMALL", "Builder", "Node", "Result", "has"]
@@ -34,7 +35,9 @@ class Builder:
         self.fx = fx.Graph()
         self.root = nn.Module()
         self.registered: dict[str, str] = {}  # initializer -> attribute, as they were first used
-        self.trainable = trainable(graph)
+        self.stepped = stepped_weights(graph)  # trained as what they stand for
+        self.trainable = trainable(graph) | self.stepped.keys()
+        self.carried: set[str] = set()  # whole numbers that are floats here, so that gradients pass (ops.quantise)
         self.shared_statistics = shared_statistics(graph)
         self._names = Names.of(graph.weights)
         self._values: dict[str, fx.Node | Known] = {}
@@ -206,7 +209,8 @@ class Builder:
             raise ModelError(f"{self.graph.file or 'the model'}: nothing makes the value {name!r}.")
         attribute = self._names.attributes[name]
         try:
-            data = to_tensor(self.graph.array(name))
+            array = self.graph.array(name)
+            data = to_tensor(self.stepped[name].real(array) if name in self.stepped else array)
         except TypeError as error:
             node = self._node or self.graph.nodes[0]
             raise self.unsupported(node, f"torch has no element type for weight {name!r}") from error

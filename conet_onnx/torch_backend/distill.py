@@ -12,10 +12,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from conet_onnx.data.dataset import Split
-from conet_onnx.errors import DataError, UsageError
+from conet_onnx.errors import DataError, UnsupportedOp, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.torch_backend.known import Array
-from conet_onnx.torch_backend.lower import lower
+from conet_onnx.torch_backend.lower import lower, untrained_of
 from conet_onnx.torch_backend.weights import torch_dtype
 
 __all__ = ["Classifier", "Data", "Lessons", "Normalise", "divergence", "flat", "teacher_scores"]
@@ -42,7 +42,7 @@ class Classifier:
     """A lowered graph that scores classes: before any final Softmax, and at any batch size.
 
     `module` is what is trained; it is made of one input and the graph's first output. Raises UsageError where the
-    graph has more inputs.
+    graph has more inputs, UnsupportedOp where no gradient reaches that output.
     """
 
     def __init__(self, graph: Graph, sample: Array, device: torch.device) -> None:
@@ -54,7 +54,14 @@ class Classifier:
             )
         self.graph = graph
         self.device = device
-        self.module = _scoring(lower(graph)).to(device)
+        module = lower(graph)
+        self.untrained = untrained_of(module)
+        if graph.outputs[0].name in self.untrained:
+            raise UnsupportedOp(
+                f"the first output of {graph.file or 'the model'}, {graph.outputs[0].name!r}, cannot be trained: "
+                f"{self.untrained[graph.outputs[0].name]}"
+            )
+        self.module = _scoring(module).to(device)
         self.dtype = torch_dtype(graph.inputs[0].dtype)
         declared = graph.inputs[0].shape
         batch = declared[0] if declared else ""

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from torch import fx
 
-from conet_onnx.errors import UnsupportedOp, UsageError
+from conet_onnx.errors import ModelError, UnsupportedOp, UsageError
 from conet_onnx.graph import Graph, Node
 from conet_onnx.torch_backend.building import Builder
 from conet_onnx.torch_backend.known import Known
 from conet_onnx.torch_backend.names import Names
-from conet_onnx.torch_backend.ops import KNOWN, LOWER, REVIEWED
+from conet_onnx.torch_backend.ops import KNOWN, LOWER, MOVES, REVIEWED
+from conet_onnx.torch_backend.outside import Outside, ancestors, cut_out
 from conet_onnx.torch_backend.peephole import tighten
-from conet_onnx.torch_backend.weights import to_numpy
+from conet_onnx.torch_backend.stepped import stepped_weights
+from conet_onnx.torch_backend.weights import to_numpy, torch_dtype
 
-__all__ = ["from_torch", "lower", "names_of"]
+__all__ = ["from_torch", "lower", "names_of", "untrained_of"]
 
 OLDEST = 7  # from here on ONNX broadcasts as numpy does
 
+# What knows of whole numbers that are carried as floats, or takes no notice of a value's type.
+TAKE_CARRIED = {
+    "Cast",
+    "ConvInteger",
+    "DequantizeLinear",
+    "MatMulInteger",
+    "QLinearConv",
+    "QLinearMatMul",
+    "Shape",
+    "Size",
+}
+
+_UNTRAINED = "untrained_outputs"
 _NAMES = "initializer_names"  # the attribute of a lowered module that maps initializers to its other attributes
 _KEPT = "_user_preserved_attributes"  # what fx's deepcopy keeps; pickle keeps attributes by itself
 
@@ -31,7 +49,9 @@ def lower(graph: Graph) -> fx.GraphModule:
     parameter; `names_of` maps initializers to attributes. In training mode (`module.train()`) BatchNormalization uses
     the batch's statistics and updates the running ones, and Dropout drops; a new module is in inference mode.
 
-    Raises UnsupportedOp, naming the node, where an operator or one of its settings is not known here.
+    What has no torch form runs in onnxruntime: as a head, if nothing trained comes before it, else with all that
+    follows from it as a tail (non-maximum suppression, a loop), through which no gradient passes; `untrained_of` says
+    which outputs that concerns. Raises UnsupportedOp, naming the node, where none would be left to train.
     """
     if not OLDEST <= graph.opset <= REVIEWED:
         raise UnsupportedOp(
@@ -39,19 +59,18 @@ def lower(graph: Graph) -> fx.GraphModule:
             "Convert it with onnx.version_converter."
         )
     b = Builder(graph)
-    for node in graph.nodes:
-        b.begin(node)
-        _lower_node(b, node)
-    b.fx.output(
-        outputs[0] if len(outputs := [b.tensor(value.name) for value in graph.outputs]) == 1 else tuple(outputs)
-    )
+    untrained = _lower_nodes(b)
+    outputs = [_as_declared(b, value.name) for value in graph.outputs]
+    b.fx.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
     b.fx.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     tighten(b.fx, b.root)
     module = fx.GraphModule(b.root, b.fx, class_name="Lowered")
     used = {node.target for node in b.fx.nodes if node.op == "get_attr"}
     names = Names({n: b.registered[n] for n in graph.weights if b.registered.get(n) in used})
-    setattr(module, _NAMES, names)
-    module.meta[_KEPT] = {_NAMES: names}
+    kept = {_NAMES: names, _UNTRAINED: untrained}
+    for name, value in kept.items():
+        setattr(module, name, value)
+    module.meta[_KEPT] = kept
     return module.eval()
 
 
@@ -61,7 +80,7 @@ def from_torch(graph: Graph, module: torch.nn.Module) -> Graph:
     The module is what `lower(graph)` returned, or a copy of it. Raises UsageError where it is not.
     """
     tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    changed = {}
+    changed, stepped = {}, stepped_weights(graph)
     for name, attribute in names_of(module):
         if attribute not in tensors or name not in graph.weights:
             raise UsageError(f"weight {name!r} is not in both the module and {graph.file or 'the graph'}.")
@@ -70,6 +89,8 @@ def from_torch(graph: Graph, module: torch.nn.Module) -> Graph:
             raise UsageError(
                 f"weight {name!r} has shape {old.shape}, the module's {new.shape}: lower this graph first."
             )
+        if name in stepped:
+            new = stepped[name].stored(new, old)
         if new.dtype != old.dtype:
             new = new.astype(old.dtype)
         if not np.array_equal(old.reshape(-1).view(np.uint8), new.reshape(-1).view(np.uint8)):
@@ -85,10 +106,70 @@ def names_of(module: torch.nn.Module) -> Names:
     return names
 
 
+def untrained_of(module: torch.nn.Module) -> Mapping[str, str]:
+    """The outputs of a lowered module that no gradient reaches, each with the reason. UsageError for other modules."""
+    names_of(module)
+    found: Mapping[str, str] = getattr(module, _UNTRAINED)
+    return found
+
+
+def _lower_nodes(b: Builder) -> dict[str, str]:
+    """Every node, in torch or outside; the outputs that a tail makes, each with what began it."""
+    graph = b.graph
+    late: dict[str, UnsupportedOp] = {}  # values of the tail, with what began it
+    learned: set[str] = set()  # values that depend on trained weights
+    obstacles = []
+    for node in graph.nodes:
+        b.begin(node)
+        names = [name for name in (*node.inputs, *node.captured) if name]
+        learns = any(name in b.trainable or name in learned for name in names)
+        obstacle = next((late[name] for name in names if name in late), None)
+        if obstacle is None:
+            try:
+                _lower_node(b, node)
+            except UnsupportedOp as error:
+                obstacle = error
+                obstacles.append(error)
+                if not learns:
+                    _run_outside(b, ancestors(graph, node), [name for name in node.outputs if name], error)
+                    continue
+        if obstacle is not None:
+            late.update(dict.fromkeys(filter(None, node.outputs), obstacle))
+        elif learns:
+            learned.update(node.outputs)
+    ends = [value.name for value in graph.outputs]
+    if obstacles and learned.isdisjoint(ends):
+        raise obstacles[0]
+    untrained = {name: str(late[name]) for name in ends if name in late}
+    if untrained:
+        needed = {at.index: at for name in untrained for at in ancestors(graph, graph.producer(name))}
+        tail = [node for index, node in sorted(needed.items()) if not late.keys().isdisjoint(node.outputs)]
+        _run_outside(b, tail, list(untrained), late[next(iter(untrained))])
+    return untrained
+
+
+def _run_outside(b: Builder, nodes: Sequence[Node], outputs: Sequence[str], obstacle: UnsupportedOp) -> None:
+    """Let onnxruntime make some values. Raises the obstacle where it could not even be given what it needs."""
+    try:
+        outside = Outside(cut_out(b.graph, nodes, outputs))
+    except ModelError:
+        raise obstacle from None
+    made = b.module(outside, *(_as_declared(b, name) for name in outside.inputs))
+    for k, name in enumerate(outputs):
+        b.assign(name, b.call(operator.getitem, made, k))
+
+
+def _as_declared(b: Builder, name: str) -> fx.Node:
+    """A value with the type that it has in the file."""
+    made, dtype = b.tensor(name), b.graph.dtype(name)
+    return b.method("to", made, torch_dtype(dtype)) if name in b.carried and dtype is not None else made
+
+
 def _lower_node(b: Builder, node: Node) -> None:
     op = node.operator
     if op not in LOWER and op not in KNOWN:
         raise b.unsupported(node, "no lowering is known for it")
+    _follow_carried(b, node)
     if node.op == "Constant" and node.outputs[0] in b.graph.weights:
         return
     if op == "Identity":
@@ -109,6 +190,15 @@ def _lower_node(b: Builder, node: Node) -> None:
     results = [result] if isinstance(result, fx.Node | Known) else list(result)
     for name, value in zip(node.outputs, results, strict=False):
         b.assign(name, value)
+
+
+def _follow_carried(b: Builder, node: Node) -> None:
+    """Whole numbers that are carried as floats stay so where they are moved; no arithmetic may take them for floats."""
+    if b.carried.isdisjoint(node.inputs) or node.operator in TAKE_CARRIED:
+        return
+    if node.operator not in MOVES:
+        raise b.unsupported(node, "arithmetic with quantised numbers")
+    b.carried.update(node.outputs)
 
 
 def _fold(b: Builder, node: Node) -> bool:

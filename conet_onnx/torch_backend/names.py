@@ -12,7 +12,11 @@ from torch import fx, nn
 __all__ = ["Names", "identifier"]
 
 # What a module already has: a weight called "forward" must not replace it.
-_TAKEN = frozenset(dir(fx.GraphModule)) | frozenset(vars(nn.Module())) | {"shape_env", "initializer_names"}
+_TAKEN = (
+    frozenset(dir(fx.GraphModule))
+    | frozenset(vars(nn.Module()))
+    | {"shape_env", "initializer_names", "untrained_outputs"}
+)
 
 
 @dataclass(frozen=True, slots=True)

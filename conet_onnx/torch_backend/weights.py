@@ -15,30 +15,44 @@ from conet_onnx.torch_backend.known import Array
 __all__ = ["onnx_dtype", "shared_statistics", "to_numpy", "to_tensor", "torch_dtype", "trainable"]
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
-# Inputs that set how an operator works; None: all of them.
+# Inputs that set how an operator works, by Node.operator; None: all of them.
 _SETTINGS: dict[str, frozenset[int] | None] = {
+    "Attention": frozenset({3, 4, 5}),  # a mask and a cache
     "BatchNormalization": frozenset({3, 4}),
     "CastLike": frozenset({1}),
     "Clip": frozenset({1, 2}),
     "ConstantOfShape": None,
     "Dropout": frozenset({1, 2}),
+    "DequantizeLinear": frozenset({1, 2}),
     "Equal": None,
     "Expand": frozenset({1}),
     "Greater": None,
     "GreaterOrEqual": None,
+    "GRU": frozenset({4, 5}),
+    "GridSample": frozenset({1}),
     "Less": None,
     "LessOrEqual": None,
-    "GRU": frozenset({4, 5}),
     "LSTM": frozenset({4, 5, 6}),
+    "NegativeLogLikelihoodLoss": frozenset({2}),  # weights of classes
     "Pad": frozenset({1, 2, 3}),
     "Pow": frozenset({1}),
     "RNN": frozenset({4, 5}),
+    "QLinearConv": None,
+    "QLinearMatMul": None,
+    "QuantizeLinear": frozenset({1, 2}),
     "Range": None,
     "Reshape": frozenset({1}),
     "Resize": frozenset({1, 2, 3}),
     "Shape": None,
     "Size": None,
+    "SoftmaxCrossEntropyLoss": frozenset({2}),
+    "RotaryEmbedding": frozenset({1, 2}),  # tables of angles
     "Upsample": frozenset({1}),
+    "com.microsoft.Attention": frozenset({4, 5}),  # a cache, and what is added to scores
+    "com.microsoft.GroupQueryAttention": frozenset({3, 4, 7, 8, 10}),  # and tables; heads may learn their sinks (11)
+    "com.microsoft.MultiHeadAttention": frozenset({5, 6, 7}),
+    "com.microsoft.RotaryEmbedding": frozenset({2, 3}),
+    "com.microsoft.ScaledSiLU": frozenset({1}),
 }
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "Mod", "Where"})
 _BFLOAT16 = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
@@ -111,9 +125,9 @@ def _uses(graph: Graph, name: str) -> Iterator[tuple[Node, int]]:
 
 
 def _is_setting(node: Node, index: int, size: int, raw: frozenset[str]) -> bool:
-    if node.op in _ELEMENTWISE:
+    if node.operator in _ELEMENTWISE:
         return size == 1 or (size <= _COLOURS and not raw.isdisjoint(node.inputs))
-    settings = _SETTINGS.get(node.op, frozenset())
+    settings = _SETTINGS.get(node.operator, frozenset())
     return settings is None or index in settings
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 from torch.nn import functional as F
 
 from conet_onnx.torch_backend.building import Builder, Node, Result
 from conet_onnx.torch_backend.ops.registry import lowers
 
-__all__: list[str] = []
+__all__ = ["swish", "swished"]
 
 _PLAIN: dict[str, Callable[..., Any]] = {
     "Relu": F.relu,
@@ -65,6 +66,23 @@ def selu(b: Builder, node: Node) -> Result:
 def gelu(b: Builder, node: Node) -> Result:
     """By the error function, or its approximation by tanh."""
     return b.call(F.gelu, b.tensor(node.inputs[0]), approximate=node.attributes.get("approximate", "none"))
+
+
+@lowers("Swish", "SwiGLU")
+def swish_node(b: Builder, node: Node) -> Result:
+    """ONNX Swish-24: x · sigmoid(alpha · x). ONNX SwiGLU-28: that of A, times B."""
+    made = swish(b, b.tensor(node.inputs[0]), node.attributes.get("alpha", 1.0))
+    return b.call(torch.mul, made, b.tensor(node.inputs[1])) if node.op == "SwiGLU" else made
+
+
+def swish(b: Builder, x: fx.Node, alpha: float) -> fx.Node:
+    """x · sigmoid(alpha · x)."""
+    return b.call(F.silu, x) if alpha == 1 else b.call(swished, x, alpha)
+
+
+def swished(x: torch.Tensor, alpha: float) -> torch.Tensor:
+    """x · sigmoid(alpha · x)."""
+    return x * torch.sigmoid(alpha * x)
 
 
 @lowers("HardSigmoid")

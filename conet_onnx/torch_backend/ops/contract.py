@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 from torch.nn import functional as F
 
 from conet_onnx.torch_backend.building import Builder, Node, Result, has
 from conet_onnx.torch_backend.ops.padding import resolve, same_padding, torch_order
 from conet_onnx.torch_backend.ops.registry import lowers
 
-__all__: list[str] = []
+__all__ = ["convolve"]
 
 _CONV: dict[int, Callable[..., Any]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Any]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -21,9 +22,13 @@ _TRANSPOSED: dict[int, Callable[..., Any]] = {1: F.conv_transpose1d, 2: F.conv_t
 
 @lowers("Conv")
 def conv(b: Builder, node: Node) -> Result:
-    """W: [out, in / group, *kernel]. Unequal padding is a step of its own."""
-    x, w, bias = b.tensor(node.inputs[0]), b.tensor(node.inputs[1]), b.optional(node, 2)
-    kernel, strides, dilations = _window(b, node, _CONV)
+    """W: [out, in / group, *kernel]."""
+    return convolve(b, node, b.tensor(node.inputs[0]), b.tensor(node.inputs[1]), b.optional(node, 2))
+
+
+def convolve(b: Builder, node: Node, x: fx.Node, w: fx.Node, bias: fx.Node | None, weight: int = 1) -> fx.Node:
+    """A convolution with a node's attributes, whose weight is one of its inputs. Unequal padding is its own step."""
+    kernel, strides, dilations = _window(b, node, _CONV, weight)
     begin, end = resolve(b, node, kernel, strides, dilations)
     if begin is None or end is None:
         upper = node.attributes["auto_pad"] == "SAME_UPPER"
@@ -56,9 +61,9 @@ def conv_transpose(b: Builder, node: Node) -> Result:
 
 
 def _window(
-    b: Builder, node: Node, table: dict[int, Callable[..., Any]]
+    b: Builder, node: Node, table: dict[int, Callable[..., Any]], weight: int = 1
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    kernel = b.shape(node, node.inputs[1])[2:]
+    kernel = b.shape(node, node.inputs[weight])[2:]
     if len(kernel) not in table or None in kernel:
         raise b.unsupported(node, f"a kernel of shape {kernel}; 1, 2 or 3 fixed axes can be trained")
     sizes = tuple(size for size in kernel if size is not None)

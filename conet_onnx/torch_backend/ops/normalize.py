@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from conet_onnx.torch_backend.building import Builder, Node, Result, has
 from conet_onnx.torch_backend.ops.registry import lowers
 
-__all__ = ["BatchNormalization", "Dropout", "by_norm", "by_rms", "standardised"]
+__all__ = ["BatchNormalization", "Dropout", "DropoutWithMask", "by_norm", "by_rms", "standardised", "statistics"]
 
 
 class BatchNormalization(nn.Module):
@@ -49,6 +50,16 @@ class Dropout(nn.Module):
         return f"ratio={self.ratio}"
 
 
+class DropoutWithMask(Dropout):
+    """The same, and which elements are left: all of them, except in training."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]  # two results
+        """Any shape."""
+        left = torch.rand_like(x) >= self.ratio if self.training else torch.ones_like(x, dtype=torch.bool)
+        larger = 1 / (1 - self.ratio) if self.ratio < 1 else 0.0
+        return (x * left * larger if self.training else x), left
+
+
 @lowers("BatchNormalization")
 def batch_normalization(b: Builder, node: Node) -> Result:
     """ONNX's momentum is the share of the old statistics, torch's of the new.
@@ -72,14 +83,19 @@ def batch_normalization(b: Builder, node: Node) -> Result:
 
 @lowers("Dropout")
 def dropout(b: Builder, node: Node) -> Result:
-    """The ratio is an attribute before opset 12, an input since."""
-    if len(node.outputs) > 1 and node.outputs[1]:
-        raise b.unsupported(node, "its mask is used as an output")
+    """The ratio is an attribute before opset 12, an input since; the mask says nothing before."""
     x = b.tensor(node.inputs[0])
     ratio: Any = node.attributes.get("ratio", 0.5)
     if has(node, 1):
         ratio = b.number(node, 1, "the ratio")
-    return b.module(Dropout(float(ratio)), x) if ratio else x
+    if not any(node.outputs[1:]):
+        return b.module(Dropout(float(ratio)), x) if ratio else x
+    if node.since < 12:  # onnxruntime fills it with zeros
+        raise b.unsupported(node, "its mask is used as an output, which says nothing before opset 12")
+    if has(node, 2) and b.number(node, 2, "training_mode"):
+        raise b.unsupported(node, "its mask is used as an output, and drawn at random")
+    both = b.module(DropoutWithMask(float(ratio)), x)
+    return [b.call(operator.getitem, both, i) for i in range(2)]
 
 
 @lowers("InstanceNormalization")
@@ -91,9 +107,7 @@ def instance_normalization(b: Builder, node: Node) -> Result:
 
 @lowers("LayerNormalization")
 def layer_normalization(b: Builder, node: Node) -> Result:
-    """Statistics over the axes from `axis` on; scale and bias broadcast to them."""
-    if any(node.outputs[1:]):
-        raise b.unsupported(node, "its mean or deviation is used as an output")
+    """Statistics over the axes from `axis` on, which are outputs too; scale and bias broadcast to them."""
     name = node.inputs[0]
     x, weight, bias = b.tensor(name), b.tensor(node.inputs[1]), b.optional(node, 2)
     rank = b.rank(node, name)
@@ -102,9 +116,21 @@ def layer_normalization(b: Builder, node: Node) -> Result:
     eps = node.attributes.get("epsilon", 1e-5)
     affine = [b.shape(node, n) for n in node.inputs[1:] if n]
     if all(list(sizes) == shape for sizes in affine):
-        return b.call(F.layer_norm, x, shape, weight, bias, eps)
-    made = b.call(torch.mul, b.call(F.layer_norm, x, shape, None, None, eps), weight)
-    return made if bias is None else b.call(torch.add, made, bias)
+        made = b.call(F.layer_norm, x, shape, weight, bias, eps)
+    else:
+        made = b.call(torch.mul, b.call(F.layer_norm, x, shape, None, None, eps), weight)
+        made = made if bias is None else b.call(torch.add, made, bias)
+    if not any(node.outputs[1:]):
+        return made
+    both = b.call(statistics, x, tuple(axes), eps)
+    return made, *(b.call(operator.getitem, both, i) for i in range(2))
+
+
+def statistics(x: torch.Tensor, axes: tuple[int, ...], eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean, and 1 / sqrt(variance + eps), over some axes, which stay; of half precision in single."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return mean, torch.rsqrt(variance + eps)
 
 
 @lowers("RMSNormalization", "SimplifiedLayerNormalization")

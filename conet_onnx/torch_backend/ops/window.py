@@ -13,7 +13,7 @@ from conet_onnx.torch_backend.building import Builder, Node, Result
 from conet_onnx.torch_backend.ops.padding import Sizes, resolve, same_padding, window_padding
 from conet_onnx.torch_backend.ops.registry import lowers
 
-__all__: list[str] = []
+__all__ = ["norm_of_windows"]
 
 _MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE: dict[int, Callable[..., Any]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -90,6 +90,37 @@ def average_of_windows(
     sums = conv(padded.flatten(0, 1).unsqueeze(1), ones, stride=strides, dilation=dilations)
     counts = conv(counted, ones, stride=strides, dilation=dilations)
     return torch.reshape(sums / counts, (x.shape[0], x.shape[1], *sums.shape[2:]))
+
+
+@lowers("LpPool")
+def lp_pool(b: Builder, node: Node) -> Result:
+    """ONNX LpPool-2 to 22: the p-norm of each window; padding is zero."""
+    kernel, strides, dilations, begin, end, ceil = _window(b, node, _CONV)
+    pads = _upper(node) if begin is None or end is None else (begin, end)
+    p = node.attributes.get("p", 2)
+    return b.call(norm_of_windows, b.tensor(node.inputs[0]), kernel, strides, dilations, pads, ceil, p)
+
+
+def norm_of_windows(
+    x: torch.Tensor,
+    kernel: Sizes,
+    strides: Sizes,
+    dilations: Sizes,
+    pads: tuple[Sizes, Sizes] | bool,
+    ceil: bool,
+    p: int,
+) -> torch.Tensor:
+    """Sums of powers by a convolution with ones, and their root; `pads` is as in `average_of_windows`."""
+    if isinstance(pads, bool):
+        padded = same_padding(x, kernel, strides, dilations, pads, 0.0)
+    else:
+        padded = window_padding(x, kernel, strides, dilations, *pads, ceil, 0.0)
+    ones = torch.ones((1, 1, *kernel), dtype=x.dtype, device=x.device)
+    powers = padded.abs().pow(p).flatten(0, 1).unsqueeze(1)
+    sums = _CONV[len(kernel)](powers, ones, stride=strides, dilation=dilations)
+    sums = torch.reshape(sums, (x.shape[0], x.shape[1], *sums.shape[2:]))
+    empty = sums == 0  # the root has no gradient there
+    return torch.where(empty, sums, torch.where(empty, 1, sums).pow(1 / p))
 
 
 @lowers("GlobalAveragePool", "GlobalMaxPool")
