@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conet_onnx.analysis import analyze
+    from conet_onnx.finetuning import finetune
     from conet_onnx.loading import load
     from conet_onnx.planning import plan
     from conet_onnx.rewriting import rewrite
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "analyze",
+    "finetune",
     "from_torch",
     "importance",
     "load",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "Budget": "searching",
     "analyze": "analysis",
+    "finetune": "finetuning",
     "from_torch": "torch_backend",
     "importance": "scoring",
     "load": "loading",

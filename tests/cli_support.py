@@ -19,7 +19,7 @@ from conet_onnx.cli.main import main
 __all__ = ["Result", "call", "listing", "only_line", "save", "small_model"]
 
 
-LOGGED = ("Measuring ", "Evaluating ", "Inputs: ", "Searching ", "reading the model and the data")
+LOGGED = ("Training ", "Measuring ", "Evaluating ", "Inputs: ", "Searching ", "reading the model and the data")
 
 
 @dataclass(frozen=True)

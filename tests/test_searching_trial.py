@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_quantised_models import by_onnxruntime
 
 import conet_onnx as co
 from conet_onnx.data.dataset import Array
@@ -83,6 +84,19 @@ class TestInheritance:
         assert trained.weights.keys() == same.weights.keys()
         for name in trained.weights:
             np.testing.assert_array_equal(trained.array(name), same.array(name))
+
+    def test_weights_of_eight_bits_are_handed_on(self, tmp_path: Path) -> None:
+        source = Graph(by_onnxruntime("layers", channels=True, unsigned=False))
+        analysis = co.analyze(source)
+        widths = {name: width.size - 2 for name, width in analysis.widths.items()}
+        small = co.rewrite(source, co.plan(analysis, widths))
+        trained = small.with_arrays({n: small.array(n) // 2 for n, t in small.weights.items() if len(t.dims) == 2})
+        trained.save(tmp_path / "small.onnx")
+        one = TrialTask(1, widths, Parent(str(tmp_path / "small.onnx"), widths), "", "", seed=0)
+        start = inherit(small, source, one, analysis=analysis)
+        assert sum(t.dims[1:] != [] for t in start.weights.values()) == 3
+        for name in trained.weights:
+            np.testing.assert_array_equal(start.array(name), trained.array(name))
 
     def test_shrinking_keeps_rows_of_the_parent(self, source: Graph, tmp_path: Path) -> None:
         small = task(tmp_path, {"w5": 40})

@@ -7,7 +7,7 @@ import click
 from conet_onnx.cli.command import Command
 from conet_onnx.errors import NotYet
 
-__all__ = ["finetune", "profile", "score"]
+__all__ = ["profile", "score"]
 
 
 def _later(name: str, does: str) -> click.Command:
@@ -22,11 +22,12 @@ def _later(name: str, does: str) -> click.Command:
     )
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def command(arguments: tuple[str, ...]) -> None:
-        raise NotYet(f"{name} comes in a later release; this one has analyze, resize, search, evaluate, bench, verify.")
+        raise NotYet(
+            f"{name} comes in a later release; this one has analyze, resize, search, finetune, evaluate, bench, verify."
+        )
 
     return command
 
 
 score = _later("score", "Print per-layer metrics of a model.")
-finetune = _later("finetune", "Train or distil a model as it is.")
 profile = _later("profile", "Measure a per-operator latency table for this machine.")

@@ -24,7 +24,7 @@ COMMANDS = {
     "verify": "verify",
     "report": "report",
     "score": "later",
-    "finetune": "later",
+    "finetune": "finetune",
     "profile": "later",
 }
 

@@ -14,12 +14,13 @@ from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.data import DataSet, Normalisation, check_fits, classes_of, load_data
 from conet_onnx.data.dataset import Array
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
-from conet_onnx.graph import Graph
+from conet_onnx.graph import REALS, Graph
 from conet_onnx.loading import load
 from conet_onnx.planning import plan
 from conet_onnx.rewriting import rewrite
 from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
 from conet_onnx.torch_backend.distill import teacher_scores
+from conet_onnx.torch_backend.stepped import stepped_weights
 from conet_onnx.torch_backend.train import Diverged, fit
 
 __all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit"]
@@ -170,12 +171,16 @@ def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analys
         if any(task.widths.get(name, 0) > sizes[name] for name in bounded) or sizes != task.parent.widths:
             return skeleton
     resized = rewrite(parent, plan(analysis, task.widths, transfer="net2net", seed=task.seed, inexact=True))
+    stepped = stepped_weights(skeleton)  # what trials train, and no sizes
     arrays = {name: resized.array(name) for name in skeleton.weights if name in resized.weights}
-    return skeleton.with_arrays({name: array for name, array in arrays.items() if _fits(skeleton, name, array)})
-
-
-def _fits(skeleton: Graph, name: str, array: Array) -> bool:
-    return bool(array.dtype.kind == "f") and array.shape == tuple(skeleton.weights[name].dims)
+    return skeleton.with_arrays(
+        {
+            name: array
+            for name, array in arrays.items()
+            if (name in stepped or skeleton.weights[name].data_type in REALS)
+            and array.shape == tuple(skeleton.weights[name].dims)
+        }
+    )
 
 
 def _numbers(found: Evaluation) -> dict[str, float]:

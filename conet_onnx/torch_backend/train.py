@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -38,11 +38,15 @@ class Diverged(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A trained graph, and for each epoch its mean losses, accuracy on what it trained on, last rate, and seconds."""
+    """A trained graph, and for each epoch its mean losses, accuracy on what it trained on, last rate, and seconds.
+
+    `untrained`: outputs that no gradient reaches, with the reason (lower.untrained_of).
+    """
 
     graph: Graph
     history: tuple[dict[str, float], ...]
     seconds: float
+    untrained: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ def fit(
         for epoch in range(epochs):
             history.append(run.epoch(epoch, plan, seed, progress))
         trained = from_torch(student, model.module)
-    return Fitted(trained, tuple(history), time.perf_counter() - begun)
+    return Fitted(trained, tuple(history), time.perf_counter() - begun, model.untrained)
 
 
 @dataclass(frozen=True, slots=True)

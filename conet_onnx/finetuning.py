@@ -1,0 +1,123 @@
+"""Train a model as it is, on labels or on what a teacher says, and tell what it was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from conet_onnx.data import DataSet, Normalisation, check_fits
+from conet_onnx.errors import DataError, UsageError
+from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
+from conet_onnx.graph import Graph
+
+if TYPE_CHECKING:
+    from conet_onnx.torch_backend.train import Progress
+
+__all__ = ["Finetuned", "choose_inputs", "finetune", "uses_labels"]
+
+DISTILL = 0.9  # share of the teacher in the loss where there are labels too, as in a search
+JUDGED = ("validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """A trained model, and how it and its source do on the splits that it was not trained on, where they have labels.
+
+    `history` holds an epoch's mean losses each (torch_backend.train.Fitted); `untrained` the model's outputs that no
+    gradient reaches, with the reason.
+    """
+
+    graph: Graph
+    choice: Choice
+    history: tuple[dict[str, float], ...]
+    seconds: float
+    before: Mapping[str, Evaluation] = field(default_factory=dict)
+    after: Mapping[str, Evaluation] = field(default_factory=dict)
+    untrained: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As `finetune --json` prints it."""
+        return {
+            "format": "conet-onnx-finetune/1",
+            "normalisation": self.choice.as_json(),
+            "epochs": [dict(epoch) for epoch in self.history],
+            "seconds": self.seconds,
+            "before": {name: found.as_json() for name, found in self.before.items()},
+            "after": {name: found.as_json() for name, found in self.after.items()},
+            "untrained": dict(self.untrained),
+        }
+
+
+def finetune(
+    graph: Graph,
+    dataset: DataSet,
+    *,
+    teacher: Graph | None = None,
+    labels: bool = True,
+    epochs: int = 10,
+    choice: Choice | None = None,
+    provider: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Finetuned:
+    """Train all learned weights of a classifier on the train split; see torch_backend.train.fit for the `settings`.
+
+    With `labels` the data's are learned, if it has any; without, the teacher alone is. Where there is no validation
+    split, a tenth of train is held out. `choice` is how pixels are normalised (choose_inputs). Test data is used once,
+    at the end. Raises UsageError where there is nothing to learn from or the settings make no sense, DataError where
+    the data does not fit, UnsupportedOp, Diverged.
+    """
+    from conet_onnx.torch_backend.train import fit
+
+    dataset = dataset.with_validation()
+    labels = uses_labels(dataset, wanted=labels, teacher=teacher is not None)
+    check_fits(graph, dataset, "train", *(name for name in JUDGED if name in dataset.splits))
+    choice = choice or choose_inputs(graph, dataset, provider=provider, threads=threads)
+    judge: dict[str, Any] = {"provider": provider, "threads": threads, "normalisation": choice.normalisation}
+    fitted = fit(
+        graph,
+        dataset.split("train"),
+        epochs=epochs,
+        teacher=teacher,
+        labels=labels,
+        normalise=lambda pixels: choice.normalisation.apply(pixels, graph.inputs[0].dtype),
+        threads=threads,
+        progress=progress,
+        **{"distill": DISTILL, **settings},
+    )
+    judged = [n for n in JUDGED if n in dataset.splits and dataset.split(n).labels is not None]
+    before, after = (
+        {name: evaluate(some, dataset, split=name, **judge) for name in judged} for some in (graph, fitted.graph)
+    )
+    return Finetuned(fitted.graph, choice, fitted.history, fitted.seconds, before, after, fitted.untrained)
+
+
+def uses_labels(dataset: DataSet, *, wanted: bool, teacher: bool) -> bool:
+    """Whether training learns from labels. Raises UsageError where it would learn from nothing."""
+    there = dataset.split("train").labels is not None
+    if not (wanted and there) and not teacher:
+        why = "its labels are not to be used" if there else f"{dataset.name} has no labels"
+        raise UsageError(f"There is nothing to learn from: {why}, and there is no teacher. Give one with --teacher.")
+    return wanted and there
+
+
+def choose_inputs(
+    graph: Graph,
+    dataset: DataSet,
+    *,
+    given: Normalisation | None = None,
+    provider: str = "auto",
+    threads: int | None = None,
+) -> Choice:
+    """How pixels become the model's input; as evaluation.resolve_normalisation, for data without labels too."""
+    try:
+        return resolve_normalisation(graph, dataset, given=given, provider=provider, threads=threads)
+    except DataError as error:
+        if dataset.split("train").labels is not None:
+            raise
+        raise DataError(
+            f"{dataset.name} has no labels, so that the model's normalisation cannot be found by trying: say it with "
+            "--mean and --std (0 and 1 for pixels in 0..1 as they are), or put MODEL.data.json beside the model."
+        ) from error
