@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["define_missing_schemas"]
+__all__ = ["define_missing_kernels", "define_missing_schemas"]
 
 SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -31,3 +31,47 @@ def define_missing_schemas() -> None:
     for name, schema in SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
             torch.library.define(f"torchvision::{name}", schema)
+
+
+def define_missing_kernels() -> None:
+    """Kernels in Python for what detectors call while they are exported; they need not be fast. After the schemas.
+
+    Does nothing where torchvision's own library loads, and nothing the second time.
+    """
+    from torchvision import extension
+    from torchvision.ops import boxes
+
+    roi_align = importlib.import_module("torchvision.ops.roi_align")
+    if extension._has_ops() or hasattr(torch.ops.torchvision, "roi_align"):
+        return
+    torch.library.define(
+        "torchvision::roi_align",
+        "(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int sampling_ratio, "
+        "bool aligned) -> Tensor",
+    )
+    torch.library.impl("torchvision::roi_align", "CPU", roi_align._roi_align)
+    torch.library.impl("torchvision::nms", "CPU", _suppress)
+    roi_align._has_ops = _there_are
+    roi_align._assert_has_ops = boxes._assert_has_ops = _fine
+
+
+def _suppress(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """The places of the boxes that no better one covers, the best first."""
+    from torchvision.ops.boxes import box_iou
+
+    covers = box_iou(boxes, boxes) > iou_threshold
+    gone = torch.zeros(len(boxes), dtype=torch.bool)
+    kept = []
+    for place in scores.argsort(descending=True, stable=True).tolist():
+        if not gone[place]:
+            kept.append(place)
+            gone |= covers[place]
+    return torch.tensor(kept, dtype=torch.long)
+
+
+def _there_are() -> bool:  # what stands for torchvision's own function must be one that TorchScript can read
+    return True
+
+
+def _fine() -> None:
+    return None

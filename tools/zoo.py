@@ -18,6 +18,7 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from tools.zoo_models import Entry, NotBuilt, entries  # noqa: E402 - found thro
 FOLDER = ROOT / "runs" / "zoo"  # files that are being examined
 RECORDS = ROOT / "tools" / "results" / "zoo"
 BUILDING, EXAMINING = 900, 1800  # seconds that one model may take
+MOST_MEMORY = 18 * 2**30  # bytes: above, a model fails alone instead of the machine
 SETTINGS = {  # glibc gives large blocks back at once, and to get them again takes longer than all the rest
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
@@ -126,6 +128,7 @@ def _run(work: Callable[[], int], limit: float) -> tuple[int, str]:
 
 
 def _quietly(work: Callable[[], int], output: int) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.exit(work())

@@ -10,7 +10,7 @@ from tools.zoo_models.entry import Entry, NotBuilt, from_torch, share
 __all__ = ["entries"]
 
 BASES = {"alexnet": 224, "inception_v3": 96, "vgg": 224, "swin": 64, "vit": 224, "maxvit": 224}  # heights of images
-VIDEO = {"mvit": (8, 64), "swin3d": (8, 64), "s3d": (16, 224)}  # frames, height
+VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 224)}  # frames, height
 TRANSFORMERS = ("vit", "swin", "maxvit", "mvit")
 
 
@@ -65,9 +65,6 @@ def _make(family: str, name: str) -> tuple[Any, tuple[Any, ...]]:
         settings["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": False}
-    if name.startswith("mvit"):  # made for one size: that of its tables of positions
-        frames, side = VIDEO["mvit"]
-        settings |= {"spatial_size": (side, side), "temporal_size": frames}
     model = models.get_model(name, **settings)
     if family == "video":
         frames, side = next((v for k, v in VIDEO.items() if name.startswith(k)), (8, 64))
@@ -75,6 +72,9 @@ def _make(family: str, name: str) -> tuple[Any, tuple[Any, ...]]:
     if family == "segmentation":
         return _Only(model), (torch.randn(2, 3, 64, 64),)
     if family == "detection":
+        from tools.torchvision_schemas import define_missing_kernels
+
+        define_missing_kernels()
         return model, (torch.randn(1, 3, 128, 128),)
     side = next((v for k, v in BASES.items() if name.startswith(k)), 64)
     return model, (torch.randn(2, 3, side, side),)
