@@ -14,7 +14,21 @@ from onnx import TensorProto, helper
 from conet_onnx.contrib import DOMAIN
 from conet_onnx.errors import UnsupportedOp
 from conet_onnx.torch_backend.ops import LOWER
-from tests.onnx_parity import FLOAT, INT64, Case, X, build, check, check_or_refused, grid, ints, run_lowered, some
+from tests.onnx_parity import (
+    FLOAT,
+    INT64,
+    Case,
+    X,
+    assert_same,
+    build,
+    check,
+    check_or_refused,
+    grid,
+    ints,
+    run_lowered,
+    run_reference,
+    some,
+)  # fmt: skip
 
 CASES = [
     # Element-wise.
@@ -328,6 +342,33 @@ def test_cumulative_products_are_what_the_operator_says(exclusive: int, reverse:
     wanted = np.cumprod(turned, axis=1)
     wanted = np.concatenate([np.ones((2, 1), np.float32), wanted[:, :-1]], axis=1) if exclusive else wanted
     np.testing.assert_array_equal(got, wanted[:, ::-1] if reverse else wanted)
+
+
+NUMBERS = {
+    "float": (("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "Equal", "Less", "Greater",
+               "LessOrEqual", "GreaterOrEqual", "PRelu"), np.float32([0.5, 2, 3]), np.float32(2)),
+    "int": (("Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Equal", "Less", "Greater"), ints(3, -5, 2), ints(7)[0]),
+    "bool": (("And", "Or", "Xor", "Equal"), np.array([True, False, True]), np.array(True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("numbers_first", [False, True])
+@pytest.mark.parametrize(("kind", "op"), [(kind, op) for kind, (ops, *_) in NUMBERS.items() for op in ops])
+def test_a_constant_number_on_either_side(kind: str, op: str, numbers_first: bool) -> None:
+    """It is a Python number in the generated code, which not all of torch's functions take."""
+    if op == "PRelu" and numbers_first:
+        pytest.skip("a slope has no more axes than what it is for")
+    _, x, number = NUMBERS[kind]
+    names = ["c", "x"] if numbers_first else ["x", "c"]
+    model = build([helper.make_node(op, names, ["y"])], {"x": x}, {"c": number}, ["y"], 17)
+    assert_same(run_lowered(model, {"x": x}), run_reference(model, {"x": x}))
+
+
+def test_fmod_of_a_constant_number() -> None:
+    x = np.float32([0.7, -2, 3])
+    node = helper.make_node("Mod", ["c", "x"], ["y"], fmod=1)
+    model = build([node], {"x": x}, {"c": np.float32(5)}, ["y"], 17)
+    assert_same(run_lowered(model, {"x": x}), run_reference(model, {"x": x}))
 
 
 def test_every_lowered_operator_has_a_case() -> None:

@@ -3,6 +3,7 @@
 python tools/zoo.py                                   # what has no record yet, then the table
 python tools/zoo.py --only 'torchvision*' --minutes 30
 python tools/zoo.py --only '*swin_t*' --again
+python tools/zoo.py --training                        # the torch backend on each of them
 python tools/zoo.py --list
 
 Each model is built in one process and examined in another; what was found is a file in tools/results/zoo, so that a
@@ -35,6 +36,7 @@ from tools.zoo_models import Entry, NotBuilt, entries  # noqa: E402 - found thro
 
 FOLDER = ROOT / "runs" / "zoo"  # files that are being examined
 RECORDS = ROOT / "tools" / "results" / "zoo"
+TRAINING = ROOT / "tools" / "results" / "zoo_training"
 BUILDING, EXAMINING = 900, 1800  # seconds that one model may take
 MOST_MEMORY = 18 * 2**30  # bytes: above, a model fails alone instead of the machine
 SETTINGS = {  # glibc gives large blocks back at once, and to get them again takes longer than all the rest
@@ -53,50 +55,56 @@ def main() -> int:
     parser.add_argument("--failed", action="store_true", help="again, those whose record says that they failed")
     parser.add_argument("--list", action="store_true", help="only name them, with what is recorded")
     parser.add_argument("--table", type=Path, default=None, metavar="F", help="write the table here (docs/coverage.md)")
+    parser.add_argument("--training", action="store_true", help="lower to torch instead, and compare outputs")
     parser.add_argument("--keep", action="store_true", help="keep the ONNX files in runs/zoo")
     options = parser.parse_args()
     wanted = [e for e in entries() if fnmatch.fnmatch(f"{e.family} {e.name} {e.exporter}", f"*{options.only}*")]
-    for folder in (FOLDER, RECORDS):
+    records = TRAINING if options.training else RECORDS
+    for folder in (FOLDER, records):
         folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     if options.list:
         for entry in wanted:
-            print(f"{_recorded(entry).get('verdict', '-'):10} {entry.family:28} {entry.exporter:12} {entry.name}")
+            print(
+                f"{_recorded(entry, records).get('verdict', '-'):10} {entry.family:28} {entry.exporter:12} {entry.name}"
+            )
         return 0
     if not SETTINGS.items() <= os.environ.items():  # they are read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **SETTINGS})
     _import_all()
     began = time.monotonic()
     for k, entry in enumerate(wanted):
-        record = _recorded(entry)
+        record = _recorded(entry, records)
         due = options.again or not record or (options.failed and record["verdict"] == "failed")
         if due and (options.minutes is None or time.monotonic() - began < options.minutes * 60):
-            record = _one(entry, keep=options.keep)
+            record = _one(entry, records, keep=options.keep)
             seconds = time.monotonic() - began
             print(f"[{k + 1}/{len(wanted)}, {seconds:.0f} s] {entry.family} {entry.name}: {_line(record)}", flush=True)
         failed += record.get("verdict") == "failed"
     if options.table:
         from tools.zoo_table import write_table
 
-        write_table(options.table, [(entry, _recorded(entry)) for entry in entries()])
+        write_table(
+            options.table, [(entry, _recorded(entry, RECORDS), _recorded(entry, TRAINING)) for entry in entries()]
+        )
     return int(failed > 0)
 
 
-def _recorded(entry: Entry) -> dict[str, Any]:
-    path = RECORDS / f"{entry.key}.json"
+def _recorded(entry: Entry, records: Path) -> dict[str, Any]:
+    path = records / f"{entry.key}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _one(entry: Entry, *, keep: bool) -> dict[str, Any]:
+def _one(entry: Entry, records: Path, *, keep: bool) -> dict[str, Any]:
     """Build a model and examine it, each in a process of its own; the record is written whole."""
-    file, record_file = FOLDER / f"{entry.key}.onnx", RECORDS / f"{entry.key}.json"
+    file, record_file = FOLDER / f"{entry.key}.onnx", records / f"{entry.key}.json"
     record: dict[str, Any]
     code, said = _run(lambda: _build(entry, file), BUILDING)
     if code:
         record = {"verdict": "not built", "message": said if code == 3 else f"the builder stopped: {said}"}
     else:
         part = file.with_suffix(".part")
-        code, said = _run(lambda: _examine(file, part), EXAMINING)
+        code, said = _run(lambda: _examine(file, part, training=records == TRAINING), EXAMINING)
         record = json.loads(part.read_text()) if code == 0 else {"verdict": "failed", "message": f"crashed: {said}"}
         part.unlink(missing_ok=True)
     if not keep:
@@ -149,8 +157,11 @@ def _import_all() -> None:
     import tools.zoo_laws  # noqa: F401
 
 
-def _examine(file: Path, record: Path) -> int:
-    from tools.zoo_laws import examine
+def _examine(file: Path, record: Path, *, training: bool) -> int:
+    if training:
+        from tools.zoo_training import examine
+    else:
+        from tools.zoo_laws import examine
 
     record.write_text(json.dumps(examine(file)))
     return 0
@@ -172,6 +183,9 @@ def _build(entry: Entry, file: Path) -> int:
 
 
 def _line(record: dict[str, Any]) -> str:
+    if "trained" in record:
+        worst, trained = record["worst"], record["trained"]
+        return f"{record['verdict']}, worst {worst:.1e}, gradients in {trained:.1%} {record.get('message', '')}"
     if "widths" not in record:
         return f"{record['verdict']}: {record.get('message', '')}"
     return (

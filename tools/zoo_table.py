@@ -37,12 +37,16 @@ can only shrink is left alone where the others grow.
   allowed, or three times what moving each weight to a neighbouring float does to that tensor (the most of three draws,
   in the source or, where that is too little, in the masked source);
 - *shapes*, *analysis*, *resize*: seconds, beside other work on two cores; *peak*: of loading, analysis and resizing to
-  a file, above the start, in multiples of the model's size (small models say little).
+  a file, above the start, in multiples of the model's size (small models say little);
+- *torch*: the largest difference of an output of the lowered model from onnxruntime's (1e-4 is allowed, or three times
+  what rounding does).
 """
 
 
-def write_table(path: Path, records: Sequence[tuple[Entry, Record]]) -> None:
-    """Write the whole page; entries without a record are listed as not tried."""
+def write_table(path: Path, found: Sequence[tuple[Entry, Record, Record]]) -> None:
+    """Write the whole page of entries with what is recorded of them, and of their training; those without a record are
+    listed as not tried."""
+    records = [(entry, {**record, "training": training} if record else {}) for entry, record, training in found]
     tried = [(entry, record) for entry, record in records if record]
     made = [record for _, record in tried if "widths" in record]
     dates = sorted({record["date"] for _, record in tried})
@@ -57,6 +61,7 @@ def write_table(path: Path, records: Sequence[tuple[Entry, Record]]) -> None:
     for family in dict.fromkeys(entry.family for entry, _ in tried):
         page += [f"### {family}", "", *_models([r for e, r in tried if e.family == family and "widths" in r]), ""]
     page += ["## Where less than 90% of the parameters can be resized, and why", "", *_explained(made), ""]
+    page += ["## Where training is refused, or part of it", "", *_refused(tried), ""]
     page += ["## Not built", "", *_not_built(tried), ""]
     if missing := [entry for entry, record in records if not record]:
         names = ", ".join(f"{entry.name} ({entry.family}, {entry.exporter})" for entry in missing)
@@ -92,10 +97,11 @@ def _models(made: Sequence[Record]) -> Iterable[str]:
         yield "None was built."
         return
     columns = (
-        "model, exporter, opset, nodes, params (M), widths, params, MACs, left, worst, shapes, analysis, resize, peak"
+        "model, exporter, opset, nodes, params (M), widths, params, MACs, left, worst, shapes, analysis, resize, peak, "
+        "torch"
     )
     yield f"| {' | '.join(columns.split(', '))} | verdict |"
-    yield f"|{' --- |' * 15}"
+    yield f"|{' --- |' * 16}"
     for r in made:
         seconds = r["seconds"]
         worst = f"{r['worst']:.0e}" if r.get("compared") else "-"
@@ -113,9 +119,28 @@ def _models(made: Sequence[Record]) -> Iterable[str]:
             worst,
             *times,
             f"{r['peak']:.2f}" if "peak" in r else "-",
+            _trained(r["training"]),
             r["verdict"] + (f": {_plain(r['message'])}" if r.get("message") else ""),
         )
         yield f"| {' | '.join(map(str, cells))} |"
+
+
+def _trained(training: Record) -> str:
+    if not training or training["verdict"] == "not built":
+        return "-"
+    return f"{training['worst']:.0e}" if training["verdict"] == "passed" else training["verdict"]
+
+
+def _refused(tried: Sequence[tuple[Entry, Record]]) -> Iterable[str]:
+    made = [(e, r["training"]) for e, r in tried if r["training"].get("verdict") in ("refused", "failed")]
+    parts = [(e, r["training"]) for e, r in tried if r["training"].get("untrained")]
+    for entry, training in made:
+        yield f"- {entry.name} ({entry.family}, {entry.exporter}), {training['verdict']}: {_plain(training['message'])}"
+    for entry, training in parts:
+        outputs = "; ".join(f"output {name}: {_plain(why)}" for name, why in training["untrained"].items())
+        yield f"- {entry.name} ({entry.family}, {entry.exporter}): {outputs}"
+    if not made and not parts:
+        yield "Nowhere."
 
 
 def _explained(made: Sequence[Record]) -> Iterable[str]:

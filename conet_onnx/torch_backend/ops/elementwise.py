@@ -77,7 +77,10 @@ def unary(b: Builder, node: Node) -> Result:
 def binary(b: Builder, node: Node) -> Result:
     """Broadcasting is numpy's in both."""
     _check_types(b, node)
-    return b.call(_BINARY[node.op], *_operands(b, node))
+    function = _BINARY[node.op]
+    if function.__module__ == operator.add.__module__:
+        return b.call(function, *_operands(b, node))
+    return b.call(function, *map(b.tensor, node.inputs))  # torch's own want tensors
 
 
 @lowers("IsInf")
@@ -110,14 +113,15 @@ def div(b: Builder, node: Node) -> Result:
     x, y = _operands(b, node)
     if _is_float(b, node):
         return b.call(operator.truediv, x, y)
-    return b.call(torch.div, x, y, rounding_mode="trunc")
+    return b.call(torch.div, b.tensor(node.inputs[0]), y, rounding_mode="trunc")
 
 
 @lowers("Mod")
 def mod(b: Builder, node: Node) -> Result:
     """The sign is the divisor's, or the dividend's with `fmod`."""
     _check_types(b, node)
-    return b.call(torch.fmod if node.attributes.get("fmod", 0) else torch.remainder, *_operands(b, node))
+    function = torch.fmod if node.attributes.get("fmod", 0) else torch.remainder
+    return b.call(function, b.tensor(node.inputs[0]), _operands(b, node)[1])
 
 
 @lowers("Pow")
