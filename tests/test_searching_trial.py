@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from conet_onnx.runtime import run
 from conet_onnx.searching import read_run
 from conet_onnx.searching.loop import Parent, TrialTask
 from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial, inherit
+from conet_onnx.torch_backend.train import Diverged
 
 MODEL = Path(__file__).parent.parent / "models" / "digits_resnet8.onnx"
 SETTINGS = TrialSettings(str(MODEL), "digits", threads=1)
@@ -84,6 +86,21 @@ class TestInheritance:
         assert trained.weights.keys() == same.weights.keys()
         for name in trained.weights:
             np.testing.assert_array_equal(trained.array(name), same.array(name))
+
+    @pytest.mark.parametrize("how", ["auto", "reinsert", "none"])
+    def test_batchnorm_reaches_the_training(
+        self, source: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        asked = []
+
+        def fit(*_: object, **settings: object) -> object:
+            asked.append(settings["batchnorm"])
+            raise Diverged("seen")
+
+        monkeypatch.setattr("conet_onnx.searching.trial.fit", fit)
+        outcome = evaluate_trial(task(tmp_path, {"w1": 9}), replace(SETTINGS, batchnorm=how))
+        assert asked == [how]
+        assert outcome.validation == {}
 
     def test_weights_of_eight_bits_are_handed_on(self, tmp_path: Path) -> None:
         source = Graph(by_onnxruntime("layers", channels=True, unsigned=False))

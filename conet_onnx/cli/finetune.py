@@ -10,6 +10,7 @@ import click
 from conet_onnx.cli.command import Command, Interrupted
 from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation
 from conet_onnx.cli.options import (
+    batchnorm_option,
     data_options,
     input_shape_option,
     json_option,
@@ -46,6 +47,7 @@ __all__ = ["finetune"]
 @click.option("--lr", callback=positive, metavar="R", help="Highest learning rate (sgd: 0.02, adamw: 0.001).")
 @click.option("--weight-decay", type=click.FloatRange(min=0), metavar="W", help="(sgd: 0.0005, adamw: 0.01.)")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Batch size.")
+@batchnorm_option
 @click.option("--precision", default="32-true", show_default=True, metavar="P", help="Fabric's: bf16-mixed, 16-mixed.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same weights.")
 @provider_option

@@ -11,6 +11,7 @@ import click
 from conet_onnx.errors import NotYet
 
 __all__ = [
+    "batchnorm_option",
     "data_options",
     "freeze_option",
     "input_shape_option",
@@ -67,6 +68,17 @@ def data_options(function: F) -> F:
         metavar="D",
         help="digits | folder of class folders | parquet | .npz | cifar10:DIR | cifar100:DIR | module:function.",
     )(mean(std(function)))
+
+
+def batchnorm_option(function: F) -> F:
+    """--batchnorm auto|reinsert|none."""
+    return click.option(
+        "--batchnorm",
+        type=click.Choice(["auto", "reinsert", "none"]),
+        default="auto",
+        show_default=True,
+        help="Train folded convolutions with BatchNormalization, folded away again; auto: in networks without norms.",
+    )(function)
 
 
 def provider_option(function: F) -> F:

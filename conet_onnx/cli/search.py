@@ -13,6 +13,7 @@ import click
 from conet_onnx.cli.command import Command, Interrupted, State
 from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation
 from conet_onnx.cli.options import (
+    batchnorm_option,
     data_options,
     input_shape_option,
     json_option,
@@ -65,6 +66,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--epochs-per-trial", type=click.IntRange(min=1), metavar="E", help="Training of each (default: 4).")
 @click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 40).")
 @click.option("--time-limit", metavar="T", callback=_seconds, help="Ends the trials in time: 90s, 10min, 2h.")
+@batchnorm_option
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same models.")
 @provider_option
 @threads_option

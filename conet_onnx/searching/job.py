@@ -27,6 +27,7 @@ from conet_onnx.searching.trial import Workshop
 
 if TYPE_CHECKING:
     from conet_onnx.data import DataSet, Normalisation
+    from conet_onnx.torch_backend.norms import BatchNorm
 
 __all__ = ["SearchResult", "front", "search"]
 
@@ -35,7 +36,7 @@ EPOCHS_PER_TRIAL = 4
 EPOCHS = 40
 BACKENDS = ("torch",)
 # What a resumed run cannot change without becoming another one.
-FIXED = ("source", "data", "normalisation", "backend", "algorithm", "budget", "seed", "epochs_per_trial")
+FIXED = ("source", "data", "normalisation", "backend", "algorithm", "budget", "seed", "epochs_per_trial", "batchnorm")
 FOLDERS = ("weights", "plans", "pareto")
 REPORT_FILE = "report.html"
 LATENCY_SECONDS = 4.0
@@ -74,6 +75,7 @@ def search(
     seed: int = 0,
     provider: str = "auto",
     threads: int | None = None,
+    batchnorm: BatchNorm = "auto",
     normalisation: Normalisation | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -83,9 +85,10 @@ def search(
 
     Every trial trains for `epochs_per_trial` against the labels and the source model, and is judged on validation
     data; the best one then trains for `epochs` more. Test data is read once, at the end, for the source and the best.
-    `time_limit`, in seconds, ends the trials early enough for that last training, never before one has ended. The
-    same seed on the same machine gives the same models. `out` defaults to runs/MODEL_STEM; `resume` goes on with what
-    is there, finished or killed, and may change `trials` and `epochs`.
+    `batchnorm` says whether folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds,
+    ends the trials early enough for that last training, never before one has ended. The same seed on the same machine
+    gives the same models. `out` defaults to runs/MODEL_STEM; `resume` goes on with what is there, finished or killed,
+    and may change `trials` and `epochs`.
 
     Raises UsageError for settings that make no sense, an existing `out` without `resume`, or a `resume` with other
     settings; NotYet for those of a later release; BudgetUnreachable; DataError where the data does not fit the model;
@@ -98,7 +101,13 @@ def search(
     clock = Clock(trials + epochs / epochs_per_trial, time_limit, progress)
     clock.says("reading the model and the data")
     workshop = Workshop.open(
-        graph, data, normalisation=normalisation, epochs=epochs_per_trial, provider=provider, threads=threads
+        graph,
+        data,
+        normalisation=normalisation,
+        epochs=epochs_per_trial,
+        provider=provider,
+        threads=threads,
+        batchnorm=batchnorm,
     )
     space = WidthSpace(workshop.analysis)
     if not space.names:
@@ -119,6 +128,7 @@ def search(
         "seed": seed,
         "provider": provider,
         "threads": threads,
+        "batchnorm": batchnorm,
     }
     _make_folder(folder, resume=resume)
     with locked(folder):

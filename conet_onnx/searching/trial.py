@@ -20,6 +20,7 @@ from conet_onnx.planning import plan
 from conet_onnx.rewriting import rewrite
 from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
 from conet_onnx.torch_backend.distill import teacher_scores
+from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
 from conet_onnx.torch_backend.train import Diverged, fit
 
@@ -42,6 +43,7 @@ class TrialSettings:
     epochs: int = 1
     provider: str = "auto"
     threads: int | None = None
+    batchnorm: BatchNorm = "auto"
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
@@ -54,6 +56,7 @@ def evaluate_trial(task: TrialTask, settings: TrialSettings) -> TrialOutcome:
         epochs=settings.epochs,
         provider=settings.provider,
         threads=settings.threads,
+        batchnorm=settings.batchnorm,
     )
     return workshop(task, lambda _: None)
 
@@ -70,6 +73,7 @@ class Workshop:
     epochs: int
     provider: str
     threads: int | None
+    batchnorm: BatchNorm = "auto"
 
     @classmethod
     def open(
@@ -81,15 +85,17 @@ class Workshop:
         epochs: int,
         provider: str,
         threads: int | None,
+        batchnorm: BatchNorm = "auto",
     ) -> Workshop:
-        """Read the data and check that it fits; `test` is left alone. Raises DataError."""
+        """Read the data and check that it fits; `test` is left alone. Raises DataError, UsageError."""
+        wanted(graph, batchnorm)  # a wrong word is said now
         if isinstance(data, DataSet):
             dataset, name = data.with_validation(), data.name
         else:
             dataset, name = load_data(data), os.fspath(data)
         check_fits(graph, dataset, "train", "validation")
         choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads)
-        return cls(graph, analyze(graph), dataset, name, choice, epochs, provider, threads)
+        return cls(graph, analyze(graph), dataset, name, choice, epochs, provider, threads, batchnorm)
 
     def __call__(self, task: TrialTask, report: Report) -> TrialOutcome:
         """The outcome of a task. Its weights and its plan are written, whole, before this returns."""
@@ -118,6 +124,7 @@ class Workshop:
             labels=self.dataset.split("train").labels is not None,
             seed=seed,
             threads=self.training_threads,
+            batchnorm=self.batchnorm,
             progress=report,
         )
         return fitted.graph, fitted.seconds

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from conet_onnx.graph import Graph
 from conet_onnx.torch_backend.distill import Classifier, Data, Lessons, Normalise, divergence, flat
 from conet_onnx.torch_backend.known import Array
 from conet_onnx.torch_backend.lower import from_torch
+from conet_onnx.torch_backend.norms import BATCHES, BatchNorm, calibrate, fold, insert, wanted
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -89,6 +91,7 @@ def fit(
     distill: float = 0.5,
     temperature: float = 4.0,
     clip: float | None = CLIP,
+    batchnorm: BatchNorm = "auto",
     seed: int = 0,
     threads: int | None = None,
     accelerator: str = "auto",
@@ -100,9 +103,10 @@ def fit(
     The learning rate rises over the first `warmup` of the steps, then falls to zero along a cosine; weights with one
     axis (biases, norms) do not decay. `teacher` is a graph, or its scores of `data` in order (`teacher_scores`);
     `labels=False` learns from the teacher alone. `normalise` turns what `data` yields into what the model takes. A
-    graph that only runs at its own batch size is trained at that. `accelerator` and `precision` are Fabric's; one
-    device is used. The same seed on the same CPU with as many threads gives the same bits; global random state is
-    left as it was.
+    graph that only runs at its own batch size is trained at that. With `batchnorm="reinsert"` folded convolutions are
+    trained with a BatchNormalization, which begins as the identity and is folded away again; "auto" does so where the
+    graph has no norms at all (see norms). `accelerator` and `precision` are Fabric's; one device is used. The same seed
+    on the same CPU with as many threads gives the same bits; global random state is left as it was.
 
     Raises UsageError where the settings make no sense, DataError where the data does not fit, Diverged.
     """
@@ -118,12 +122,16 @@ def fit(
             raise UsageError(f"cannot train on {accelerator} with precision {precision}: {_line(error)}") from error
         lessons = Lessons.of(data, teacher, normalise, epochs, fabric.device)
         model = Classifier(student, lessons.sample, fabric.device)
+        if wanted(student, batchnorm) and insert(model.module):
+            drawn = lessons.batches(model.batch or batch, seed=seed)
+            calibrate(model.module, (model.tensor(x) for x, _, _ in islice(drawn, BATCHES)))
         rate, decay = LR[optimizer] if lr is None else lr, DECAY[optimizer] if weight_decay is None else weight_decay
         run = _Run(fabric, model, lessons, optimizer, rate, decay, Objective(distill, temperature), labels, clip)
         plan = _Plan.of(len(data), model.batch or batch, fixed=model.batch is not None, epochs=epochs, warmup=warmup)
         history = []
         for epoch in range(epochs):
             history.append(run.epoch(epoch, plan, seed, progress))
+        fold(model.module)
         trained = from_torch(student, model.module)
     return Fitted(trained, tuple(history), time.perf_counter() - begun, model.untrained)
 
