@@ -371,6 +371,27 @@ def test_fmod_of_a_constant_number() -> None:
     assert_same(run_lowered(model, {"x": x}), run_reference(model, {"x": x}))
 
 
+@pytest.mark.parametrize(
+    ("op", "opset", "weights", "outputs"),
+    [
+        ("Dropout", 7, {}, 2),
+        ("Dropout", 13, {}, 2),
+        ("MaxPool", 12, {}, 2),
+        ("LayerNormalization", 17, {"s": (4,)}, 3),
+        ("BatchNormalization", 8, dict.fromkeys("gbmv", (3,)), 5),
+    ],
+)
+def test_further_outputs_that_nobody_reads(op: str, opset: int, weights: dict[str, tuple[int]], outputs: int) -> None:
+    """Old exporters name them all the same."""
+    rng = np.random.default_rng(0)
+    x = some((2, 3, 4, 4), rng)
+    given = {name: np.abs(some(shape, rng)) for name, shape in weights.items()}
+    settings = {"kernel_shape": [2, 2]} if op == "MaxPool" else {}
+    node = helper.make_node(op, ["x", *given], [f"y{k}" for k in range(outputs)], **settings)
+    model = build([node], {"x": x}, given, ["y0"], opset)
+    assert_same(run_lowered(model, {"x": x}), run_reference(model, {"x": x}))
+
+
 def test_every_lowered_operator_has_a_case() -> None:
     """Here, or in a file of its own."""
     files = (test_lower_attention, test_lower_fused, test_lower_quantised, test_lower_sampling)

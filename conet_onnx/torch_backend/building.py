@@ -97,6 +97,10 @@ class Builder:
             raise self.unsupported(node, f"{what} ({node.inputs[index]!r}) is computed from the data")
         return found
 
+    def uses_more(self, node: Node) -> bool:
+        """Whether anything reads more than a node's first output."""
+        return any(name and self.graph.readings(name) for name in node.outputs[1:])
+
     def number(self, node: Node, index: int, what: str) -> int | float | bool | None:
         """A setting that is one number."""
         found = self.setting(node, index, what)

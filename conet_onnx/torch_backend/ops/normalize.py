@@ -64,16 +64,17 @@ class DropoutWithMask(Dropout):
 def batch_normalization(b: Builder, node: Node) -> Result:
     """ONNX's momentum is the share of the old statistics, torch's of the new.
 
-    A node whose own training_mode is set uses the batch's statistics always, as onnxruntime does. Statistics that
-    several nodes share, or that are computed, are used as they are, in training too: nothing could update them.
+    A node whose own training_mode is set (before opset 14: one with further outputs) uses the batch's statistics, as
+    onnxruntime does. Statistics that several nodes share, or that are computed, are used as they are, in training too:
+    nothing could update them.
     """
     if node.attributes.get("spatial", 1) != 1:
         raise b.unsupported(node, "statistics for each position (spatial=0)")
-    if any(name and (b.graph.consumers(name) or _is_output(b, name)) for name in node.outputs[1:]):
+    if b.uses_more(node):
         raise b.unsupported(node, "its running statistics are used as outputs")
     x, weight, bias, mean, variance = (b.tensor(name) for name in node.inputs)
     eps = node.attributes.get("epsilon", 1e-5)
-    if node.attributes.get("training_mode", 0):
+    if node.attributes.get("training_mode", 0) or (node.since < 14 and any(node.outputs[1:])):
         return b.call(F.batch_norm, x, None, None, weight, bias, True, 0.0, eps)
     own = {b.registered[name] for name in b.registered.keys() - b.shared_statistics}
     if mean.target not in own or variance.target not in own or mean is variance:
@@ -88,7 +89,7 @@ def dropout(b: Builder, node: Node) -> Result:
     ratio: Any = node.attributes.get("ratio", 0.5)
     if has(node, 1):
         ratio = b.number(node, 1, "the ratio")
-    if not any(node.outputs[1:]):
+    if not b.uses_more(node):
         return b.module(Dropout(float(ratio)), x) if ratio else x
     if node.since < 12:  # onnxruntime fills it with zeros
         raise b.unsupported(node, "its mask is used as an output, which says nothing before opset 12")
@@ -120,7 +121,7 @@ def layer_normalization(b: Builder, node: Node) -> Result:
     else:
         made = b.call(torch.mul, b.call(F.layer_norm, x, shape, None, None, eps), weight)
         made = made if bias is None else b.call(torch.add, made, bias)
-    if not any(node.outputs[1:]):
+    if not b.uses_more(node):
         return made
     both = b.call(statistics, x, tuple(axes), eps)
     return made, *(b.call(operator.getitem, both, i) for i in range(2))
@@ -136,7 +137,7 @@ def statistics(x: torch.Tensor, axes: tuple[int, ...], eps: float) -> tuple[torc
 @lowers("RMSNormalization", "SimplifiedLayerNormalization")
 def rms_normalization(b: Builder, node: Node) -> Result:
     """The mean square over the axes from `axis` on; the scale broadcasts to them. The second is onnxruntime's name."""
-    if any(node.outputs[1:]):
+    if b.uses_more(node):
         raise b.unsupported(node, "its deviation is used as an output")
     name = node.inputs[0]
     rank = b.rank(node, name)
@@ -194,7 +195,3 @@ def group_normalization(b: Builder, node: Node) -> Result:
             raise b.unsupported(node, "the number of channels varies")
         weight, bias = (b.call(torch.repeat_interleave, t, channels // groups) for t in (weight, bias))
     return b.call(F.group_norm, x, groups, weight, bias, node.attributes.get("epsilon", 1e-5))
-
-
-def _is_output(b: Builder, name: str) -> bool:
-    return any(value.name == name for value in b.graph.outputs)

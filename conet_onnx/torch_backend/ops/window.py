@@ -23,7 +23,7 @@ _CONV: dict[int, Callable[..., Any]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 @lowers("MaxPool")
 def max_pool(b: Builder, node: Node) -> Result:
     """Padding never wins: it is minus infinity."""
-    if len(node.outputs) > 1 and node.outputs[1]:
+    if b.uses_more(node):
         raise b.unsupported(node, "the indices of the maxima")
     x = b.tensor(node.inputs[0])
     kernel, strides, dilations, begin, end, ceil = _window(b, node, _MAX)
