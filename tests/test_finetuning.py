@@ -83,6 +83,22 @@ class TestLearning:
         far = {name: np.abs(shares - said["teacher.onnx"]).mean() for name, shares in said.items()}
         assert far["out.onnx"] < far["model.onnx"] / 5
 
+    def test_from_a_folder_of_images(self, folder: Path) -> None:
+        """Any model and images are enough: the model as it was teaches what has become of it."""
+        from PIL import Image
+
+        (folder / "images").mkdir()
+        for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (40, 8, 8)).astype(np.uint8)):
+            Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+        assert call("resize model.onnx -o small.onnx --scale 0.5").code == 0
+        result = call(
+            "finetune small.onnx -o out.onnx --data images --teacher model.onnx --epochs 8 --json out.json", *ONE
+        )
+        assert result.code == 0
+        assert "on 36 images of images, from what model.onnx says." in result.err
+        epochs = json.loads((folder / "out.json").read_text())["epochs"]
+        assert epochs[-1]["distillation"] < epochs[0]["distillation"]
+
     def test_labels_can_be_left_out(self, folder: Path) -> None:
         lines = [
             f"finetune model.onnx -o {out} --data {data} --teacher teacher.onnx --epochs 2 {more}"

@@ -66,7 +66,8 @@ def data_options(function: F) -> F:
         "--data",
         required=True,
         metavar="D",
-        help="digits | folder of class folders | parquet | .npz | cifar10:DIR | cifar100:DIR | module:function.",
+        help="digits | folder of class folders | folder of images | parquet | .npz | cifar10:DIR | cifar100:DIR | "
+        "module:function.",
     )(mean(std(function)))
 
 

@@ -1,4 +1,4 @@
-"""Image folders: one folder a class, perhaps below one folder a split."""
+"""Image folders: one folder a class, perhaps below one folder a split; images without a class have no labels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 def class_folders(root: Path) -> DataSet:
     """`root/train/CLASS/*.png` with validation|val and test beside train, or only `root/CLASS/*.png`, which is train.
 
-    Classes are numbered in the alphabetical order of train's folder names, or of all names where there is no train.
-    Raises DataError where there are no class folders, or a split has a class that train lacks.
+    Classes are numbered in the alphabetical order of train's folder names, or of all names where it has none. A split
+    without class folders that holds images itself has no labels. Raises DataError where there are neither, or a split
+    has a class that train lacks.
     """
     folders = _folders(root)
     named: dict[str, Path] = {}
@@ -37,15 +38,16 @@ def class_folders(root: Path) -> DataSet:
     named = named or {"train": root}
     found = {split: [f.name for f in _folders(folder)] for split, folder in named.items()}
     for split, classes in found.items():
-        if not classes:
+        if not classes and not _images(named[split]):
             raise DataError(f"{named[split]} holds no class folders; expected {named[split]}/CLASS/*.png.")
-    classes = sorted(found["train"]) if "train" in found else sorted({c for names in found.values() for c in names})
+    classes = sorted(found["train"]) if found.get("train") else sorted({c for names in found.values() for c in names})
     readers: dict[str, Callable[[], Split]] = {}
     for split, names in found.items():
         unknown = sorted(set(names) - set(classes))
         if unknown:
             raise DataError(f"{named[split] / unknown[0]}: train has no class {unknown[0]!r}, so it has no number.")
-        readers[split] = partial(_read, named[split], {name: classes.index(name) for name in sorted(names)})
+        numbers = {name: classes.index(name) for name in sorted(names)}
+        readers[split] = partial(_read, named[split], numbers) if names else partial(_without_labels, named[split])
     return DataSet(str(root), Splits(readers))
 
 
@@ -59,6 +61,11 @@ def _read(folder: Path, classes: Mapping[str, int]) -> Split:
         files += images
         labels += [label] * len(images)
     return Split(decode(files, lambda i: str(files[i])), np.array(labels, np.int64))
+
+
+def _without_labels(folder: Path) -> Split:
+    files = sorted(_images(folder))
+    return Split(decode(files, lambda i: str(files[i])))
 
 
 def _images(folder: Path) -> list[Path]:

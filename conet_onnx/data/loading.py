@@ -25,10 +25,10 @@ KINDS = (
 def load_data(spec: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> DataSet:
     """Open a data set; its splits are read when they are first asked for.
 
-    `spec` is one of: `digits`; a folder of class folders (below train, validation|val and test, or alone); a folder or
-    file of parquet in the Hugging Face image layout; an `.npz` with x_train, y_train, x_test, y_test; `cifar10:DIR`,
-    `cifar100:DIR`; `module:function`. Relative paths and modules are looked up in `root` (default: the current
-    folder). Without a validation split, a tenth of train is held out, drawn with seed 0.
+    `spec` is one of: `digits`; a folder of class folders (below train, validation|val and test, or alone), or of images
+    without labels; a folder or file of parquet in the Hugging Face image layout; an `.npz` with x_train, y_train,
+    x_test, y_test; `cifar10:DIR`, `cifar100:DIR`; `module:function`. Relative paths and modules are looked up in
+    `root` (default: the current folder). Without a validation split, a tenth of train is held out, drawn with seed 0.
     Raises DataError where it is none of these, or cannot be read.
     """
     return _opened(os.fspath(spec), Path(root) if root is not None else Path()).with_validation()
@@ -56,10 +56,8 @@ def _folder(path: Path) -> DataSet:
     for kind, (name, _, _) in LAYOUTS.items():
         if path.name == name or (path / name).is_dir():
             raise DataError(f"{path} holds {name}: name it as {kind}:{path}.")
-    if any(path.glob("*/")):
+    if any(path.glob("*/")) or any(f.suffix.lower() in EXTENSIONS for f in path.iterdir()):
         return class_folders(path)
-    if any(f.suffix.lower() in EXTENSIONS for f in path.iterdir()):
-        raise DataError(f"{path} holds images without classes; expected {path}/CLASS/*.png, one folder a class.")
     raise DataError(f"{path} holds no data; expected class folders or parquet files in it.")
 
 
