@@ -127,12 +127,13 @@ class TestLearning:
         line = (
             "finetune model.onnx -o o.onnx --data data.npz --teacher teacher.onnx --epochs 3 --distill 0.25 --batch 8 "
             "--temperature 2 --optimizer adamw --lr 0.1 --weight-decay 0.3 --precision bf16-mixed --seed 9 "
-            "--batchnorm reinsert"
+            "--batchnorm reinsert --schedule step --warmup 0.3 --accumulate 2 --clip 1.5 --ema 0.99"
         )
         assert only_line(call(line, *ONE)).endswith("seen")
         wanted = {"epochs": 3, "distill": 0.25, "batch": 8, "temperature": 2.0, "optimizer": "adamw", "lr": 0.1,
                   "weight_decay": 0.3, "precision": "bf16-mixed", "seed": 9, "threads": 1, "labels": True,
-                  "batchnorm": "reinsert"}  # fmt: skip
+                  "batchnorm": "reinsert", "schedule": "step", "warmup": 0.3, "accumulate": 2, "clip": 1.5,
+                  "ema": 0.99}  # fmt: skip
         assert {name: asked[name] for name in wanted} == wanted
         assert only_line(call("finetune model.onnx -o o.onnx --data data.npz", *ONE)).endswith("seen")
         assert asked["distill"] == 0.9

@@ -93,7 +93,7 @@ def accuracy(graph: Graph, data: Split) -> float:
 
 
 def train(graph: Graph, data: Any, epochs: int = 4, **options: Any) -> Any:
-    return fit(graph, data, epochs=epochs, normalise=normalise, batch=16, accelerator="cpu", **options)
+    return fit(graph, data, epochs=epochs, normalise=normalise, **{"batch": 16, "accelerator": "cpu", **options})
 
 
 TEST = problem(200, seed=1)
@@ -293,14 +293,89 @@ def bound(batch: int) -> Graph:
     return Graph(model)
 
 
+class TestSteps:
+    def rates(self, schedule: Any, **settings: Any) -> list[float]:
+        """Of each of 20 steps, of which 4 rise."""
+        one = {"epochs": 20, "batch": 64, "lr": 0.1, "warmup": 0.2, **settings}
+        return [epoch["lr"] for epoch in train(network(), problem(64), schedule=schedule, **one).history]
+
+    def test_to_a_tenth_at_half_and_at_three_quarters(self) -> None:
+        expected = [0.02, 0.04, 0.06, 0.08, *[0.1] * 6, *[0.01] * 5, *[0.001] * 5]
+        assert self.rates("step") == pytest.approx(expected)
+
+    def test_not_at_all(self) -> None:
+        assert self.rates("constant") == pytest.approx([0.02, 0.04, 0.06, 0.08, *[0.1] * 16])
+
+    def test_one_cycle_rises_and_falls_below_its_beginning(self) -> None:
+        rates = self.rates("onecycle")
+        assert rates[0] == pytest.approx(0.1 / 25)
+        assert max(rates) == pytest.approx(0.1, rel=0.01)
+        assert rates.index(max(rates)) == 3
+        assert rates[-1] < 1e-4 * rates[0]
+
+    def test_accumulated_batches_are_one_large_batch(self) -> None:
+        """Of a network without statistics of a batch; 200 samples are three batches of 64 and one of 8."""
+        data = problem(192)
+        plain = network_without_norms()
+        whole = train(plain, data, epochs=2, batch=192, lr=0.05, clip=None)
+        parts = train(plain, data, epochs=2, batch=64, accumulate=3, lr=0.05, clip=None)
+        for name in plain.weights:
+            if plain.array(name).dtype.kind == "f":
+                np.testing.assert_allclose(parts.graph.array(name), whole.graph.array(name), rtol=1e-4, atol=1e-6)
+
+    def test_batches_that_are_left_over_are_a_step_too(self) -> None:
+        data = problem(64 * 5)
+        seen = train(network_without_norms(), data, epochs=3, batch=64, accumulate=3, lr=0.1, warmup=0, schedule="step")
+        assert [epoch["lr"] for epoch in seen.history] == pytest.approx([0.1, 0.01, 0.001])  # two steps an epoch
+
+    def test_the_average_lags_behind(self) -> None:
+        """With a decay close to one the weights hardly move; with one close to zero they are the last ones."""
+        source, data = network_without_norms(), problem()
+        last, quick, slow = (
+            train(source, data, epochs=2, ema=ema).graph.array("fc.w") for ema in (None, 1e-6, 1 - 1e-6)
+        )
+        np.testing.assert_allclose(quick, last, rtol=1e-3, atol=1e-5)
+        # torch's average begins with the weights after the first step
+        first = train(source, problem(64), epochs=1, batch=64, lr=1e-9).graph.array("fc.w")
+        assert np.abs(last - first).max() > 10 * np.abs(slow - first).max() > 0
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"schedule": "linear"}, "schedule 'linear'"),
+            ({"accumulate": 0}, "accumulate=0"),
+            ({"ema": 1.0}, "ema 1.0"),
+            ({"ema": -0.1}, "ema -0.1"),
+        ],
+    )
+    def test_what_makes_no_sense_is_said(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            train(network(), problem(), **settings)
+
+
+def network_without_norms() -> Graph:
+    """Conv, Relu, pool, Gemm."""
+    rng = np.random.default_rng(0)
+    weights = {"conv.w": some((8, 1, 3, 3), rng) / 3, "fc.w": some((CLASSES, 72), rng) / 9, "target": ints(-1, 72)}
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "conv.w"], ["c"], pads=[1, 1, 1, 1]),
+        node("Relu", ["c"], ["r"]),
+        node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Reshape", ["p", "target"], ["f"]),
+        node("Gemm", ["f", "fc.w"], ["y"], transB=1),
+    ]
+    return Graph(build(nodes, {"x": np.zeros((1, *SHAPE), np.float32)}, weights, ["y"], 17, "batch"))
+
+
 class TestErrors:
     def test_divergence_is_told_with_advice(self) -> None:
-        with pytest.raises(Diverged, match=r"the loss is (nan|inf) after \d+ steps at learning rate 1e\+20\. Lower it"):
+        with pytest.raises(Diverged, match=r"(nan|inf) in batch \d+ of epoch 1, .* of 1e\+20\. Lower it"):
             train(network(), problem(), lr=1e20, clip=None)
 
     def test_images_that_are_not_numbers_diverge(self) -> None:
         data = Split(np.full((20, *SHAPE), np.nan, np.float32), np.zeros(20, np.int64))
-        with pytest.raises(Diverged, match="after 1 steps"):
+        with pytest.raises(Diverged, match="in batch 1 of epoch 1"):
             train(network(), data)
 
     @pytest.mark.parametrize(

@@ -46,6 +46,17 @@ __all__ = ["finetune"]
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
 @click.option("--lr", callback=positive, metavar="R", help="Highest learning rate (sgd: 0.02, adamw: 0.001).")
 @click.option("--weight-decay", type=click.FloatRange(min=0), metavar="W", help="(sgd: 0.0005, adamw: 0.01.)")
+@click.option(
+    "--schedule",
+    type=click.Choice(["cosine", "onecycle", "step", "constant"]),
+    default="cosine",
+    show_default=True,
+    help="How the learning rate falls.",
+)
+@click.option("--warmup", type=click.FloatRange(0, 1), metavar="W", help="Share of the steps in which it rises (0.1).")
+@click.option("--accumulate", type=click.IntRange(min=1), metavar="N", help="Batches that make one step (1).")
+@click.option("--clip", callback=positive, metavar="C", help="Longest gradient (5).")
+@click.option("--ema", callback=positive, metavar="D", help="Keep the moving average of the weights: 0.999, say.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Batch size.")
 @batchnorm_option
 @click.option("--precision", default="32-true", show_default=True, metavar="P", help="Fabric's: bf16-mixed, 16-mixed.")
