@@ -163,11 +163,11 @@ def _chooser(scale: float | None, widths: str | None, budget: Sequence[str], rou
 def _write(resized: Graph, plan: WidthPlan, out: str, plan_to: str | None) -> None:
     """Both files or neither, but for a failure between two renames."""
     if plan_to is None:
-        resized.save(out)
+        resized.save(out, durable=True)
         return
     with atomic_write(plan_to) as part:
         plan.save(part)
-        resized.save(out)
+        resized.save(out, durable=True)
 
 
 def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, str]) -> bool:
