@@ -44,9 +44,10 @@ def from_torch(
     opset: int = 17,
     names: Sequence[str] = (),
     lengths: bool = False,
+    batch: bool = True,
 ) -> onnx.ModelProto:
-    """Export a torch module with a batch size that stays symbolic, where the exporter can keep it so; with `lengths`
-    the second axis of every input too.
+    """Export a torch module with a batch size that stays symbolic, where the exporter can keep it so (never without
+    `batch`); with `lengths` the second axis of every input too.
 
     `make` returns the module and its inputs, of batch size two; the module comes to life here.
     """
@@ -63,7 +64,7 @@ def from_torch(
         names = list(names) or [f"x{k}" if k else "x" for k in range(len(inputs))]
         export = {"torchscript": _torchscript, "dynamo": _dynamo}[exporter]
         last: Exception | None = None
-        for symbolic in ({0: "batch", 1: "length"},) if lengths else ({0: "batch"}, {}):
+        for symbolic in ({0: "batch", 1: "length"},) if lengths else ({0: "batch"}, {}) if batch else ({},):
             try:
                 return export(module, inputs, names, opset, symbolic)
             except Exception as error:  # exporters raise whatever they like; the table says what

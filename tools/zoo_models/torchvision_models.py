@@ -53,7 +53,8 @@ def _families() -> dict[str, list[str]]:
 
 
 def _build(family: str, name: str, exporter: str, opset: int) -> Any:
-    return from_torch(partial(_make, family, name), exporter, opset=opset)
+    # detectors take a batch apart, image by image
+    return from_torch(partial(_make, family, name), exporter, opset=opset, batch=family != "detection")
 
 
 def _make(family: str, name: str) -> tuple[Any, tuple[Any, ...]]:
