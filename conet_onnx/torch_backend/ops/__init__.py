@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from conet_onnx.torch_backend.ops import (
-    activations,
-    attention,
-    contract,
-    elementwise,
-    fused,
-    layout,
-    matrices,
-    normalize,
-    picking,
-    quantise,
-    recurrent,
-    reduce,
-    resize,
-    rotary,
-    sampling,
-    window,
-)
+from importlib import import_module
+
 from conet_onnx.torch_backend.ops.integers import KNOWN
 from conet_onnx.torch_backend.ops.quantise import MOVES
 from conet_onnx.torch_backend.ops.registry import LOWER, REVIEWED
 
 __all__ = ["KNOWN", "LOWER", "MOVES", "REVIEWED"]
 
-# They were imported to fill the table.
-del (
-    activations,
-    attention,
-    contract,
-    elementwise,
-    fused,
-    layout,
-    matrices,
-    normalize,
-    picking,
-    quantise,
-    recurrent,
-    reduce,
-    resize,
-    rotary,
-    sampling,
-    window,
+FAMILIES = (
+    "activations",
+    "attention",
+    "contract",
+    "elementwise",
+    "fused",
+    "layout",
+    "matrices",
+    "normalize",
+    "picking",
+    "quantise",
+    "recurrent",
+    "reduce",
+    "resize",
+    "rotary",
+    "sampling",
+    "window",
 )
+for _family in FAMILIES:  # each fills the table
+    import_module(f"{__name__}.{_family}")
