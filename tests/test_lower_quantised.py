@@ -158,7 +158,7 @@ class TestTraining:
         for _ in range(100):
             loss = (module(x) - target).square().mean()
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's has no types
             optimiser.step()
             losses.append(loss.item())
         assert losses[-1] < 0.01 * losses[0]

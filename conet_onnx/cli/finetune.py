@@ -82,8 +82,9 @@ def finetune(
     """Train a model on labels, on what a teacher says, or on both. How long it takes is said after the first steps."""
     check_pair(mean, std)
     check_writable(json_to, out)
-    if json_to not in (None, "-") and os.path.realpath(str(json_to)) == os.path.realpath(out):
-        raise UsageError("-o and --json must be different files.")
+    places = [os.path.realpath(path) for path in (model, teacher, out, json_to) if path not in (None, "-")]
+    if places.count(os.path.realpath(out)) > 1 or (json_to and places.count(os.path.realpath(json_to)) > 1):
+        raise UsageError("MODEL.onnx, --teacher, -o and --json must be different files: one would overwrite another.")
     from conet_onnx.data import load_data
     from conet_onnx.finetuning import choose_inputs, uses_labels
     from conet_onnx.finetuning import finetune as run
