@@ -240,6 +240,7 @@ class _Compiler:
         self._analysis = analysis
         self._solver = analysis.solver
         self._chosen: dict[Dim, Selection] = {}
+        self._positions: dict[Axis, Indices | None] = {}
         for name, selection in selections.items():
             width = analysis.widths[name]
             same = len(selection.indices) == width.size and np.array_equal(selection.indices, np.arange(width.size))
@@ -308,18 +309,24 @@ class _Compiler:
         takes, divides = {}, {}
         for k, segment in enumerate(use.shape):
             ax = self._analysis.axis(segment)
-            leaves = set(self._solver.leaves(ax))
-            if not leaves & self._chosen.keys():
+            if (indices := self._taken(ax)) is None:
                 continue
-            takes[k] = self._indices(ax)
+            takes[k] = indices
             summed = self._summed.get((use.tensor, k), frozenset())
-            if leaves & summed & self._chosen.keys():
+            if not summed.isdisjoint(self._chosen.keys() & self._solver.leaves(ax)):
                 divide = self._divisors(ax, summed)
                 takes[k] = np.where(np.isinf(divide), NULL, takes[k])
                 divide = self._as_precise(use.tensor, np.where(np.isinf(divide), 1.0, divide))
                 if (divide != 1).any():
                     divides[k] = divide
         return Take(tuple(s.size[0] for s in use.shape), takes, divides)
+
+    def _taken(self, ax: Axis) -> Indices | None:
+        """Source positions along an axis, made once for all that lie along it; None where they stay as they are."""
+        if ax not in self._positions:
+            changed = not self._chosen.keys().isdisjoint(self._solver.leaves(ax))
+            self._positions[ax] = self._indices(ax) if changed else None
+        return self._positions[ax]
 
     def _as_precise(self, tensor: str, divide: Floats) -> Floats:
         """Divisors of single precision where the weight has no more: a plan says them shortly, and they are applied
