@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conet_onnx.data import RAW, DataSet, Normalisation, Split, check_fits
-from conet_onnx.data.dataset import Array
+from conet_onnx.data.dataset import Array, Feeds
 from conet_onnx.data.fitting import check_labels
 from conet_onnx.data.normalisation import candidates
 from conet_onnx.errors import DataError
@@ -137,7 +137,9 @@ def choose_normalisation(
     check_fits(graph, dataset, "train")
     order = np.random.default_rng(0).permutation(len(train))
     sample = train.take(np.sort(order[:samples]))
-    found = candidates(sample.images[:]) if np.issubdtype(graph.inputs[0].dtype, np.floating) else {"raw": RAW}
+    images = None if isinstance(sample.images, Feeds) else sample.images
+    floating = np.issubdtype(graph.inputs[0].dtype, np.floating)
+    found = {"raw": RAW} if images is None or not floating else candidates(images[:])
     started = session(graph, provider=provider, threads=threads)
     scores = {
         name: _measure(graph, started, sample, "train", normalisation, f"{dataset.name} (train)")

@@ -72,9 +72,12 @@ def given_normalisation(
     """What --mean and --std say about pixels as this data set stores them; None without them."""
     if mean is None or std is None:
         return None
-    from conet_onnx.data import Normalisation
+    from conet_onnx.data import Feeds, Normalisation
 
-    return Normalisation.explicit(mean, std, dataset.split(split).images.dtype)
+    images = dataset.split(split).images
+    if isinstance(images, Feeds):
+        raise UsageError(f"--mean and --std are for images; {dataset.name} holds what the model takes as it is.")
+    return Normalisation.explicit(mean, std, images.dtype)
 
 
 def describe_choice(choice: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Labelled images in named splits, as numpy arrays; nothing here knows where they came from."""
+"""Samples in named splits, as numpy arrays: images, or what a model's inputs take; nothing here knows their origin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from conet_onnx.errors import DataError
 
-__all__ = ["SPLITS", "Array", "DataSet", "Images", "Split", "Splits", "split_named", "split_within"]
+__all__ = ["SPLITS", "Array", "DataSet", "Feeds", "Images", "Split", "Splits", "split_named", "split_within"]
 
 Array = np.ndarray[Any, Any]
 
@@ -38,10 +38,27 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Split:
-    """Images [n, channels, height, width] as they are stored (not normalised), and their labels, int64 [n], if any."""
+class Feeds:
+    """What a model takes as it is, an array [n, ...] for each of its inputs by name: row i of all is sample i."""
 
-    images: Images
+    arrays: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values()), ()))
+
+    def __getitem__(self, index: Any, /) -> dict[str, Array]:
+        """The samples at an array of indices."""
+        return {name: array[index] for name, array in self.arrays.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Samples and their labels, int64 [n], if any.
+
+    Images are [n, channels, height, width] as they are stored (not normalised); Feeds are for models that take others.
+    """
+
+    images: Images | Feeds
     labels: Array | None = None
 
     def __len__(self) -> int:
@@ -49,20 +66,22 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image: (channels, height, width)."""
-        return tuple(self.images.shape[1:])
+        """Of one image: (channels, height, width); nothing for Feeds."""
+        return () if isinstance(self.images, Feeds) else tuple(self.images.shape[1:])
 
     def take(self, index: Array) -> Split:
         """The samples at these indices, in this order."""
         labels = None if self.labels is None else self.labels[index]
         if isinstance(self.images, np.ndarray):
             return Split(self.images[index], labels)
+        if isinstance(self.images, Feeds):
+            return Split(Feeds(self.images[index]), labels)
         return Split(Taken(self.images, index), labels)
 
     def batches(
         self, size: int, *, seed: int | None = None, drop_last: bool = False
-    ) -> Iterator[tuple[Array, Array | None]]:
-        """Yield (images, labels) `size` at a time: in order, or in the order that a seed draws."""
+    ) -> Iterator[tuple[Any, Array | None]]:
+        """Yield (images, labels) `size` at a time, Feeds as a dict: in order, or in the order that a seed draws."""
         order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
         end = len(self) - len(self) % size if drop_last else len(self)
         for start in range(0, end, size):
