@@ -67,7 +67,7 @@ class TestInserting:
     def test_where_a_batch_has_too_few_positions_they_go_again(self) -> None:
         module = lower(network())
         insert(module)
-        assert calibrate(module, batches()) == 2
+        assert calibrate(module, zip(batches())) == 2
         assert len(norms(module)) == 2
 
     def test_none_before_a_norm_that_is_there(self) -> None:
@@ -76,7 +76,7 @@ class TestInserting:
     def test_they_begin_as_the_identity(self) -> None:
         plain, module = lower(network()), lower(network())
         insert(module)
-        calibrate(module, batches())
+        calibrate(module, zip(batches()))
         (x,) = batches(1, seed=9)
         with torch.no_grad():
             before, after = plain(x), module(x)
@@ -86,7 +86,7 @@ class TestInserting:
         module = lower(network())
         insert(module)
         data = batches()
-        calibrate(module, data)
+        calibrate(module, zip(data))
         w, b = (dict(module.named_parameters())[name] for name in ("w1", "b1"))
         made = torch.nn.functional.conv2d(torch.cat(data), w, b, padding=1).detach().transpose(0, 1).flatten(1)
         torch.testing.assert_close(norms(module)[0].running_mean, made.mean(1))
@@ -96,7 +96,7 @@ class TestInserting:
         module = lower(network(norm=True)).train()
         before = {name: tensor.clone() for name, tensor in module.named_buffers()}
         insert(module)
-        calibrate(module, batches())
+        calibrate(module, zip(batches()))
         assert module.training
         assert all(torch.equal(tensor, before[name]) for name, tensor in module.named_buffers() if name in before)
 
@@ -106,7 +106,7 @@ class TestInserting:
             dict(module.named_parameters())["w1"][2] = 0
             dict(module.named_parameters())["b1"][2] = 1e7 / 3  # whose square has more digits than even a double
         insert(module)
-        calibrate(module, batches())
+        calibrate(module, zip(batches()))
         module.train()(batches(1)[0]).sum().backward()
         assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
@@ -117,7 +117,7 @@ class TestFolding:
         graph = network()
         module = lower(graph)
         insert(module)
-        calibrate(module, batches())
+        calibrate(module, zip(batches()))
         optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2)
         module.train()
         for x in batches(5, seed=3):
@@ -143,7 +143,7 @@ class TestFolding:
         graph = network()
         module = lower(graph)
         insert(module)
-        calibrate(module, batches())
+        calibrate(module, zip(batches()))
         fold(module)
         back = from_torch(graph, module)
         for name in graph.weights:
@@ -160,7 +160,7 @@ def test_real_networks_get_them_back(name: str) -> None:
     data = [torch.from_numpy(some((4, 3, size, size), rng)) for _ in range(2)]
     insert(module)
     made = [graph.shape(node.outputs[0]) for node in graph.nodes if node.op == "Conv"]
-    assert calibrate(module, data) == sum(shape is not None and shape[2:] != (1, 1) for shape in made) > 10
+    assert calibrate(module, zip(data)) == sum(shape is not None and shape[2:] != (1, 1) for shape in made) > 10
     with torch.no_grad():
         before, after = lower(graph)(data[0]), module(data[0])
         fold(module)
@@ -206,7 +206,7 @@ class TestFitting:
 
         def noted(module: torch.fx.GraphModule) -> None:
             with torch.no_grad():
-                unfolded.append(module.eval()(x).numpy())
+                unfolded.append(module.eval()(x)[0].numpy())
             fold(module)
 
         monkeypatch.setattr("conet_onnx.torch_backend.train.fold", noted)

@@ -15,7 +15,8 @@ from conet_onnx.data import Split
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.torch_backend import Diverged, fit, teacher_scores
-from conet_onnx.torch_backend.distill import Classifier, divergence
+from conet_onnx.torch_backend.learner import Learner
+from conet_onnx.torch_backend.losses import divergence
 from tests.onnx_parity import Array, build, ints, run_reference, some
 
 SHAPE = (1, 6, 6)
@@ -255,7 +256,10 @@ class TestFixedBatches:
 
     def test_a_batch_that_binds_is_trained_at(self) -> None:
         graph = bound(8)
-        assert Classifier(graph, normalise(problem(1).images[:]), torch.device("cpu")).batch == 8
+        learner = Learner(graph, torch.device("cpu"))
+        learner.keep(learner.outputs)
+        learner.settle(normalise(problem(1).images[:]))
+        assert learner.batch == 8
         seen: list[float] = []
         fitted = train(graph, problem(53), epochs=1, teacher=bound(4), progress=seen.append)
         assert len(seen) == 6
@@ -405,7 +409,7 @@ class TestErrors:
             train(network(), data)
 
     def test_images_of_another_size(self) -> None:
-        with pytest.raises(DataError, match=r"does not take images of shape \(16, 1, 9, 6\)"):
+        with pytest.raises(DataError, match=r"does not take inputs of shape \(16, 1, 9, 6\)"):
             train(network(), Split(np.zeros((20, 1, 9, 6), np.uint8), np.zeros(20, np.int64)))
 
     def test_no_samples(self) -> None:

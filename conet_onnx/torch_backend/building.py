@@ -198,6 +198,8 @@ class Builder:
 
     def assign(self, name: str, value: fx.Node | Known) -> None:
         """What a value has become."""
+        if isinstance(value, fx.Node):
+            value.meta.setdefault("value", name)
         self._values[name] = value
 
     def alias(self, name: str, source: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -53,8 +53,8 @@ class Reinsert(nn.Module):
         self.measured = [a + b for a, b in zip(self.measured, new, strict=True)] if self.measured else new
         return x
 
-    def settle(self) -> None:
-        """Take what was measured for statistics, and undo them by weight and bias."""
+    def settle(self, *, identity: bool) -> None:
+        """Take what was measured for statistics, and undo them by weight and bias, or normalise from now on."""
         assert self.measured, "nothing was measured"
         count, total, squares = self.measured
         mean = total / count
@@ -62,8 +62,9 @@ class Reinsert(nn.Module):
         with torch.no_grad():
             self.running_mean.copy_(mean)
             self.running_var.copy_(variance)
-            self.weight.copy_((variance + EPS).sqrt())
-            self.bias.copy_(mean)
+            if identity:
+                self.weight.copy_((variance + EPS).sqrt())
+                self.bias.copy_(mean)
         self.measured = None
 
 
@@ -97,10 +98,11 @@ def insert(module: fx.GraphModule) -> int:
     return count
 
 
-def calibrate(module: fx.GraphModule, batches: Iterable[torch.Tensor]) -> int:
-    """Make all norms the identity, by the statistics of some batches; how many are left.
+def calibrate(module: fx.GraphModule, batches: Iterable[Sequence[torch.Tensor]], *, identity: bool = True) -> int:
+    """Make all norms the identity, by the statistics of some batches (the module's inputs); how many are left.
 
-    Those that see one position of a sample (behind a global pool) are taken out: a batch has too few for statistics.
+    Without `identity` they normalise, as in a new network. Those that see one position of a sample (behind a global
+    pool) are taken out: a batch has too few for statistics.
     """
     norms = {name: norm for name, norm in module.named_modules() if isinstance(norm, Reinsert)}
     before = module.training
@@ -110,10 +112,10 @@ def calibrate(module: fx.GraphModule, batches: Iterable[torch.Tensor]) -> int:
         norm.measured = []
     with torch.no_grad():
         for batch in batches:
-            module(batch)
+            module(*batch)
     for name, norm in norms.items():
         if norm.positions > 1:
-            norm.settle()
+            norm.settle(identity=identity)
         else:
             _take_out(module, name)
     module.train(before)

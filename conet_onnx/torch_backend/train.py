@@ -1,28 +1,48 @@
-"""Train a graph's weights on data, on labels and on what a teacher says."""
+"""Train a graph's weights on data: on labels or a user's own task, and on what a teacher says."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from conet_onnx.data.dataset import Split
+from conet_onnx.data.fitting import classes_of
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.graph import Graph
-from conet_onnx.torch_backend.distill import Classifier, Data, Lessons, Normalise, divergence, flat
+from conet_onnx.torch_backend.augment import Augmentation
+from conet_onnx.torch_backend.blame import blame
+from conet_onnx.torch_backend.checkpoints import Checkpoint, Progressed, Stopped, stoppable
+from conet_onnx.torch_backend.course import Course, optimizer
+from conet_onnx.torch_backend.distill import (
+    Batch,
+    Data,
+    Lessons,
+    Normalise,
+    as_tensors,
+    first,
+    known_scores,
+    prepared,
+)
+from conet_onnx.torch_backend.fresh import fresh
 from conet_onnx.torch_backend.known import Array
+from conet_onnx.torch_backend.learner import Inputs, Learner, Tensors
+from conet_onnx.torch_backend.losses import Adapters, Objective, Task, flat
 from conet_onnx.torch_backend.lower import from_torch
-from conet_onnx.torch_backend.norms import BATCHES, BatchNorm, calibrate, fold, insert, wanted
+from conet_onnx.torch_backend.moments import Moments, moments_of, with_moments
+from conet_onnx.torch_backend.norms import BATCHES, calibrate, fold, insert, wanted
+from conet_onnx.torch_backend.settings import Settings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -30,166 +50,95 @@ if TYPE_CHECKING:
 __all__ = ["Diverged", "Fitted", "Progress", "fit"]
 
 Progress = Callable[[float], None]  # the share of the work that is done, 0..1
-Optimizer = Literal["sgd", "adamw"]
-Schedule = Literal["cosine", "onecycle", "step", "constant"]
 
-LR = {"sgd": 0.02, "adamw": 1e-3}
-DECAY = {"sgd": 5e-4, "adamw": 1e-2}
-SCHEDULES = ("cosine", "onecycle", "step", "constant")
-CLIP = 5.0  # gradients longer than this are shortened: without BatchNormalization, one bad step can end a training
-
-
-class Diverged(UsageError):
-    """The loss is no longer a number."""
+WINDOW = 16  # batches after which a GPU is asked for its losses: to ask is to wait for it
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """A trained graph, and for each epoch its mean losses, accuracy on what it trained on, last rate, and seconds.
 
-    `untrained`: outputs that no gradient reaches, with the reason (lower.untrained_of).
+    `untrained`: outputs that no gradient reaches, with the reason (lower.untrained_of). `moments`: the optimizer's, by
+    the weight's name (moments.py).
     """
 
     graph: Graph
     history: tuple[dict[str, float], ...]
     seconds: float
     untrained: Mapping[str, str] = field(default_factory=dict)
+    moments: Moments = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """(1 - distill) · cross-entropy + distill · divergence from a teacher; one of them where there is no other."""
+class Diverged(UsageError):
+    """The loss is no longer a number. `good` is what there was after the last epoch in which it was, if any."""
 
-    distill: float
-    temperature: float
-
-    def __call__(
-        self, scores: torch.Tensor, labels: torch.Tensor | None, told: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
-        """`loss`, and what it is made of; scores and what the teacher told: [batch, classes]."""
-        parts: dict[str, torch.Tensor] = {}
-        if labels is not None:
-            parts["cross_entropy"] = F.cross_entropy(scores, labels)
-        if told is not None:
-            parts["distillation"] = divergence(scores, told, self.temperature)
-        if not parts:
-            raise UsageError("there is nothing to learn from: the data has no labels, and there is no teacher.")
-        if len(parts) == 1:
-            return {"loss": next(iter(parts.values())), **parts}
-        loss = (1 - self.distill) * parts["cross_entropy"] + self.distill * parts["distillation"]
-        return {"loss": loss, **parts}
+    good: Fitted | None = None
 
 
 def fit(
     student: Graph,
     data: Data,
     *,
-    epochs: int,
     teacher: Graph | Array | None = None,
     labels: bool = True,
+    task: Task | None = None,
     normalise: Normalise | None = None,
-    batch: int = 64,
-    optimizer: Optimizer = "sgd",
-    lr: float | None = None,
-    weight_decay: float | None = None,
-    warmup: float = 0.1,
-    schedule: Schedule = "cosine",
-    accumulate: int = 1,
-    ema: float | None = None,
-    distill: float = 0.5,
-    temperature: float = 4.0,
-    clip: float | None = CLIP,
-    batchnorm: BatchNorm = "auto",
-    seed: int = 0,
-    threads: int | None = None,
-    accelerator: str = "auto",
-    precision: Any = "32-true",
+    moments: Moments | None = None,
     progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    **settings: Any,
 ) -> Fitted:
-    """Train all learned weights, by SGD with Nesterov momentum or by AdamW; return the graph with the new ones.
+    """Train all learned weights; return the graph with the new ones. `settings` are those of settings.Settings.
 
-    The learning rate rises over the first `warmup` of the steps, then falls to zero along a cosine, or as `schedule`
-    says: to a tenth at half and again at three quarters of the steps ("step"; He et al., 2016), along torch's
-    OneCycleLR ("onecycle"; Smith and Topin, 2017, arXiv:1708.07120), not at all ("constant"). `accumulate` batches make
-    one step; with `ema` the result is the moving average of the weights over the steps, with that decay. Weights with
-    one axis (biases, norms) do not decay. `teacher` is a graph, or its scores of `data` in order (`teacher_scores`);
-    `labels=False` learns from the teacher alone. `normalise` turns what `data` yields into what the model takes. A
-    graph that only runs at its own batch size is trained at that. With `batchnorm="reinsert"` folded convolutions are
-    trained with a BatchNormalization, which begins as the identity and is folded away again; "auto" does so where the
-    graph has no norms at all (see norms). `accelerator` and `precision` are Fabric's; one device is used. The same seed
-    on the same CPU with as many threads gives the same bits; global random state is left as it was.
+    `teacher` is a graph, or its scores of `data` in order (`teacher_scores`); `labels=False` learns from the teacher
+    alone. `normalise` turns images that `data` yields into what the model takes. A `task` brings a loss of its own.
+    A graph that only runs at its own batch size is trained at that. `moments` are an optimizer's to begin with, of the
+    same weights (`Fitted.moments`, `moments.resized`).
 
-    Raises UsageError where the settings make no sense, DataError where the data does not fit, Diverged.
+    With a `checkpoint` the state is written there after every epoch, and on SIGTERM and SIGINT, whereupon Stopped is
+    raised; where that file is there already, training goes on from it and ends with the same weights as if it had
+    never been stopped. Several `devices` share each batch; all of them return the same.
+
+    Global random state is left as it was. Raises UsageError where the settings make no sense, DataError where the data
+    does not fit, Diverged.
     """
-    _check(epochs, batch, lr, distill, temperature, optimizer)
-    _check_steps(schedule, accumulate, ema)
-    from lightning_fabric import Fabric  # a second to import, which lowering alone need not pay
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
-
+    wished = Settings(**settings)
     begun = time.perf_counter()
-    with _repeatable(seed, threads):
+    with _repeatable(wished.seed, wished.threads):
+        fabric = _fabric(wished)
+        graph = fresh(student, wished.seed) if wished.init == "fresh" else student
+        prepare = partial(prepared, normalise=normalise)
+        run = _Run.of(fabric, wished, graph, data, teacher, labels, task, prepare)
+        if moments is not None:
+            with_moments(run.optimizer, run.parameters(), moments)
+        kept = None
+        if checkpoint is not None:
+            kept = Checkpoint(checkpoint, {"source": student.sha256, "samples": len(data), **_plain(wished)})
+            run.resume(kept.load(fabric))
         try:
-            fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-        except (MisconfigurationException, ValueError) as error:
-            raise UsageError(f"cannot train on {accelerator} with precision {precision}: {_line(error)}") from error
-        lessons = Lessons.of(data, teacher, normalise, epochs, fabric.device)
-        model = Classifier(student, lessons.sample, fabric.device)
-        if wanted(student, batchnorm) and insert(model.module):
-            drawn = lessons.batches(model.batch or batch, seed=seed)
-            calibrate(model.module, (model.tensor(x) for x, _, _ in islice(drawn, BATCHES)))
-        rate, decay = LR[optimizer] if lr is None else lr, DECAY[optimizer] if weight_decay is None else weight_decay
-        fixed = model.batch is not None
-        plan = _Plan.of(len(data), model.batch or batch, accumulate, fixed=fixed, epochs=epochs, warmup=warmup)
-        run = _Run(fabric, model, lessons, optimizer, rate, decay, Objective(distill, temperature), labels, clip)
-        run.prepare(plan, schedule, ema)
-        history = []
-        for epoch in range(epochs):
-            history.append(run.epoch(epoch, plan, seed, progress))
-        run.settle()
-        fold(model.module)
-        trained = from_torch(student, model.module)
-    return Fitted(trained, tuple(history), time.perf_counter() - begun, model.untrained)
+            with stoppable() if kept is not None else _never() as asked:
+                while run.done.epoch < wished.epochs:
+                    run.epoch(progress, kept, asked)
+        except Diverged as error:
+            if run.good is not None:
+                run.restore(run.good)
+                error.good = run.fitted(student, time.perf_counter() - begun)
+            raise
+        return run.fitted(student, run.earlier + time.perf_counter() - begun)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How many steps of which size."""
+class _Student(nn.Module):
+    """The module that is trained: the model, and what makes its features as wide as the teacher's."""
 
-    size: int
-    least: int  # samples in a batch: one that is left over has no statistics of a batch
-    batches: int  # in an epoch
-    steps: int  # of the optimizer, in an epoch: several batches each, where gradients are accumulated
-    total: int
-    rising: int  # steps until the learning rate is at its height
+    def __init__(self, learner: Learner, adapters: Adapters) -> None:
+        super().__init__()
+        self.model = learner.module
+        self.adapters = adapters
+        self.names = learner.names
 
-    @classmethod
-    def of(cls, samples: int, size: int, accumulate: int, *, fixed: bool, epochs: int, warmup: float) -> _Plan:
-        if fixed and samples < size:
-            raise DataError(
-                f"{samples} samples do not fill one batch of {size}, the model's fixed batch size; export it with a "
-                "dynamic one."
-            )
-        least = size if fixed else min(2, samples, size)
-        full, rest = divmod(samples, size)
-        batches = full + (least <= rest)
-        steps = math.ceil(batches / accumulate)
-        return cls(size, least, batches, steps, steps * epochs, round(steps * epochs * warmup))
-
-    def share(self, schedule: Schedule, step: int) -> float:
-        """The learning rate's share of its height at a step."""
-        if step < self.rising:
-            return (step + 1) / (self.rising + 1)
-        done = (step - self.rising) / max(1, self.total - self.rising)
-        if schedule == "step":
-            return 0.1 ** sum(step >= part * self.total for part in (0.5, 0.75))
-        return 1.0 if schedule == "constant" else 0.5 + 0.5 * math.cos(math.pi * done)
-
-    def scheduler(self, optimizer: torch.optim.Optimizer, schedule: Schedule, lr: float) -> LRScheduler:
-        """What sets the learning rate, step by step."""
-        if schedule == "onecycle":
-            total = max(2, self.total)
-            return OneCycleLR(optimizer, lr, total, pct_start=max(1, self.rising) / total, cycle_momentum=False)
-        return LambdaLR(optimizer, partial(self.share, schedule))
+    def forward(self, *x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors that are asked for, by name."""
+        return self.adapters(dict(zip(self.names, self.model(*x), strict=True)))  # type: ignore[no-any-return]
 
 
 class _Run:
@@ -198,147 +147,346 @@ class _Run:
     def __init__(
         self,
         fabric: Fabric,
-        model: Classifier,
+        settings: Settings,
+        learner: Learner,
+        teacher: Learner | None,
         lessons: Lessons,
-        optimizer: Optimizer,
-        lr: float,
-        weight_decay: float,
         objective: Objective,
-        labels: bool,
-        clip: float | None,
+        adapters: Adapters,
+        augmentation: Augmentation | None,
+        prepare: Callable[[Inputs], Inputs],
     ) -> None:
         self.fabric = fabric
-        self.model = model
+        self.settings = settings
+        self.learner = learner
+        self.teacher = teacher
         self.lessons = lessons
         self.objective = objective
-        self.labels = labels
-        self.clip = clip
-        self.lr = lr
-        made = _optimizer(model.module, optimizer, lr, weight_decay)
-        self.module, self.optimizer = fabric.setup(model.module.train(), made)
-        self.accumulate = 1
+        self.augmentation = augmentation
+        self.prepare = prepare
+        self.course = Course.of(len(lessons.data), learner.batch, settings)
+        self.student = _Student(learner, adapters).to(fabric.device).train()
+        trained = (p for p in self.student.parameters() if p.requires_grad)
+        module: Any = torch.compile(self.student) if settings.compile else self.student
+        self.module, self.optimizer = fabric.setup(module, optimizer(trained, settings))
+        self.scheduler = self.course.scheduler(self.optimizer, settings.schedule, settings.rate)
         self.average: AveragedModel | None = None
+        if settings.ema is not None:
+            decay = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]  # torch's has no types
+            self.average = AveragedModel(self.student, multi_avg_fn=decay, use_buffers=True)
+        self.done = Progressed()
+        self.good: dict[str, Any] | None = None
+        self.earlier = 0.0  # seconds of training before it was resumed
+        self.share, self.rank = 1 / fabric.world_size, fabric.global_rank
 
-    def prepare(self, plan: _Plan, schedule: Schedule, ema: float | None) -> None:
-        """Set the schedule, and the average if there is to be one."""
-        self.plan = plan
-        self.accumulate = math.ceil(plan.batches / plan.steps)
-        self.scheduler = plan.scheduler(self.optimizer, schedule, self.lr)
-        if ema is not None:
-            average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]  # torch's has no types
-            self.average = AveragedModel(self.model.module, multi_avg_fn=average, use_buffers=True)
+    @classmethod
+    def of(
+        cls,
+        fabric: Fabric,
+        settings: Settings,
+        student: Graph,
+        data: Data,
+        teacher: Graph | Array | None,
+        labels: bool,
+        task: Task | None,
+        prepare: Callable[[Inputs], Inputs],
+    ) -> _Run:
+        """Lower, find out what can be asked of whom, insert norms, and ask the teacher if it is to be asked once."""
+        x, y = first(data)
+        learner = Learner(student, fabric.device, inner=tuple(settings.features))
+        asked = None
+        if isinstance(teacher, Graph):
+            asked = Learner(teacher, fabric.device, inner=tuple(settings.features.values()))
+        scored = isinstance(teacher, np.ndarray)
+        objective = Objective.of(
+            settings,
+            learner,
+            asked,
+            scored=scored,
+            labels=labels and y is not None,
+            images=not isinstance(x, Mapping),
+            task=task,
+        )
+        sample = prepare(_collated(task, x, y)[0])
+        for one in filter(None, (learner, asked)):
+            one.use_channels_last(settings.channels_last)
+            one.settle(sample)
+        course = Course.of(len(data), learner.batch, settings)
 
-    def settle(self) -> None:
-        """Take the average for the weights."""
-        if self.average is not None:
-            self.model.module.load_state_dict(self.average.module.state_dict())
+        def drawn() -> Iterator[tuple[torch.Tensor, ...]]:
+            for x, y in data.batches(course.size, seed=settings.seed):
+                if _length(x) in (course.size, len(data)):
+                    yield learner.tensors(prepare(_collated(task, x, y)[0]))
 
-    def epoch(self, epoch: int, plan: _Plan, seed: int, progress: Progress | None) -> dict[str, float]:
-        """All samples once, in an order of the epoch's own."""
-        begun = time.perf_counter()
-        sums: dict[str, float] = {}
-        seen, at, rate = 0, 0, 0.0
-        for x, y, told in self.lessons.batches(plan.size, seed=(seed + epoch) % 2**63):
-            if len(x) < plan.least:
+        if wanted(student, settings.batchnorm) and insert(learner.module):
+            calibrate(learner.module, islice(drawn(), BATCHES), identity=settings.init != "fresh")
+        lessons = Lessons(data)
+        found: Tensors = {}
+        told: Tensors = {}
+        if isinstance(teacher, np.ndarray):
+            lessons = Lessons(data, known_scores(teacher, data, objective.first))
+            found = learner.said(learner.tensors(sample))
+            told = as_tensors({objective.first: teacher[:1]}, fabric.device)
+        elif asked is not None:
+            inputs = next(drawn())
+            found, told = learner.said(inputs), asked.said(asked.taken(learner.named(inputs)))
+        settled = objective.settled(found, told)
+        adapters = Adapters([(match, found[match.student], told[match.teacher]) for match in settled.matches])
+        if asked is not None:
+            once = settings.epochs > 1 and not settings.augment and task is None
+            lessons = Lessons.of(data, asked, prepare, once=once)
+        augmentation = None
+        if settings.augment:
+            shape = data.shape if isinstance(data, Split) else ()
+            classes = classes_of(student) if settled.by_class else None
+            augmentation = Augmentation(settings.augment, shape, classes)
+        keeper = None if lessons.told is not None else asked
+        return cls(fabric, settings, learner, keeper, lessons, settled, adapters, augmentation, prepare)
+
+    def epoch(self, progress: Progress | None, kept: Checkpoint | None, asked: Any) -> None:
+        """All samples once, in an order of the epoch's own; what was done of it before is left out."""
+        begun, done, course = time.perf_counter(), self.done, self.course
+        losses: list[tuple[dict[str, torch.Tensor], int]] = []  # not yet looked at
+        at, rate = 0, 0.0
+        for batch in self.lessons.batches(course.size, seed=(self.settings.seed + done.epoch) % 2**63):
+            length = _length(batch.x)
+            if length < course.least:
                 continue
             at += 1
+            if at <= done.batch:
+                continue
             rate = self.optimizer.param_groups[0]["lr"]
-            for name, value in self.step(x, y if self.labels else None, told, at).items():
-                sums[name] = sums.get(name, 0.0) + value * len(x)
-            if not math.isfinite(sums["loss"]):
-                raise Diverged(
-                    f"training diverged: the loss is {sums['loss']} in batch {at} of epoch {epoch + 1}, at learning "
-                    f"rate {rate:g} of {self.lr:g}. Lower it, or check that the input is normalised as the model wants."
-                )
-            seen += len(x)
+            losses.append(self.step(batch, length, at))
+            done.batch = at
+            if len(losses) == (1 if self.fabric.device.type == "cpu" else WINDOW) or at == course.batches:
+                self._count(losses, at, rate)
+                losses.clear()
             if progress is not None:
-                progress((epoch * plan.batches + at) / (plan.total // plan.steps * plan.batches))
-        means = {name: value / seen for name, value in sums.items()}
-        return {"epoch": float(epoch + 1), **means, "lr": rate, "seconds": time.perf_counter() - begun}
+                progress((done.epoch * course.batches + at) / (self.settings.epochs * course.batches))
+            ended, _ = course.together(at)
+            if kept is not None and ended and at < course.batches and self._any(asked.is_set()):
+                self._count(losses, at, rate)
+                done.seconds += time.perf_counter() - begun
+                kept.save(self.fabric, self.state())
+                raise Stopped
+        means = {name: value / done.seen for name, value in done.sums.items()}
+        seconds = done.seconds + time.perf_counter() - begun
+        done.history.append({"epoch": float(done.epoch + 1), **means, "lr": rate, "seconds": seconds})
+        self.done = Progressed(epoch=done.epoch + 1, history=done.history)
+        self.good = self.snapshot()
+        if kept is not None:
+            kept.save(self.fabric, self.state())
+            if self._any(asked.is_set()) and self.done.epoch < self.settings.epochs:
+                raise Stopped
 
-    def step(self, x: Array, y: Array | None, told: Array | None, at: int) -> dict[str, float]:
-        """The at-th batch of an epoch: losses and the share of labels that were guessed right, before the step."""
-        device = self.fabric.device
-        images = self.model.tensor(x)
-        labels = None if y is None else torch.from_numpy(y).to(device)
-        target = None if told is None else torch.from_numpy(told).to(device)
-        if self.lessons.teacher is not None:
-            target = self.lessons.teacher.scores(images)
-        scores = flat(self._forward(images))
-        _check_classes(scores, labels, target)
-        losses = self.objective(scores, labels, target)
-        gathered = (at - 1) % self.accumulate + 1  # batches since the last step; an epoch's last ones may be fewer
-        last = self.plan.batches % self.accumulate
-        together = last if last and at > self.plan.batches - last else self.accumulate
-        self.fabric.backward(losses["loss"] / together)
-        if gathered == together:
-            self._step()
-        if labels is not None:
-            losses["accuracy"] = (scores.argmax(1) == labels).float().mean()
-        return {name: float(value.detach()) for name, value in losses.items()}
+    def step(self, batch: Batch, length: int, at: int) -> tuple[dict[str, torch.Tensor], int]:
+        """The at-th batch of an epoch: losses and the share of labels that were guessed right, before the step, of the
+        samples that fall to this process, and how many they are."""
+        x, y, told, own = self._own(batch, length)
+        if self.augmentation is not None and not isinstance(x, Mapping):
+            x = self.augmentation(x)
+        x, targets = _collated(self.objective.task, x, y if self.objective.labels else None)
+        inputs = self.learner.tensors(self.prepare(x))
+        labels = target = _as_target(targets, self.fabric.device)
+        if self.augmentation is not None and isinstance(target, torch.Tensor) and self.objective.by_class:
+            mixed, target = self.augmentation.mixed(inputs[0], target)
+            inputs = (mixed, *inputs[1:])
+        said = None if told is None else as_tensors(told, self.fabric.device)
+        if self.teacher is not None:
+            said = self.teacher.said(self.teacher.taken(self.learner.named(inputs)))
+        outputs = self._forward(inputs)
+        self._check_classes(outputs, y)
+        losses = self.objective(outputs, target, said)
+        ended, together = self.course.together(at)
+        self._check_finite(losses, inputs, at)
+        weight = own / length / self.share / together
+        self.fabric.backward(losses["loss"] * weight)
+        if ended:
+            self._update()
+        if isinstance(labels, torch.Tensor) and self.objective.by_class:
+            losses["accuracy"] = (flat(outputs[self.objective.first]).argmax(1) == labels).float().mean()
+        return {name: value.detach() for name, value in losses.items()}, own
 
-    def _step(self) -> None:
-        if self.clip is not None:
-            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
+    def fitted(self, source: Graph, seconds: float) -> Fitted:
+        """What has become of the source; the run is over."""
+        if self.average is not None:
+            self.student.load_state_dict(self.average.module.state_dict())
+        moments = moments_of(self.optimizer, self.parameters())
+        fold(self.learner.module)
+        trained = from_torch(source, self.learner.module)
+        return Fitted(trained, tuple(self.done.history), seconds, self.learner.untrained, moments)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The weights in training, by the name that they have in the graph."""
+        return self.learner.parameters()
+
+    def state(self) -> dict[str, Any]:
+        """All that training needs to go on as if it had not been stopped."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            **self.snapshot(copied=False),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "rng": [torch.get_rng_state(), *cuda],
+        }
+
+    def resume(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from a state; None: begin."""
+        if state is None:
+            return
+        self.restore(state)
+        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **state["scheduler"]})
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        cpu, *cuda = state["rng"]
+        torch.set_rng_state(cpu.cpu())
+        if cuda and len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([one.cpu() for one in cuda])
+        self.earlier = sum(epoch["seconds"] for epoch in self.done.history) + self.done.seconds
+
+    def snapshot(self, *, copied: bool = True) -> dict[str, Any]:
+        """The weights, their average, and how far training is."""
+        modules = {"student": self.student, **({} if self.average is None else {"average": self.average})}
+        weights = {name: module.state_dict() for name, module in modules.items()}
+        if copied:
+            weights = {name: {k: v.clone() for k, v in state.items()} for name, state in weights.items()}
+        return {**weights, "progressed": asdict(self.done)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take a snapshot back."""
+        self.student.load_state_dict(state["student"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.done = Progressed(**state["progressed"])
+
+    def _own(self, batch: Batch, length: int) -> tuple[Inputs, Any, Mapping[str, Array] | None, int]:
+        """Those samples of a batch that fall to this process, and how many they are; where there are none, one that
+        does not count."""
+        if self.fabric.world_size == 1:
+            return batch.x, batch.labels, batch.told, length
+        index = np.arange(self.rank, length, self.fabric.world_size)
+        chosen = index if len(index) else np.zeros(1, np.int64)
+        x = {k: v[chosen] for k, v in batch.x.items()} if isinstance(batch.x, Mapping) else batch.x[chosen]
+        told = None if batch.told is None else {k: v[chosen] for k, v in batch.told.items()}
+        return x, None if batch.labels is None else batch.labels[chosen], told, len(index)
+
+    def _forward(self, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        try:
+            made: dict[str, torch.Tensor] = self.module(*inputs)
+        except (RuntimeError, ValueError) as error:  # torch's way to say that shapes do not fit
+            raise self.learner.misfit(inputs, error) from error
+        return made
+
+    def _update(self) -> None:
+        if self.settings.clip is not None:
+            self.fabric.clip_gradients(
+                self.module, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         if self.average is not None:
-            self.average.update_parameters(self.model.module)
+            self.average.update_parameters(self.student)
 
-    def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        try:
-            made: torch.Tensor = self.module(images)
-        except (RuntimeError, ValueError) as error:  # torch's way to say that shapes do not fit
-            where = self.model.graph.file or "the model"
-            raise DataError(f"{where} does not take images of shape {tuple(images.shape)}: {_line(error)}") from error
-        return made
+    def _count(self, losses: Sequence[tuple[dict[str, torch.Tensor], int]], at: int, rate: float) -> None:
+        """Add losses to the epoch's; raises Diverged where one is no number."""
+        for k, (values, count) in enumerate(losses):
+            row = torch.stack(
+                [value.float() * count for value in values.values()]
+                + [torch.tensor(float(count), device=self.fabric.device)]
+            )
+            row = self._summed(row.double())
+            *numbers, seen = row.tolist()
+            for name, value in zip(values, numbers, strict=True):
+                self.done.sums[name] = self.done.sums.get(name, 0.0) + value
+            self.done.seen += round(seen)
+            if not math.isfinite(self.done.sums["loss"]):
+                raise self._diverged(self.done.sums["loss"], at - len(losses) + k + 1, rate, "")
+
+    def _check_finite(self, losses: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tensor], at: int) -> None:
+        """On a CPU, where to look costs nothing: say where it began, before the weights are lost."""
+        if self.fabric.device.type != "cpu" or self.fabric.world_size > 1:
+            return
+        value = float(losses["loss"].detach())
+        if not math.isfinite(value):
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise self._diverged(value, at, rate, blame(self.learner, inputs))
+
+    def _diverged(self, value: float, at: int, rate: float, began: str) -> Diverged:
+        return Diverged(
+            f"training diverged: the loss is {value} in batch {at} of epoch {self.done.epoch + 1}, at learning rate "
+            f"{rate:g} of {self.settings.rate:g}. Lower it, or check that the input is normalised as the model wants."
+            f"{began}"
+        )
+
+    def _check_classes(self, outputs: Tensors, labels: Any) -> None:
+        if not self.objective.by_class or labels is None:
+            return
+        classes = flat(outputs[self.objective.first]).shape[1]
+        least, most = int(np.min(labels)), int(np.max(labels))
+        if least < 0 or most >= classes:
+            raise DataError(f"labels run from {least} to {most}; the model has {classes} classes.")
+
+    def _summed(self, row: torch.Tensor) -> torch.Tensor:
+        if self.fabric.world_size == 1:
+            return row
+        summed: Any = self.fabric.all_reduce(row.to(self.fabric.device), reduce_op="sum")
+        return torch.as_tensor(summed)
+
+    def _any(self, here: bool) -> bool:
+        """Whether something holds in any process."""
+        return bool(self._summed(torch.tensor([float(here)]))[0] > 0)
 
 
-def _optimizer(module: nn.Module, name: Optimizer, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in module.parameters():
-        axes = sum(size > 1 for size in parameter.shape)
-        (decayed if axes > 1 else plain).append(parameter)
-    if not decayed and not plain:
-        raise UsageError("the model has no weights that training could change.")
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr)
+def _fabric(settings: Settings) -> Fabric:
+    from lightning_fabric import Fabric  # a second to import, which lowering alone need not pay
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            strategy=settings.strategy,
+            precision=settings.precision,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UsageError(
+            f"cannot train on {settings.accelerator} with precision {settings.precision}: "
+            f"{next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error
+    fabric.launch()
+    return fabric
 
 
-def _check(epochs: int, batch: int, lr: float | None, distill: float, temperature: float, optimizer: str) -> None:
-    if epochs < 0 or batch < 1:
-        raise UsageError(f"{epochs} epochs with batches of {batch}: neither can be trained.")
-    if lr is not None and not 0 < lr < math.inf:
-        raise UsageError(f"learning rate {lr}: it must be positive.")
-    if not 0 <= distill <= 1 or not 0 < temperature < math.inf:
-        raise UsageError(f"distill {distill}, temperature {temperature}: a share of 0..1, and a positive number.")
-    if optimizer not in LR:
-        raise UsageError(f"optimizer {optimizer!r}: it is one of {', '.join(LR)}.")
+def _collated(task: Task | None, x: Inputs, y: Any) -> tuple[Inputs, Any]:
+    collate = getattr(task, "collate", None)
+    return (x, y) if collate is None else collate(x, y)
 
 
-def _check_steps(schedule: str, accumulate: int, ema: float | None) -> None:
-    if schedule not in SCHEDULES:
-        raise UsageError(f"schedule {schedule!r}: it is one of {', '.join(SCHEDULES)}.")
-    if accumulate < 1:
-        raise UsageError(f"accumulate={accumulate}: expected at least one batch a step.")
-    if ema is not None and not 0 < ema < 1:
-        raise UsageError(f"ema {ema}: a decay lies between 0 and 1.")
+def _as_target(y: Any, device: torch.device) -> Any:
+    """Labels or a task's targets: numpy arrays in them as tensors on the device."""
+    if isinstance(y, np.ndarray) and y.dtype != object:
+        return torch.from_numpy(np.ascontiguousarray(y)).to(device, non_blocking=True)
+    if isinstance(y, Mapping):
+        return {name: _as_target(value, device) for name, value in y.items()}
+    if isinstance(y, tuple | list):
+        return type(y)(_as_target(value, device) for value in y)
+    return y
 
 
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _length(x: Inputs) -> int:
+    return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
 
 
-def _check_classes(scores: torch.Tensor, labels: torch.Tensor | None, told: torch.Tensor | None) -> None:
-    classes = scores.shape[1]
-    if labels is not None and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        raise DataError(f"labels run from {int(labels.min())} to {int(labels.max())}; the model has {classes} classes.")
-    if told is not None and told.shape[1] != classes:
-        raise UsageError(f"the teacher has {told.shape[1]} classes, the student {classes}: they must be the same.")
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Those settings that the weights depend on, as a checkpoint keeps them."""
+    return {name: value for name, value in asdict(settings).items() if name not in ("compile",)}
+
+
+@contextmanager
+def _never() -> Iterator[None]:
+    yield None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from conet_onnx.graph import Graph, Node
 from conet_onnx.torch_backend.known import Array
 
-__all__ = ["onnx_dtype", "shared_statistics", "to_numpy", "to_tensor", "torch_dtype", "trainable"]
+__all__ = ["onnx_dtype", "shared_statistics", "to_numpy", "to_tensor", "torch_dtype", "trainable", "uses_of"]
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 # Inputs that set how an operator works, by Node.operator; None: all of them.
@@ -72,7 +72,7 @@ def trainable(graph: Graph) -> frozenset[str]:
         for name, tensor in graph.weights.items()
         if tensor.data_type in _FLOATS
         and len(tensor.dims) > 0
-        and (uses := list(_uses(graph, name)))
+        and (uses := list(uses_of(graph, name)))
         and not any(_is_setting(node, index, int(np.prod(tensor.dims)), raw) for node, index in uses)
     )
 
@@ -85,7 +85,7 @@ def shared_statistics(graph: Graph) -> frozenset[str]:
     return frozenset(
         name
         for name in graph.weights
-        if sum(node.op == "BatchNormalization" and index in (3, 4) for node, index in _uses(graph, name)) > 1
+        if sum(node.op == "BatchNormalization" and index in (3, 4) for node, index in uses_of(graph, name)) > 1
     )
 
 
@@ -114,12 +114,12 @@ def onnx_dtype(code: int) -> np.dtype[Any]:
     return np.dtype(helper.tensor_dtype_to_np_dtype(code))
 
 
-def _uses(graph: Graph, name: str) -> Iterator[tuple[Node, int]]:
+def uses_of(graph: Graph, name: str) -> Iterator[tuple[Node, int]]:
     """Who reads a value, and as which input, also through Identity, by which exporters merge equal initializers."""
     for node in graph.consumers(name):
         for index, read in enumerate(node.inputs):
             if read == name and node.op == "Identity":
-                yield from _uses(graph, node.outputs[0])
+                yield from uses_of(graph, node.outputs[0])
             elif read == name:
                 yield node, index
 
