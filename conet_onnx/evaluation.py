@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,11 @@ class Evaluation:
     top5: float | None
     loss: float
     samples_per_second: float
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """For a table."""
+        return {"accuracy": self.top1, "loss": self.loss}
 
     def as_json(self) -> dict[str, Any]:
         """As `evaluate --json` prints it; a loss that is not finite is null, since JSON has no word for it."""

@@ -6,13 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from conet_onnx.agreement import Agreement, agreement
 from conet_onnx.data import DataSet, Normalisation, check_fits
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
 from conet_onnx.graph import Graph
+from conet_onnx.processes import leads
+from conet_onnx.tasks import Judgement, judge
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conet_onnx.torch_backend.losses import Task
     from conet_onnx.torch_backend.train import Progress
+
+Judged = Evaluation | Agreement | Judgement
 
 __all__ = ["Finetuned", "choose_inputs", "finetune", "uses_labels"]
 
@@ -22,7 +30,8 @@ JUDGED = ("validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """A trained model, and how it and its source do on the splits that it was not trained on, where they have labels.
+    """A trained model, and how it and its source do on the splits that it was not trained on: in classifying, where
+    there are labels, in the user's task, where there is one, or else in saying what the teacher says.
 
     `history` holds an epoch's mean losses each (torch_backend.train.Fitted); `untrained` the model's outputs that no
     gradient reaches, with the reason.
@@ -32,8 +41,8 @@ class Finetuned:
     choice: Choice
     history: tuple[dict[str, float], ...]
     seconds: float
-    before: Mapping[str, Evaluation] = field(default_factory=dict)
-    after: Mapping[str, Evaluation] = field(default_factory=dict)
+    before: Mapping[str, Judged] = field(default_factory=dict)
+    after: Mapping[str, Judged] = field(default_factory=dict)
     untrained: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -55,49 +64,65 @@ def finetune(
     *,
     teacher: Graph | None = None,
     labels: bool = True,
+    task: Task | None = None,
     epochs: int = 10,
     choice: Choice | None = None,
     provider: str = "auto",
     threads: int | None = None,
+    checkpoint: Path | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Finetuned:
-    """Train all learned weights of a classifier on the train split; see torch_backend.train.fit for the `settings`.
+    """Train all learned weights on the train split; see torch_backend.train.fit and .settings for the `settings`.
 
-    With `labels` the data's are learned, if it has any; without, the teacher alone is. Where there is no validation
-    split, a tenth of train is held out. `choice` is how pixels are normalised (choose_inputs). Test data is used once,
-    at the end. Raises UsageError where there is nothing to learn from or the settings make no sense, DataError where
-    the data does not fit, UnsupportedOp, Diverged.
+    With `labels` the data's are learned, if it has any, or a `task` of the user's own (torch_backend.losses.Task);
+    without, the teacher alone is. Where there is no validation split, a tenth of train is held out. `choice` is how
+    pixels are normalised (choose_inputs). Test data is used once, at the end. With a `checkpoint` a training that was
+    stopped goes on. Raises UsageError where there is nothing to learn from or the settings make no sense, DataError
+    where the data does not fit, UnsupportedOp, Diverged.
     """
     from conet_onnx.torch_backend.train import fit
 
     dataset = dataset.with_validation()
-    labels = uses_labels(dataset, wanted=labels, teacher=teacher is not None)
-    check_fits(graph, dataset, "train", *(name for name in JUDGED if name in dataset.splits))
+    labels = uses_labels(dataset, wanted=labels, teacher=teacher is not None, task=task is not None)
+    if getattr(task, "collate", None) is None:  # else the user makes of the data what the model takes
+        check_fits(graph, dataset, "train", *(n for n in JUDGED if n in dataset.splits), classes=task is None)
     choice = choice or choose_inputs(graph, dataset, provider=provider, threads=threads)
-    judge: dict[str, Any] = {"provider": provider, "threads": threads, "normalisation": choice.normalisation}
     fitted = fit(
         graph,
         dataset.split("train"),
         epochs=epochs,
         teacher=teacher,
         labels=labels,
+        task=task,
         normalise=lambda pixels: choice.normalisation.apply(pixels, graph.inputs[0].dtype),
         threads=threads,
+        checkpoint=checkpoint,
         progress=progress,
         **{"distill": DISTILL, **settings},
     )
-    judged = [n for n in JUDGED if n in dataset.splits and dataset.split(n).labels is not None]
-    before, after = (
-        {name: evaluate(some, dataset, split=name, **judge) for name in judged} for some in (graph, fitted.graph)
-    )
+    judged = [name for name in JUDGED if name in dataset.splits] if leads() else []
+    how: dict[str, Any] = {"provider": provider, "threads": threads, "normalisation": choice.normalisation}
+
+    def worth(some: Graph) -> dict[str, Judged]:
+        found: dict[str, Judged] = {}
+        for name in judged:
+            if task is not None:
+                found[name] = judge(some, dataset, task, split=name, **how)
+            elif dataset.split(name).labels is not None:
+                found[name] = evaluate(some, dataset, split=name, **how)
+            elif teacher is not None:
+                found[name] = agreement(some, teacher, dataset, split=name, **how)
+        return found
+
+    before, after = worth(graph), worth(fitted.graph)
     return Finetuned(fitted.graph, choice, fitted.history, fitted.seconds, before, after, fitted.untrained)
 
 
-def uses_labels(dataset: DataSet, *, wanted: bool, teacher: bool) -> bool:
+def uses_labels(dataset: DataSet, *, wanted: bool, teacher: bool, task: bool = False) -> bool:
     """Whether training learns from labels. Raises UsageError where it would learn from nothing."""
     there = dataset.split("train").labels is not None
-    if not (wanted and there) and not teacher:
+    if not (wanted and there) and not teacher and not task:
         why = "its labels are not to be used" if there else f"{dataset.name} has no labels"
         raise UsageError(f"There is nothing to learn from: {why}, and there is no teacher. Give one with --teacher.")
     return wanted and there

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from conet_onnx.cli.command import Command, Interrupted
+from conet_onnx.cli.command import Command, Interrupted, State
 from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation
 from conet_onnx.cli.options import (
     batchnorm_option,
@@ -21,18 +22,41 @@ from conet_onnx.cli.options import (
 )
 from conet_onnx.cli.output import Bar, check_writable, command, duration, log, says, several, table, write
 from conet_onnx.errors import UsageError
+from conet_onnx.processes import leads
 
 if TYPE_CHECKING:
     from conet_onnx.finetuning import Finetuned
 
 __all__ = ["finetune"]
 
+SHARES = ("accuracy", "same class as the teacher")
+KINDS = ("auto", "kl", "mse", "cosine", "none")
+
+
+def _pairs(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE, repeatable. --loss KIND is for all outputs; --feature NAME for the same name in the teacher."""
+    found = {}
+    for value in values:
+        name, equals, what = value.rpartition("=")
+        if param.name == "loss":
+            found[name] = what
+            if what not in KINDS:
+                raise click.BadParameter(f"{what!r} is none of {', '.join(KINDS)}; write it as mse or boxes=mse.")
+        else:
+            found[name if equals else what] = what
+    return found
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """a,b,c."""
+    return None if value is None else tuple(part for part in value.split(",") if part)
+
 
 @click.command(cls=Command)
 @model_argument
 @click.option("-o", "--output", "out", required=True, metavar="OUT.onnx", help="Where the trained model goes.")
 @data_options
-@click.option("--teacher", metavar="T.onnx", help="A model to learn from: of the same classes, on the same images.")
+@click.option("--teacher", metavar="T.onnx", help="A model to learn from: of the same outputs, on the same inputs.")
 @click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, metavar="E", help="Passes.")
 @click.option(
     "--labels",
@@ -43,6 +67,38 @@ __all__ = ["finetune"]
 )
 @click.option("--distill", type=click.FloatRange(0, 1), metavar="W", help="Weight of the teacher beside labels (0.9).")
 @click.option("--temperature", callback=positive, metavar="T", help="Of the teacher's scores (4).")
+@click.option(
+    "--loss",
+    multiple=True,
+    callback=_pairs,
+    metavar="[NAME=]K",
+    help="How outputs follow the teacher's: kl, mse, cosine or none (repeatable; auto: kl for classes, else mse).",
+)
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    callback=_pairs,
+    metavar="NAME[=T]",
+    help="A tensor inside of the model that follows the teacher's of that name, or T (repeatable).",
+)
+@click.option("--feature-weight", type=click.FloatRange(min=0), metavar="W", help="Of the features' loss (1).")
+@click.option(
+    "--task", "task_of", metavar="module:Class", help="Your own loss, metric and collate, in place of labels."
+)
+@click.option(
+    "--augment",
+    callback=_names,
+    metavar="A,...",
+    help="Change images at random: crop, flip, cutout, mixup, randaugment.",
+)
+@click.option(
+    "--init",
+    type=click.Choice(["inherit", "fresh"]),
+    default="inherit",
+    show_default=True,
+    help="fresh: forget the weights, and train from scratch.",
+)
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
 @click.option("--lr", callback=positive, metavar="R", help="Highest learning rate (sgd: 0.02, adamw: 0.001).")
 @click.option("--weight-decay", type=click.FloatRange(min=0), metavar="W", help="(sgd: 0.0005, adamw: 0.01.)")
@@ -59,13 +115,22 @@ __all__ = ["finetune"]
 @click.option("--ema", callback=positive, metavar="D", help="Keep the moving average of the weights: 0.999, say.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Batch size.")
 @batchnorm_option
+@click.option("--accelerator", default="auto", show_default=True, metavar="A", help="Fabric's: cpu, cuda, mps.")
+@click.option("--devices", type=click.IntRange(min=1), metavar="N", help="How many of them share each batch (1).")
+@click.option("--strategy", metavar="S", help="Fabric's, for several devices: ddp (default), fsdp.")
 @click.option("--precision", default="32-true", show_default=True, metavar="P", help="Fabric's: bf16-mixed, 16-mixed.")
+@click.option("--channels-last", is_flag=True, default=None, help="Hold images with their channels last.")
+@click.option("--compile", is_flag=True, default=None, help="Train what torch.compile makes of the model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same weights.")
+@click.option("--resume", is_flag=True, help="Go on where a training to the same OUT.onnx was stopped.")
 @provider_option
 @threads_option
 @json_option
 @input_shape_option
+@click.pass_context
 def finetune(
+    ctx: click.Context,
+    /,
     model: str,
     out: str,
     data: str,
@@ -73,32 +138,42 @@ def finetune(
     std: tuple[float, ...] | None,
     teacher: str | None,
     labels: str,
+    task_of: str | None,
+    resume: bool,
     provider: str,
     threads: int | None,
     json_to: str | None,
     input_shapes: dict[str, tuple[int, ...]],
     **settings: Any,
 ) -> None:
-    """Train a model on labels, on what a teacher says, or on both. How long it takes is said after the first steps."""
+    """Train a model on labels, on what a teacher says, or on both. How long it takes is said after the first steps.
+
+    OUT.onnx.ckpt holds the state after every epoch, until OUT.onnx is there: `--resume` goes on from it.
+    """
     check_pair(mean, std)
     check_writable(json_to, out)
     places = [os.path.realpath(path) for path in (model, teacher, out, json_to) if path not in (None, "-")]
     if places.count(os.path.realpath(out)) > 1 or (json_to and places.count(os.path.realpath(json_to)) > 1):
         raise UsageError("MODEL.onnx, --teacher, -o and --json must be different files: one would overwrite another.")
+    checkpoint = _checkpoint(out, resume=resume)
     from conet_onnx.data import load_data
     from conet_onnx.finetuning import choose_inputs, uses_labels
     from conet_onnx.finetuning import finetune as run
     from conet_onnx.loading import load
+    from conet_onnx.tasks import load_task
 
     graph = load(model, input_shapes=input_shapes)
     master = None if teacher is None else load(teacher, input_shapes=input_shapes)
+    task = None if task_of is None else load_task(task_of)
     dataset = load_data(data).with_validation()
     settings = {name: value for name, value in settings.items() if value is not None}
-    labelled = uses_labels(dataset, wanted=labels == "auto", teacher=teacher is not None)
-    sources = [*(["labels"] if labelled else []), *([f"what {teacher} says"] if teacher is not None else [])]
+    labelled = uses_labels(dataset, wanted=labels == "auto", teacher=teacher is not None, task=task is not None)
+    sources = [f"the loss of {task_of}"] if task is not None else ["labels"] if labelled else []
+    sources += [f"what {teacher} says"] if teacher is not None else []
+    again = ", from where it was stopped" if checkpoint.exists() else ""
     log(
-        f"Training {model} for {several(settings['epochs'], 'epoch')} on {len(dataset.split('train')):,} images of "
-        f"{dataset.name}, from {' and '.join(sources)}."
+        f"Training {model} for {several(settings['epochs'], 'epoch')} on {len(dataset.split('train')):,} samples of "
+        f"{dataset.name}, from {' and '.join(sources)}{again}."
     )
     try:
         with Bar(1.0) as bar:
@@ -111,29 +186,59 @@ def finetune(
                 dataset,
                 teacher=master,
                 labels=labelled,
+                task=task,
                 choice=choice,
                 provider=provider,
                 threads=threads,
+                checkpoint=checkpoint,
                 progress=lambda done: bar.at(done, "Training" if done < 1 else "Evaluating"),
                 **settings,
             )
     except KeyboardInterrupt as interrupt:
-        raise Interrupted("interrupted; nothing was written.") from interrupt
+        raise Interrupted(_how_to_go_on(checkpoint, ctx.find_object(State))) from interrupt
+    except UsageError as error:
+        raise _with_last_good(error, out, checkpoint) from error
+    if not leads():
+        return
     found.graph.save(out, durable=True)
+    checkpoint.unlink(missing_ok=True)
     if json_to:
         write(json_to, found.as_json())
     if json_to != "-":
         _report(found, model, out, data)
 
 
+def _checkpoint(out: str, *, resume: bool) -> Path:
+    """Beside the output. Raises UsageError where there is one of a training that is not to be resumed."""
+    found = Path(f"{out}.ckpt")
+    if found.exists() and not resume and leads():
+        raise UsageError(f"{found} holds a training that was stopped: go on with --resume, or remove it.")
+    return found
+
+
+def _how_to_go_on(checkpoint: Path, state: State | None) -> str:
+    if not checkpoint.exists():
+        return "interrupted; nothing was written."
+    arguments = [a for a in state.arguments if a != "--resume"] if state is not None else ["finetune", "..."]
+    return f"interrupted; {checkpoint} holds what was done. Go on with: {command(*arguments, '--resume')}"
+
+
+def _with_last_good(error: UsageError, out: str, checkpoint: Path) -> UsageError:
+    """A training that diverged leaves the weights of the last epoch in which it had not."""
+    good: Finetuned | None = getattr(error, "good", None)
+    if good is None:
+        return error
+    good.graph.save(out, durable=True)
+    checkpoint.unlink(missing_ok=True)
+    return UsageError(f"{error} {out} holds the weights after epoch {len(good.history)}, the last that was good.")
+
+
 def _report(found: Finetuned, model: str, out: str, data: str) -> None:
     rows = []
     for split, after in found.after.items():
-        before = found.before[split]
-        change = f"{100 * (after.top1 - before.top1):+.2f} points"
-        rows.append((f"{split} accuracy", f"{before.top1:.2%}", f"{after.top1:.2%}", change))
-        rows.append((f"{split} loss", f"{before.loss:.4f}", f"{after.loss:.4f}", f"{after.loss - before.loss:+.4f}"))
-    for name in ("cross_entropy", "distillation"):
+        for name, new in after.measures.items():
+            rows.append((f"{split} {name}", *_change(name, found.before[split].measures[name], new)))
+    for name in ("cross_entropy", "task", "distillation", "features"):
         if name in found.history[0]:
             first, last = found.history[0][name], found.history[-1][name]
             what = f"training {name.replace('_', ' ')}"
@@ -147,3 +252,9 @@ def _report(found: Finetuned, model: str, out: str, data: str) -> None:
     says("What next")
     says(f"  {command('evaluate', out, '--data', data)}")
     says(f"  {command('bench', model, out)}")
+
+
+def _change(name: str, old: float, new: float) -> tuple[str, str, str]:
+    if name in SHARES:
+        return f"{old:.2%}", f"{new:.2%}", f"{100 * (new - old):+.2f} points"
+    return f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"

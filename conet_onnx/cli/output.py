@@ -16,6 +16,7 @@ import click
 
 from conet_onnx.errors import OutputError
 from conet_onnx.files import atomic_write
+from conet_onnx.processes import leads
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -46,8 +47,9 @@ def says(text: str = "") -> None:
 
 
 def log(text: str) -> None:
-    """A line about what happens, on stderr."""
-    click.echo(text, err=True)
+    """A line about what happens, on stderr; one of several processes says it."""
+    if leads():
+        click.echo(text, err=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
@@ -149,7 +151,7 @@ class Bar:
         self._timer.daemon = True
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and leads():
             self._timer.start()
         return self
 

@@ -11,14 +11,15 @@ from conet_onnx.graph import Graph
 __all__ = ["check_fits", "check_labels", "classes_of"]
 
 
-def check_fits(graph: Graph, dataset: DataSet, *splits: str) -> None:
-    """Raise DataError unless the model takes these splits' images (default: all) and has a class for every label."""
-    classes = classes_of(graph)
+def check_fits(graph: Graph, dataset: DataSet, *splits: str, classes: bool = True) -> None:
+    """Raise DataError unless the model takes these splits' images (default: all) and has a class for every label,
+    unless labels are no `classes`."""
+    count = classes_of(graph) if classes else None
     for name in splits or tuple(dataset.splits):
         split = dataset.split(name)
         _check_shape(graph, split, f"{dataset.name} ({name})")
-        if classes is not None:
-            check_labels(split, classes, f"{dataset.name} ({name})")
+        if count is not None:
+            check_labels(split, count, f"{dataset.name} ({name})")
 
 
 def classes_of(graph: Graph) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from conet_onnx.errors import DataError, UsageError
 from conet_onnx.torch_backend.learner import Learner, Tensors
 from conet_onnx.torch_backend.settings import LossKind, Settings
 
-__all__ = ["Adapters", "Match", "Objective", "Task", "divergence", "flat"]
+__all__ = ["Adapters", "Match", "Objective", "Task", "as_target", "divergence", "flat"]
 
 
 class Task(Protocol):
@@ -188,6 +189,17 @@ class Adapters(nn.Module):
             for layer, (name, axis) in zip(self.maps, self.axes.items(), strict=True)
         }
         return {**outputs, **mapped}
+
+
+def as_target(y: Any, device: torch.device) -> Any:
+    """Labels or a task's targets: numpy arrays in them as tensors on the device."""
+    if isinstance(y, np.ndarray) and y.dtype != object:
+        return torch.from_numpy(np.ascontiguousarray(y)).to(device, non_blocking=True)
+    if isinstance(y, Mapping):
+        return {name: as_target(value, device) for name, value in y.items()}
+    if isinstance(y, tuple | list):
+        return type(y)(as_target(value, device) for value in y)
+    return y
 
 
 def _matches(

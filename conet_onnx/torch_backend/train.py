@@ -38,7 +38,7 @@ from conet_onnx.torch_backend.distill import (
 from conet_onnx.torch_backend.fresh import fresh
 from conet_onnx.torch_backend.known import Array
 from conet_onnx.torch_backend.learner import Inputs, Learner, Tensors
-from conet_onnx.torch_backend.losses import Adapters, Objective, Task, flat
+from conet_onnx.torch_backend.losses import Adapters, Objective, Task, as_target, flat
 from conet_onnx.torch_backend.lower import from_torch
 from conet_onnx.torch_backend.moments import Moments, moments_of, with_moments
 from conet_onnx.torch_backend.norms import BATCHES, calibrate, fold, insert, wanted
@@ -287,7 +287,7 @@ class _Run:
             x = self.augmentation(x)
         x, targets = _collated(self.objective.task, x, y if self.objective.labels else None)
         inputs = self.learner.tensors(self.prepare(x))
-        labels = target = _as_target(targets, self.fabric.device)
+        labels = target = as_target(targets, self.fabric.device)
         if self.augmentation is not None and isinstance(target, torch.Tensor) and self.objective.by_class:
             mixed, target = self.augmentation.mixed(inputs[0], target)
             inputs = (mixed, *inputs[1:])
@@ -462,17 +462,6 @@ def _fabric(settings: Settings) -> Fabric:
 def _collated(task: Task | None, x: Inputs, y: Any) -> tuple[Inputs, Any]:
     collate = getattr(task, "collate", None)
     return (x, y) if collate is None else collate(x, y)
-
-
-def _as_target(y: Any, device: torch.device) -> Any:
-    """Labels or a task's targets: numpy arrays in them as tensors on the device."""
-    if isinstance(y, np.ndarray) and y.dtype != object:
-        return torch.from_numpy(np.ascontiguousarray(y)).to(device, non_blocking=True)
-    if isinstance(y, Mapping):
-        return {name: _as_target(value, device) for name, value in y.items()}
-    if isinstance(y, tuple | list):
-        return type(y)(_as_target(value, device) for value in y)
-    return y
 
 
 def _length(x: Inputs) -> int:

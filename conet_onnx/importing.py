@@ -1,0 +1,31 @@
+"""Objects of the user's own, named as `module:name`."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from conet_onnx.errors import UsageError
+
+__all__ = ["imported"]
+
+
+def imported(spec: str, root: Path, what: str) -> Any:
+    """`module:name`, found in `root` or among what is installed; `what` it is for opens every complaint.
+
+    Raises UsageError where it is not written so, or cannot be imported.
+    """
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
+        raise UsageError(f"{what} {spec}: write it as module:name.")
+    module, _, name = spec.partition(":")
+    sys.path.insert(0, str(root))  # a console script does not look into the current folder by itself
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # it is the user's code: it may raise anything
+        text = " ".join(str(error).split())
+        raise UsageError(f"{what} {spec} failed ({type(error).__name__}: {text}).") from error
+    finally:
+        sys.path.remove(str(root))
