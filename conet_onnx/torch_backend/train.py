@@ -18,7 +18,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conet_onnx.data.dataset import Split
-from conet_onnx.data.fitting import classes_of
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.torch_backend.augment import Augmentation
@@ -238,7 +237,8 @@ class _Run:
         augmentation = None
         if settings.augment:
             shape = data.shape if isinstance(data, Split) else ()
-            classes = classes_of(student) if settled.by_class else None
+            scores = learner.said(learner.tensors(sample))[settled.first] if settled.by_class else None
+            classes = None if scores is None else flat(scores).shape[1]
             augmentation = Augmentation(settings.augment, shape, classes)
         keeper = None if lessons.told is not None else asked
         return cls(fabric, settings, learner, keeper, lessons, settled, adapters, augmentation, prepare)
