@@ -230,7 +230,6 @@ class TestNpz:
     @pytest.mark.parametrize(
         ("arrays", "says"),
         [
-            ({"images": pixels(3)}, "holds images; expected x_train"),
             ({"x_test": pixels(3), "y_test": np.arange(4)}, "3 images and 4 labels"),
             ({"x_test": pixels(3), "y_test": np.eye(3)}, "expected one integer an image"),
             ({"x_test": pixels(3), "y_test": np.array(["a", "b", "c"])}, "expected one integer an image"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conet_onnx.cli.command import Command, Interrupted, State
-from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation
+from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation, noun
 from conet_onnx.cli.options import (
     batchnorm_option,
     data_options,
@@ -148,7 +148,7 @@ class Show:
         train, validation = (len(self._dataset.split(name)) for name in ("train", "validation"))
         log(
             f"Searching widths for {self._what}, on {self._dataset.name}: {train:,} training and {validation:,} "
-            "validation images; its test split is used once, at the end."
+            f"validation {noun(self._dataset, 'validation')}; its test split is used once, at the end."
         )
         self._bar.__enter__()
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from conet_onnx.data.dataset import DataSet, Split, Splits, split_named
 from conet_onnx.data.images import decode
 from conet_onnx.errors import DataError
 
-__all__ = ["EXTENSIONS", "class_folders"]
+__all__ = ["class_folders", "holds_images"]
 
 # The same files in the same order of classes as torchvision.datasets.ImageFolder, since models were trained with that.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -38,7 +38,7 @@ def class_folders(root: Path) -> DataSet:
     named = named or {"train": root}
     found = {split: [f.name for f in _folders(folder)] for split, folder in named.items()}
     for split, classes in found.items():
-        if not classes and not _images(named[split]):
+        if not classes and not holds_images(named[split]):
             raise DataError(f"{named[split]} holds no class folders; expected {named[split]}/CLASS/*.png.")
     classes = sorted(found["train"]) if found.get("train") else sorted({c for names in found.values() for c in names})
     readers: dict[str, Callable[[], Split]] = {}
@@ -49,6 +49,11 @@ def class_folders(root: Path) -> DataSet:
         numbers = {name: classes.index(name) for name in sorted(names)}
         readers[split] = partial(_read, named[split], numbers) if names else partial(_without_labels, named[split])
     return DataSet(str(root), Splits(readers))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there are images in it, however deep."""
+    return next(_images(folder), None) is not None
 
 
 def _read(folder: Path, classes: Mapping[str, int]) -> Split:
@@ -68,13 +73,11 @@ def _without_labels(folder: Path) -> Split:
     return Split(decode(files, lambda i: str(files[i])))
 
 
-def _images(folder: Path) -> list[Path]:
-    return [
-        Path(at, name)
-        for at, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-    ]
+def _images(folder: Path) -> Iterator[Path]:
+    for at, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield Path(at, name)
 
 
 def _folders(folder: Path) -> list[Path]:
