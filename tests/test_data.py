@@ -655,7 +655,7 @@ class TestFit:
         ("shape", "says"),
         [
             (("n", 1, 4, 4), "images are 3x4x4, the model's input 'image' takes 1x4x4"),
-            (("n", 3, 8, 8), "images are not resized here"),
+            (("n", 3, 8, 8), "resize files with --resize and --crop"),
             (("n", 4, 4, 3), "channels last"),
             (("n", 48), "takes 48"),
         ],

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conet_onnx.cli.command import Command
-from conet_onnx.cli.options import data_options, input_shape_option, json_option, model_argument, provider_option
+from conet_onnx.cli.options import (
+    data_options,
+    data_words,
+    input_shape_option,
+    json_option,
+    model_argument,
+    provider_option,
+)
 from conet_onnx.cli.output import Bar, check_writable, command, log, says, table, write
 from conet_onnx.errors import UsageError
 
@@ -28,6 +35,8 @@ __all__ = ["check_pair", "describe_choice", "evaluate", "given_normalisation", "
 def evaluate(
     model: str,
     data: str,
+    resize: int | None,
+    crop: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     provider: str,
@@ -44,7 +53,7 @@ def evaluate(
     from conet_onnx.runtime import resolve
 
     graph = load(model, input_shapes=input_shapes)
-    dataset = load_data(data)
+    dataset = load_data(data, resize=resize, crop=crop)
     samples, what = len(dataset.split("test")), noun(dataset, "test")
     provider = resolve(provider)
     given = given_normalisation(dataset, mean, std, "test")
@@ -63,7 +72,7 @@ def evaluate(
     if json_to:
         write(json_to, found.as_json())
     if json_to != "-":
-        _show(model, data, found, what)
+        _show(model, data_words(data, resize, crop), found, what)
 
 
 def noun(dataset: DataSet, split: str) -> str:
@@ -108,7 +117,7 @@ def check_pair(mean: Sequence[float] | None, std: Sequence[float] | None) -> Non
         raise UsageError("--mean and --std go together: give both, or neither.")
 
 
-def _show(model: str, data: str, found: Evaluation, what: str) -> None:
+def _show(model: str, data: Sequence[str], found: Evaluation, what: str) -> None:
     rows = [("top-1 accuracy", f"{found.top1:.2%}")]
     if found.top5 is not None:
         rows.append(("top-5 accuracy", f"{found.top5:.2%}"))
@@ -116,4 +125,4 @@ def _show(model: str, data: str, found: Evaluation, what: str) -> None:
     table((f"{found.samples:,} {found.split} {what}", model), rows, right=(model,))
     says()
     says("What next")
-    says(f"  {command('search', model, '--data', data, '--budget', 'macs=0.5')}")
+    says(f"  {command('search', model, *data, '--budget', 'macs=0.5')}")

@@ -82,6 +82,8 @@ def search(
     /,
     model: str,
     data: str,
+    resize: int | None,
+    crop: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     budget: tuple[str, ...],
@@ -107,7 +109,7 @@ def search(
     from conet_onnx.searching import search as run_search
 
     graph = load(model, input_shapes=input_shapes)
-    dataset = load_data(data)
+    dataset = load_data(data, resize=resize, crop=crop)
     folder = Path(out) if out is not None else Path("runs") / (Path(model).stem or "model")
     lengths = {"trials": trials, "epochs_per_trial": epochs_per_trial, "epochs": epochs}
     settings |= {name: value for name, value in lengths.items() if value is not None}

@@ -125,7 +125,7 @@ def _check_shape(graph: Graph, split: Split, where: str) -> None:
     if len(wanted) == 3 and len(got) == 3 and wanted == (got[1], got[2], got[0]):
         what = "it takes channels last, and images are fed channels first; export it with a channels-first input"
     elif len(wanted) == 3 and wanted[0] == got[0]:
-        what = "images are not resized here; store them at the size that the model takes"
+        what = "resize files with --resize and --crop, or store them at the size that the model takes"
     raise DataError(
         f"{where}: images are {_times(got)}, the model's input {value.name!r} takes {_times(wanted)}: {what}."
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from conet_onnx.data.dataset import DataSet, Split, Splits, split_named
-from conet_onnx.data.images import decode
+from conet_onnx.data.images import AS_STORED, Sizing, decode
 from conet_onnx.errors import DataError
 
 __all__ = ["class_folders", "holds_images"]
@@ -19,7 +19,7 @@ __all__ = ["class_folders", "holds_images"]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def class_folders(root: Path) -> DataSet:
+def class_folders(root: Path, sizing: Sizing = AS_STORED) -> DataSet:
     """`root/train/CLASS/*.png` with validation|val and test beside train, or only `root/CLASS/*.png`, which is train.
 
     Classes are numbered in the alphabetical order of train's folder names, or of all names where it has none. A split
@@ -47,7 +47,8 @@ def class_folders(root: Path) -> DataSet:
         if unknown:
             raise DataError(f"{named[split] / unknown[0]}: train has no class {unknown[0]!r}, so it has no number.")
         numbers = {name: classes.index(name) for name in sorted(names)}
-        readers[split] = partial(_read, named[split], numbers) if names else partial(_without_labels, named[split])
+        read = partial(_read, classes=numbers) if names else _without_labels
+        readers[split] = partial(read, named[split], sizing=sizing)
     return DataSet(str(root), Splits(readers))
 
 
@@ -56,7 +57,7 @@ def holds_images(folder: Path) -> bool:
     return next(_images(folder), None) is not None
 
 
-def _read(folder: Path, classes: Mapping[str, int]) -> Split:
+def _read(folder: Path, sizing: Sizing, classes: Mapping[str, int]) -> Split:
     files: list[Path] = []
     labels: list[int] = []
     for name, label in classes.items():
@@ -65,12 +66,12 @@ def _read(folder: Path, classes: Mapping[str, int]) -> Split:
             raise DataError(f"{folder / name} holds no images ({', '.join(EXTENSIONS)}); fill or remove it.")
         files += images
         labels += [label] * len(images)
-    return Split(decode(files, lambda i: str(files[i])), np.array(labels, np.int64))
+    return Split(decode(files, lambda i: str(files[i]), sizing), np.array(labels, np.int64))
 
 
-def _without_labels(folder: Path) -> Split:
+def _without_labels(folder: Path, sizing: Sizing) -> Split:
     files = sorted(_images(folder))
-    return Split(decode(files, lambda i: str(files[i])))
+    return Split(decode(files, lambda i: str(files[i]), sizing))
 
 
 def _images(folder: Path) -> Iterator[Path]:
