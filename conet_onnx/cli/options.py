@@ -72,7 +72,7 @@ def data_options(function: F) -> F:
         "--data",
         required=True,
         metavar="D",
-        help="digits | folder of class folders | folder of images | parquet | .npz | .npy | folder "
+        help="digits | folder of class folders | folder of images | parquet | hf:ID | hf:FOLDER | .npz | .npy | folder "
         "of these, an array for each of the model's inputs | cifar10:DIR | cifar100:DIR | module:function.",
     )(resize(crop(mean(std(function)))))
 

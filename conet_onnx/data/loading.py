@@ -11,6 +11,7 @@ from conet_onnx.data.arrays import digits, npz
 from conet_onnx.data.cifar import LAYOUTS, cifar
 from conet_onnx.data.dataset import DataSet
 from conet_onnx.data.folders import class_folders, holds_images
+from conet_onnx.data.hugging_face import hugging_face
 from conet_onnx.data.images import Sizing
 from conet_onnx.data.parquet import parquet
 from conet_onnx.data.raw import array_places, raw_file, raw_folder
@@ -20,7 +21,7 @@ from conet_onnx.errors import DataError, UsageError
 __all__ = ["DataSpec", "load_data"]
 
 KINDS = (
-    "digits, a folder of class folders, a folder or file of parquet, an .npz or .npy, a "
+    "digits, a folder of class folders, a folder or file of parquet, hf:ID[:CONFIG] or hf:FOLDER, an .npz or .npy, a "
     "folder of these, cifar10:DIR, cifar100:DIR or module:function"
 )
 
@@ -48,7 +49,8 @@ def load_data(
     """Open a data set; its splits are read when they are first asked for.
 
     `spec` is one of: `digits`; a folder of class folders (below train, validation|val and test, or alone), or of images
-    without labels; a folder or file of parquet in the Hugging Face image layout; an `.npz` with x_train, y_train, x_test, y_test; for models that take no images, an `.npz`
+    without labels; a folder or file of parquet in the Hugging Face image layout; `hf:ID`, `hf:ID:CONFIG` or `hf:FOLDER`
+    for the package datasets; an `.npz` with x_train, y_train, x_test, y_test; for models that take no images, an `.npz`
     or `.npy` or a folder of them with an array for each input (data.raw); `cifar10:DIR`, `cifar100:DIR`;
     `module:function`. Relative paths and modules are looked up in `root` (default: the current folder). Without a
     validation split, a tenth of train is held out, drawn with seed 0.
@@ -79,6 +81,8 @@ def _named(name: str, sizing: Sizing) -> str:
 def _images(spec: str, sizing: Sizing, root: Path) -> DataSet | None:
     """A data set of image files; None for what is something else."""
     kind, _, rest = spec.partition(":")
+    if kind == "hf" and rest:
+        return hugging_face(rest, sizing, root)
     path = root / Path(spec).expanduser()
     if spec == "digits" or (kind in LAYOUTS and rest):
         return None
