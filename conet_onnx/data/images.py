@@ -26,7 +26,8 @@ PROBES = 64  # headers that are read to tell whether a set is grayscale
 GRAY = ("1", "L")
 MOST_THREADS = 16
 CHUNK = 16  # files that a thread decodes at a time
-# Pixels of a file that are worth a thread: below, Python's own work, which threads do in turns, takes most of the time.
+# Pixels of a file that are worth a thread. Two decode JPEG of 500x500 1.6 times as fast as one, of 128x128 1.1 times;
+# of smaller files Python's own work, which threads do in turns, takes most of the time: 32x32 PNG gain nothing.
 THREADED = 128 * 128
 
 
@@ -169,10 +170,15 @@ def _pixels(file: bytes | Path, where: str, shape: tuple[int, ...], sizing: Sizi
         if channels == 1 and image.mode not in GRAY:
             raise DataError(f"{where} is in colour, others are grayscale; convert all of them to one of the two.")
         if channels == 1:
-            return np.asarray(sizing.apply(image.convert("L")))[None]
+            return np.asarray(sizing.apply(_converted(image, "L")))[None]
         if image.mode == "P" and "transparency" in image.info:
             return np.asarray(sizing.apply(image.convert("RGBA").convert("RGB"))).transpose(2, 0, 1)
-        return np.asarray(sizing.apply(image.convert("RGB"))).transpose(2, 0, 1)
+        return np.asarray(sizing.apply(_converted(image, "RGB"))).transpose(2, 0, 1)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """In a mode; Pillow would copy an image that is in it, which takes a fifth of the time."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _by(size: tuple[int, int]) -> str:
