@@ -1,4 +1,4 @@
-"""Labelled images as the package datasets loads them, from Hugging Face's hub or a folder. Tried with version 5.2."""
+"""Labelled images as the package datasets loads them, from a hub or a folder; tried with its versions 3.6 and 5.2."""
 
 from __future__ import annotations
 
