@@ -68,7 +68,7 @@ def agreement(
     first = pairs[0]
     for (mine, _), (theirs, _) in zip(
         said(graph, data, normalisation, **how),
-        said(teacher, data, normalisation, batch=_size(graph), **how),
+        said(teacher, data, normalisation, **how),
         strict=True,
     ):
         for a, b in pairs:
@@ -95,7 +95,3 @@ def _pairs(graph: Graph, teacher: Graph) -> list[tuple[str, str]]:
     if not pairs:
         raise UsageError(f"{graph.file or 'the model'} and its teacher have no output of numbers that can be compared.")
     return pairs
-
-
-def _size(graph: Graph) -> int:
-    return min((v.shape[0] for v in graph.inputs if v.shape and isinstance(v.shape[0], int)), default=256)

@@ -12,7 +12,7 @@ import numpy as np
 
 from conet_onnx.data import RAW, DataSet, Normalisation, Split, check_fits
 from conet_onnx.data.dataset import Array, Feeds
-from conet_onnx.data.fitting import check_labels
+from conet_onnx.data.fitting import check_labels, fed, fixed_batch, padded
 from conet_onnx.data.normalisation import candidates
 from conet_onnx.errors import DataError
 from conet_onnx.graph import Graph
@@ -66,7 +66,10 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A normalisation and where it is from: `given`, the `file` beside the model, or the candidate that scored best."""
+    """A normalisation and where it is from: `given`, the `file` beside the model, or the candidate that scored best.
+
+    `raw inputs` for data that is no images: it is fed as it is.
+    """
 
     normalisation: Normalisation
     name: str
@@ -76,6 +79,9 @@ class Choice:
         """For a run's records."""
         scores = [{"name": n, "top1": e.top1, "loss": e.as_json()["loss"]} for n, e in self.scores]
         return {"name": self.name, "normalisation": self.normalisation.as_json(), "scores": scores}
+
+
+RAW_INPUTS = Choice(RAW, "raw inputs")
 
 
 def evaluate(
@@ -91,15 +97,18 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy and loss of a classifier: its first output must score the classes, [batch, classes].
 
-    Without a normalisation, the one that `resolve_normalisation` finds is used. Models with a fixed batch size are fed
-    that many at a time, the last ones padded. A final Softmax is recognised, so `loss` is right for logits and for
-    probabilities. Among equal scores the first class wins; a NaN is never right.
+    Without a normalisation, the one that `resolve_normalisation` finds is used; Feeds have none. Models with a fixed
+    batch size are fed that many at a time, the last ones padded. A final Softmax is recognised, so `loss` is right for
+    logits and for probabilities. Among equal scores the first class wins; a NaN is never right.
     Raises DataError where the split is missing, has no labels, or does not fit the model.
     """
     data = _labelled(dataset, split)
     check_fits(graph, dataset, split)
     if normalisation is None:
-        normalisation = resolve_normalisation(graph, dataset, provider=provider, threads=threads).normalisation
+        choice = resolve_normalisation(graph, dataset, split=split, provider=provider, threads=threads)
+        normalisation = choice.normalisation
+    if isinstance(data.images, Feeds) and normalisation != RAW:
+        raise DataError(f"{dataset.name} ({split}) is fed as it is: {normalisation} is for images; leave it out.")
     started = session(graph, provider=provider, threads=threads)
     return _measure(graph, started, data, split, normalisation, f"{dataset.name} ({split})", batch, progress)
 
@@ -109,15 +118,19 @@ def resolve_normalisation(
     dataset: DataSet,
     *,
     given: Normalisation | None = None,
+    split: str = "train",
     provider: str = "auto",
     threads: int | None = None,
 ) -> Choice:
     """The normalisation that is `given`, else that of MODEL.data.json, else the candidate that scores best.
 
+    Feeds have none. Whether it is them is asked of `split`: name one that is read in any case.
     Raises DataError where MODEL.data.json is broken, or there is no labelled train split to choose on.
     """
     if given is not None:
         return Choice(given, "given")
+    if split in dataset.splits and isinstance(dataset.split(split).images, Feeds):
+        return RAW_INPUTS
     stored = Normalisation.beside(graph.file) if graph.file else None
     if stored is not None:
         return Choice(stored, "file")
@@ -129,9 +142,11 @@ def choose_normalisation(
 ) -> Choice:
     """The candidate with which the model is right most often on training images, drawn with seed 0.
 
-    Ties go to the lower loss, then to the earlier candidate. Only `train` is read.
+    Ties go to the lower loss, then to the earlier candidate. Only `train` is read. Feeds have nothing to choose.
     Raises DataError where there is no labelled train split.
     """
+    if "train" in dataset.splits and isinstance(dataset.split("train").images, Feeds):
+        return RAW_INPUTS
     try:
         train = _labelled(dataset, "train")
     except DataError as error:
@@ -142,9 +157,9 @@ def choose_normalisation(
     check_fits(graph, dataset, "train")
     order = np.random.default_rng(0).permutation(len(train))
     sample = train.take(np.sort(order[:samples]))
-    images = None if isinstance(sample.images, Feeds) else sample.images
     floating = np.issubdtype(graph.inputs[0].dtype, np.floating)
-    found = {"raw": RAW} if images is None or not floating else candidates(images[:])
+    pixels, _ = next(sample.batches(samples))
+    found = candidates(pixels) if floating else {"raw": RAW}
     started = session(graph, provider=provider, threads=threads)
     scores = {
         name: _measure(graph, started, sample, "train", normalisation, f"{dataset.name} (train)")
@@ -171,28 +186,25 @@ def _measure(
     batch: int = 256,
     progress: Progress | None = None,
 ) -> Evaluation:
-    value, output = graph.inputs[0], graph.outputs[0].name
-    fixed = value.shape[0]
-    size = fixed if isinstance(fixed, int) else batch
+    output, fixed = graph.outputs[0].name, fixed_batch(graph)
     softmaxed = _ends_in_softmax(graph, output)
     done, top1, top5, loss, seconds, classes = 0, 0, 0, 0.0, 0.0, 0
-    for pixels, labels in split.batches(size):
+    for samples, labels in split.batches(fixed or batch):
         if labels is None:
             raise DataError(f"{where}: there are no labels, so accuracy cannot be measured.")
-        x = np.ascontiguousarray(normalisation.apply(pixels, value.dtype))
-        if isinstance(fixed, int) and len(x) < fixed:
-            x = np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)])
+        count = len(labels)
+        feeds = {key: padded(x, fixed or count) for key, x in fed(graph, samples, normalisation).items()}
         begun = time.perf_counter()
-        raw = run_session(started, {value.name: x}, [output])[output]
+        raw = run_session(started, feeds, [output])[output]
         seconds += time.perf_counter() - begun
-        scores = _as_scores(raw, len(x), output, where)[: len(pixels)]
+        scores = _as_scores(raw, fixed or count, output, where)[:count]
         classes = scores.shape[1]
-        check_labels(Split(pixels, labels), classes, where)
+        check_labels(labels, classes, where)
         ranks = _ranks(scores, labels)
         top1 += int((ranks == 0).sum())
         top5 += int((ranks < TOP).sum())
         loss += float(_cross_entropy(scores, labels, softmaxed).sum())
-        done += len(pixels)
+        done += count
         if progress is not None:
             progress(done, len(split))
     return Evaluation(name, done, top1 / done, top5 / done if classes > TOP else None, loss / done, done / seconds)
@@ -201,7 +213,7 @@ def _measure(
 def _as_scores(raw: Array, batch: int, output: str, where: str) -> Array:
     if raw.ndim < 2 or raw.shape[0] != batch or any(size != 1 for size in raw.shape[2:]) or raw.dtype.kind != "f":
         raise DataError(
-            f"{where}: the model's first output {output!r} is {raw.dtype} of shape {raw.shape} for {batch} images; "
+            f"{where}: the model's first output {output!r} is {raw.dtype} of shape {raw.shape} for {batch} samples; "
             "expected one score for each class, (batch, classes). Is it a classifier?"
         )
     return raw.reshape(raw.shape[:2]).astype(np.float64)

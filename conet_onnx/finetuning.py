@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from conet_onnx.agreement import Agreement, agreement
-from conet_onnx.data import DataSet, Normalisation, check_fits
+from conet_onnx.data import DataSet, Normalisation, check_fits, fed
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
 from conet_onnx.graph import Graph
@@ -95,7 +95,7 @@ def finetune(
         teacher=teacher,
         labels=labels,
         task=task,
-        normalise=lambda pixels: choice.normalisation.apply(pixels, graph.inputs[0].dtype),
+        normalise=lambda samples: fed(graph, samples, choice.normalisation),
         threads=threads,
         checkpoint=checkpoint,
         progress=progress,

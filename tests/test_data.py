@@ -230,7 +230,6 @@ class TestNpz:
     @pytest.mark.parametrize(
         ("arrays", "says"),
         [
-            ({"images": pixels(3)}, "holds images; expected x_train"),
             ({"x_test": pixels(3), "y_test": np.arange(4)}, "3 images and 4 labels"),
             ({"x_test": pixels(3), "y_test": np.eye(3)}, "expected one integer an image"),
             ({"x_test": pixels(3), "y_test": np.array(["a", "b", "c"])}, "expected one integer an image"),
@@ -656,7 +655,7 @@ class TestFit:
         ("shape", "says"),
         [
             (("n", 1, 4, 4), "images are 3x4x4, the model's input 'image' takes 1x4x4"),
-            (("n", 3, 8, 8), "images are not resized here"),
+            (("n", 3, 8, 8), "resize files with --resize and --crop"),
             (("n", 4, 4, 3), "channels last"),
             (("n", 48), "takes 48"),
         ],

@@ -55,7 +55,7 @@ class TestLearning:
         for expected in ("validation accuracy", "test accuracy", "15 epochs in", "Written: out.onnx",
                          "conet-onnx evaluate out.onnx --data data.npz"):  # fmt: skip
             assert expected in result.out
-        assert "Training model.onnx for 15 epochs on 360 samples of data.npz, from labels." in result.err
+        assert "Training model.onnx for 15 epochs on 360 images of data.npz, from labels." in result.err
         again = evaluate(co.load("out.onnx"), load_data("data.npz"), provider="cpu", normalisation=PLAIN.normalisation)
         assert again.top1 == found["after"]["test"]["top1"]
 
@@ -95,7 +95,7 @@ class TestLearning:
             "finetune small.onnx -o out.onnx --data images --teacher model.onnx --epochs 8 --json out.json", *ONE
         )
         assert result.code == 0
-        assert "on 36 samples of images, from what model.onnx says." in result.err
+        assert "on 36 images of images, from what model.onnx says." in result.err
         epochs = json.loads((folder / "out.json").read_text())["epochs"]
         assert epochs[-1]["distillation"] < epochs[0]["distillation"]
 

@@ -152,7 +152,8 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     save(small_model(classes=4), tmp_path / "model.onnx")
     rng = np.random.default_rng(0)
     np.savez("d.npz", x_train=rng.normal(0, 1, (60, 1, 8, 8)).astype(np.float32), y_train=rng.integers(0, 4, 60))
-    line = "finetune model.onnx --data d.npz --mean 0 --std 1 --threads 1 --provider cpu --epochs 1 --lr 1e-9 --batchnorm none"
+    line = "finetune model.onnx --data d.npz --mean 0 --std 1 --threads 1 --provider cpu --epochs 1 --lr 1e-9"
+    line += " --batchnorm none"
     assert call(f"{line} -o a.onnx --init fresh --seed 1").code == 0
     assert call(f"{line} -o b.onnx --init fresh --seed 2").code == 0
     assert call(f"{line} -o c.onnx").code == 0

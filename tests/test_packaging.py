@@ -85,13 +85,14 @@ def text_files() -> list[Path]:
 class TestDependencies:
     RUN = names(PROJECT["project"]["dependencies"])
     DEV = names(PROJECT["dependency-groups"]["dev"])
+    EXTRA = names([line for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines])
 
     def test_each_has_a_line_that_says_why_and_no_line_is_left_over(self):
         rows = re.findall(r"^\| `([^`]+)` \| (.+?) \| (.+?) \|$", (ROOT / "docs/dependencies.md").read_text(), re.M)
-        assert {name for name, _, _ in rows} == self.RUN | self.DEV
+        assert {name for name, _, _ in rows} == self.RUN | self.DEV | self.EXTRA
 
     def test_the_package_imports_only_what_it_declares(self):
-        declared = {IMPORTED_AS.get(name, name) for name in self.RUN} | {"conet_onnx"}
+        declared = {IMPORTED_AS.get(name, name) for name in self.RUN | self.EXTRA} | {"conet_onnx"}
         for file in files_of_package():
             used = {name.split(".")[0] for name in imports(file.read_text(), file.relative_to(ROOT).parent.parts)}
             undeclared = used - declared - set(sys.stdlib_module_names)
@@ -104,6 +105,13 @@ class TestDependencies:
         unused = {name for name in self.RUN if IMPORTED_AS.get(name, name) not in used}
         text = (ROOT / "docs/dependencies.md").read_text()
         assert unused == set(re.findall(r"^\| `([^`]+)` \| No module imports it yet:", text, re.M))
+
+    def test_what_is_optional_is_imported_inside_functions_alone(self):
+        for file in files_of_package():
+            tree = ast.parse(file.read_text())
+            tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+            top = {name.split(".")[0] for name in imports(ast.unparse(tree), file.relative_to(ROOT).parent.parts)}
+            assert not top & {IMPORTED_AS.get(name, name) for name in self.EXTRA}, file
 
     @pytest.mark.parametrize("requirement", PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"])
     def test_each_is_locked_at_one_exact_version_that_fits(self, requirement):

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conet_onnx.cli.command import Command
-from conet_onnx.cli.options import data_options, input_shape_option, json_option, model_argument, provider_option
+from conet_onnx.cli.options import (
+    data_options,
+    data_words,
+    input_shape_option,
+    json_option,
+    model_argument,
+    provider_option,
+)
 from conet_onnx.cli.output import Bar, check_writable, command, log, says, table, write
 from conet_onnx.errors import UsageError
 
@@ -16,7 +23,7 @@ if TYPE_CHECKING:
     from conet_onnx.data import DataSet, Normalisation
     from conet_onnx.evaluation import Evaluation
 
-__all__ = ["check_pair", "describe_choice", "evaluate", "given_normalisation"]
+__all__ = ["check_pair", "describe_choice", "evaluate", "given_normalisation", "noun"]
 
 
 @click.command(cls=Command)
@@ -28,6 +35,8 @@ __all__ = ["check_pair", "describe_choice", "evaluate", "given_normalisation"]
 def evaluate(
     model: str,
     data: str,
+    resize: int | None,
+    crop: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     provider: str,
@@ -44,12 +53,12 @@ def evaluate(
     from conet_onnx.runtime import resolve
 
     graph = load(model, input_shapes=input_shapes)
-    dataset = load_data(data)
-    samples = len(dataset.split("test"))
+    dataset = load_data(data, resize=resize, crop=crop)
+    samples, what = len(dataset.split("test")), noun(dataset, "test")
     provider = resolve(provider)
     given = given_normalisation(dataset, mean, std, "test")
-    choice = resolve_normalisation(graph, dataset, given=given, provider=provider)
-    log(f"Evaluating {model} on {samples:,} test images of {dataset.name}, with {provider}.")
+    choice = resolve_normalisation(graph, dataset, given=given, split="test", provider=provider)
+    log(f"Evaluating {model} on {samples:,} test {what} of {dataset.name}, with {provider}.")
     log(describe_choice(choice.as_json()))
     with Bar(samples) as bar:
         bar.at(0, "Evaluating")
@@ -63,7 +72,14 @@ def evaluate(
     if json_to:
         write(json_to, found.as_json())
     if json_to != "-":
-        _show(model, data, found)
+        _show(model, data_words(data, resize, crop), found, what)
+
+
+def noun(dataset: DataSet, split: str) -> str:
+    """What to call the samples of a split."""
+    from conet_onnx.data import Feeds
+
+    return "samples" if isinstance(dataset.split(split).images, Feeds) else "images"
 
 
 def given_normalisation(
@@ -84,6 +100,8 @@ def describe_choice(choice: Mapping[str, Any]) -> str:
     """Which normalisation, and where it comes from; from evaluation.Choice.as_json()."""
     from conet_onnx.data import Normalisation
 
+    if choice["name"] == "raw inputs":
+        return "Inputs: as they are stored."
     chosen = f"Inputs: {Normalisation.from_json(choice['normalisation'])}"
     if choice["name"] == "given":
         return f"{chosen}, as given."
@@ -99,12 +117,12 @@ def check_pair(mean: Sequence[float] | None, std: Sequence[float] | None) -> Non
         raise UsageError("--mean and --std go together: give both, or neither.")
 
 
-def _show(model: str, data: str, found: Evaluation) -> None:
+def _show(model: str, data: Sequence[str], found: Evaluation, what: str) -> None:
     rows = [("top-1 accuracy", f"{found.top1:.2%}")]
     if found.top5 is not None:
         rows.append(("top-5 accuracy", f"{found.top5:.2%}"))
-    rows += [("loss", f"{found.loss:.4f}"), ("images per second", f"{found.samples_per_second:,.0f}")]
-    table((f"{found.samples:,} {found.split} images", model), rows, right=(model,))
+    rows += [("loss", f"{found.loss:.4f}"), (f"{what} per second", f"{found.samples_per_second:,.0f}")]
+    table((f"{found.samples:,} {found.split} {what}", model), rows, right=(model,))
     says()
     says("What next")
-    says(f"  {command('search', model, '--data', data, '--budget', 'macs=0.5')}")
+    says(f"  {command('search', model, *data, '--budget', 'macs=0.5')}")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conet_onnx.cli.command import Command, Interrupted, State
-from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation
+from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation, noun
 from conet_onnx.cli.options import (
     batchnorm_option,
     data_options,
+    data_words,
     input_shape_option,
     json_option,
     model_argument,
@@ -134,6 +135,8 @@ def finetune(
     model: str,
     out: str,
     data: str,
+    resize: int | None,
+    crop: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     teacher: str | None,
@@ -165,15 +168,15 @@ def finetune(
     graph = load(model, input_shapes=input_shapes)
     master = None if teacher is None else load(teacher, input_shapes=input_shapes)
     task = None if task_of is None else load_task(task_of)
-    dataset = load_data(data).with_validation()
+    dataset = load_data(data, resize=resize, crop=crop).with_validation()
     settings = {name: value for name, value in settings.items() if value is not None}
     labelled = uses_labels(dataset, wanted=labels == "auto", teacher=teacher is not None, task=task is not None)
     sources = [f"the loss of {task_of}"] if task is not None else ["labels"] if labelled else []
     sources += [f"what {teacher} says"] if teacher is not None else []
     again = ", from where it was stopped" if checkpoint.exists() else ""
+    samples = f"{len(dataset.split('train')):,} {noun(dataset, 'train')} of {dataset.name}"
     log(
-        f"Training {model} for {several(settings['epochs'], 'epoch')} on {len(dataset.split('train')):,} samples of "
-        f"{dataset.name}, from {' and '.join(sources)}{again}."
+        f"Training {model} for {several(settings['epochs'], 'epoch')} on {samples}, from {' and '.join(sources)}{again}."
     )
     try:
         with Bar(1.0) as bar:
@@ -205,7 +208,7 @@ def finetune(
     if json_to:
         write(json_to, found.as_json())
     if json_to != "-":
-        _report(found, model, out, data)
+        _report(found, model, out, data_words(data, resize, crop))
 
 
 def _checkpoint(out: str, *, resume: bool) -> Path:
@@ -233,7 +236,7 @@ def _with_last_good(error: UsageError, out: str, checkpoint: Path) -> UsageError
     return UsageError(f"{error} {out} holds the weights after epoch {len(good.history)}, the last that was good.")
 
 
-def _report(found: Finetuned, model: str, out: str, data: str) -> None:
+def _report(found: Finetuned, model: str, out: str, data: list[str]) -> None:
     rows = []
     for split, after in found.after.items():
         for name, new in after.measures.items():
@@ -250,7 +253,7 @@ def _report(found: Finetuned, model: str, out: str, data: str) -> None:
     says(f"{several(len(found.history), 'epoch')} in {duration(found.seconds)}. Written: {out}.")
     says()
     says("What next")
-    says(f"  {command('evaluate', out, '--data', data)}")
+    says(f"  {command('evaluate', out, *data)}")
     says(f"  {command('bench', model, out)}")
 
 

@@ -13,6 +13,7 @@ from conet_onnx.errors import NotYet
 __all__ = [
     "batchnorm_option",
     "data_options",
+    "data_words",
     "freeze_option",
     "input_shape_option",
     "json_option",
@@ -59,16 +60,27 @@ def json_option(function: F) -> F:
 
 
 def data_options(function: F) -> F:
-    """--data D --mean M --std S."""
+    """--data D --resize R --crop C --mean M --std S."""
     std = click.option("--std", metavar="V,...", callback=numbers, help="Divides the pixels after --mean.")
     mean = click.option("--mean", metavar="V,...", callback=numbers, help="Subtracted from the pixels, in 0..1.")
+    size = click.IntRange(min=1)
+    crop = click.option(
+        "--crop", type=size, metavar="C", help="Cut CxC from the middle of image files, after --resize."
+    )
+    resize = click.option("--resize", type=size, metavar="R", help="Resize image files: the shorter side becomes R.")
     return click.option(
         "--data",
         required=True,
         metavar="D",
-        help="digits | folder of class folders | folder of images | parquet | .npz | cifar10:DIR | cifar100:DIR | "
-        "module:function.",
-    )(mean(std(function)))
+        help="digits | folder of class folders | folder of images | parquet | hf:ID | hf:FOLDER | .npz | .npy | folder "
+        "of these, an array for each of the model's inputs | cifar10:DIR | cifar100:DIR | module:function.",
+    )(resize(crop(mean(std(function)))))
+
+
+def data_words(data: str, resize: int | None, crop: int | None) -> list[str]:
+    """--data and what goes with it, as words of a command."""
+    sizes = (("--resize", resize), ("--crop", crop))
+    return ["--data", data, *(word for name, n in sizes if n is not None for word in (name, str(n)))]
 
 
 def batchnorm_option(function: F) -> F:

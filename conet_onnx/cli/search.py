@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conet_onnx.cli.command import Command, Interrupted, State
-from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation
+from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation, noun
 from conet_onnx.cli.options import (
     batchnorm_option,
     data_options,
@@ -82,6 +82,8 @@ def search(
     /,
     model: str,
     data: str,
+    resize: int | None,
+    crop: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     budget: tuple[str, ...],
@@ -107,7 +109,7 @@ def search(
     from conet_onnx.searching import search as run_search
 
     graph = load(model, input_shapes=input_shapes)
-    dataset = load_data(data)
+    dataset = load_data(data, resize=resize, crop=crop)
     folder = Path(out) if out is not None else Path("runs") / (Path(model).stem or "model")
     lengths = {"trials": trials, "epochs_per_trial": epochs_per_trial, "epochs": epochs}
     settings |= {name: value for name, value in lengths.items() if value is not None}
@@ -148,7 +150,7 @@ class Show:
         train, validation = (len(self._dataset.split(name)) for name in ("train", "validation"))
         log(
             f"Searching widths for {self._what}, on {self._dataset.name}: {train:,} training and {validation:,} "
-            "validation images; its test split is used once, at the end."
+            f"validation {noun(self._dataset, 'validation')}; its test split is used once, at the end."
         )
         self._bar.__enter__()
         return self

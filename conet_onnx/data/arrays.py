@@ -1,4 +1,4 @@
-"""Data sets that are arrays already: the embedded digits, .npz files, and what a user's own function returns."""
+"""Data sets that are arrays already: the embedded digits, .npz files of images, and what a user's function returns."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from conet_onnx.data.dataset import SPLITS, Array, DataSet, Split, Splits, split_named
+from conet_onnx.data.dataset import SPLITS, Array, DataSet, Feeds, Split, Splits, split_named
 from conet_onnx.errors import DataError
 
-__all__ = ["digits", "from_arrays", "npz", "split_of"]
+__all__ = ["archive", "digits", "feeds_of", "from_arrays", "npz", "split_of"]
 
 
 def digits() -> DataSet:
@@ -27,13 +27,18 @@ def digits() -> DataSet:
     return DataSet("digits", splits)
 
 
-def npz(path: Path) -> DataSet:
+def npz(path: Path) -> DataSet | None:
     """An .npz with x_train, y_train, x_test, y_test and perhaps x_val, y_val; images as NCHW, NHWC or NHW.
 
-    Raises DataError where it is none, lacks the keys, or their shapes do not fit.
+    None where no array is named so. Raises DataError where it is no .npz, or the shapes do not fit.
     """
-    with _opened(path) as stored:
+    with archive(path) as stored:
         keys = tuple(stored.files)
+    if not keys:
+        raise DataError(
+            f"{path} holds nothing; expected x_train, y_train, x_test, y_test (and perhaps x_val, y_val), or an array "
+            "for each of the model's inputs."
+        )
     readers: dict[str, Callable[[], Split]] = {}
     for key in keys:
         name = split_named(key.removeprefix("x_")) if key.startswith("x_") else None
@@ -43,14 +48,13 @@ def npz(path: Path) -> DataSet:
             raise DataError(f"{path} holds two {name} splits among {', '.join(keys)}; keep one.")
         label = f"y_{key.removeprefix('x_')}"
         readers[name] = partial(_read, path, key, label if label in keys else None, name)
-    if not readers:
-        found = ", ".join(keys) or "nothing"
-        raise DataError(f"{path} holds {found}; expected x_train, y_train, x_test, y_test (and perhaps x_val, y_val).")
-    return DataSet(str(path), Splits(readers))
+    return DataSet(str(path), Splits(readers)) if readers else None
 
 
 def from_arrays(name: str, splits: Mapping[Any, Any]) -> DataSet:
-    """A data set of {split name: Split, or pair (x, y)}; y may be None. Raises DataError for anything else."""
+    """A data set of {split name: Split, or pair (x, y)}: x are images, or an array for each of a model's inputs in a
+    dict; y may be None. Raises DataError for anything else.
+    """
     checked: dict[str, Split] = {}
     for key, value in splits.items():
         split = split_named(str(key))
@@ -75,29 +79,58 @@ def split_of(x: Array, y: Array | None, where: str) -> Split:
         raise DataError(f"{where}: there are no images.")
     if y is None:
         return Split(images)
+    return Split(images, _labels(y, len(images), "image", where))
+
+
+def feeds_of(arrays: Mapping[str, Array], y: Array | None, where: str) -> Split:
+    """A split of an array for each of a model's inputs and their labels; `where` opens every complaint.
+
+    Raises DataError for arrays that hold no numbers or have no axis of samples, for different lengths, and for labels
+    that are not one integer a sample.
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{where}: input {name!r} is {array.dtype}; expected numbers or booleans.")
+        if not array.ndim:
+            raise DataError(f"{where}: input {name!r} is a single number; expected a row for each sample.")
+    try:
+        feeds = Feeds(arrays)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    if not len(feeds):
+        raise DataError(f"{where}: there are no samples.")
+    return Split(feeds, None if y is None else _labels(y, len(feeds), "sample", where))
+
+
+def _labels(y: Array, count: int, what: str, where: str) -> Array:
     labels = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels are {y.dtype} of shape {y.shape}; expected one integer an image.")
-    if len(labels) != len(images):
-        raise DataError(f"{where}: {len(images)} images and {len(labels)} labels; expected as many of each.")
-    return Split(images, labels.astype(np.int64))
+        one = "an image" if what == "image" else f"a {what}"
+        raise DataError(f"{where}: labels are {y.dtype} of shape {y.shape}; expected one integer {one}.")
+    if len(labels) != count:
+        raise DataError(f"{where}: {count} {what}s and {len(labels)} labels; expected as many of each.")
+    return labels.astype(np.int64)
 
 
 def _checked(value: Any, where: str) -> Split:
     if isinstance(value, Split):
         return value
-    try:
-        x, y = (None if part is None else np.asarray(part) for part in value)
-    except ValueError as error:  # rows of different lengths
-        raise DataError(f"{where}: its images and labels do not make arrays: {error}.") from error
+    x, y = value
     if x is None:
         raise DataError(f"{where}: there are no images.")
-    return split_of(x, y, where)
+    named = isinstance(x, Mapping)
+    try:  # asanyarray: a file that is mapped into memory stays one
+        arrays = {str(name): np.asanyarray(rows) for name, rows in (x.items() if named else [("", x)])}
+        labels = None if y is None else np.asarray(y)
+    except ValueError as error:  # rows of different lengths
+        what = "inputs" if named else "images"
+        raise DataError(f"{where}: its {what} and labels do not make arrays: {error}.") from error
+    return feeds_of(arrays, labels, where) if named else split_of(arrays[""], labels, where)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """The archive; whatever numpy raises while it is open is a DataError. It lets files leak that it cannot read."""
+def archive(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """An .npz; whatever numpy raises while it is open is a DataError. It lets files leak that it cannot read."""
     try:
         with path.open("rb") as stream:
             stored = np.load(stream, allow_pickle=False)
@@ -109,7 +142,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def _read(path: Path, x: str, y: str | None, name: str) -> Split:
-    with _opened(path) as stored:
+    with archive(path) as stored:
         images, labels = stored[x], None if y is None else stored[y]
     if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray | None):
         raise DataError(f"{path}: {x} and {y} are not stored as arrays; store them with np.savez.")

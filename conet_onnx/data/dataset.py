@@ -12,7 +12,7 @@ import numpy as np
 
 from conet_onnx.errors import DataError
 
-__all__ = ["SPLITS", "Array", "DataSet", "Feeds", "Images", "Split", "Splits", "split_named", "split_within"]
+__all__ = ["SPLITS", "Array", "DataSet", "Feeds", "Images", "Rows", "Split", "Splits", "split_named", "split_within"]
 
 Array = np.ndarray[Any, Any]
 
@@ -20,28 +20,44 @@ SPLITS = ("train", "validation", "test")
 HELD_OUT = 10  # without a validation split, one in ten of train
 
 
-class Images(Protocol):
-    """What a split needs of its images: an array is one, and so is a sequence that decodes what it is asked for."""
+class Rows(Protocol):
+    """What a split needs of its samples: an array is it, in memory or not, and so is what makes rows when asked."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(images, channels, height, width)."""
+        """(samples, ...)."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """uint8, or float32 for data that came as floats."""
+        """Of every row."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any, /) -> Any:
-        """The images at an array of indices, as an array [indices, channels, height, width]."""
+        """The rows at an array of indices, as an array [indices, ...]."""
+
+
+class Images(Rows, Protocol):
+    """Rows [images, channels, height, width], uint8, or float32 for data that came as floats."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Feeds:
-    """What a model takes as it is, an array [n, ...] for each of its inputs by name: row i of all is sample i."""
+    """What a model takes as it is, an array [n, ...] for each of its inputs by name: row i of all is sample i.
 
-    arrays: Mapping[str, Array]
+    The name "" is the only input of a model that has one, whatever it is called. Raises DataError for no array, and for
+    arrays of different lengths.
+    """
+
+    arrays: Mapping[str, Rows]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(rows) for name, rows in self.arrays.items()}
+        if not lengths:
+            raise DataError("there is no array; give one for each of the model's inputs.")
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{name!r} has {length:,}" for name, length in lengths.items())
+            raise DataError(f"the inputs differ in samples: {found}; give each one row a sample.")
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values()), ()))
@@ -72,11 +88,9 @@ class Split:
     def take(self, index: Array) -> Split:
         """The samples at these indices, in this order."""
         labels = None if self.labels is None else self.labels[index]
-        if isinstance(self.images, np.ndarray):
-            return Split(self.images[index], labels)
         if isinstance(self.images, Feeds):
-            return Split(Feeds(self.images[index]), labels)
-        return Split(Taken(self.images, index), labels)
+            return Split(Feeds({name: _taken(rows, index) for name, rows in self.images.arrays.items()}), labels)
+        return Split(_taken(self.images, index), labels)
 
     def batches(
         self, size: int, *, seed: int | None = None, drop_last: bool = False
@@ -143,24 +157,24 @@ class Splits(Mapping[str, Split]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taken:
-    """Some of the images of a sequence that decodes what it is asked for."""
+    """Some of the rows of what is not in memory, made when they are asked for."""
 
-    images: Images
+    rows: Rows
     index: Array
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.index), *self.images.shape[1:])
+        return (len(self.index), *self.rows.shape[1:])
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self.images.dtype
+        return self.rows.dtype
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: Any, /) -> Any:
-        return self.images[self.index[index]]
+        return self.rows[self.index[index]]
 
 
 def split_named(text: str) -> str | None:
@@ -188,6 +202,12 @@ _HOW = {
     "validation": "a folder or file named validation, or x_val and y_val in an .npz",
     "train": "a folder or file named train, or x_train and y_train in an .npz",
 }
+
+
+def _taken(rows: Rows, index: Array) -> Rows:
+    """A copy of rows that are in memory; of others, only which ones."""
+    in_memory = isinstance(rows, np.ndarray) and not isinstance(rows, np.memmap)
+    return rows[index] if in_memory else Taken(rows, index)
 
 
 def _held_out(name: str, train: Split) -> tuple[Split, Split]:

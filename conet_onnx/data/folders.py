@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from conet_onnx.data.dataset import DataSet, Split, Splits, split_named
-from conet_onnx.data.images import decode
+from conet_onnx.data.images import AS_STORED, Sizing, decode
 from conet_onnx.errors import DataError
 
-__all__ = ["EXTENSIONS", "class_folders"]
+__all__ = ["class_folders", "holds_images"]
 
 # The same files in the same order of classes as torchvision.datasets.ImageFolder, since models were trained with that.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def class_folders(root: Path) -> DataSet:
+def class_folders(root: Path, sizing: Sizing = AS_STORED) -> DataSet:
     """`root/train/CLASS/*.png` with validation|val and test beside train, or only `root/CLASS/*.png`, which is train.
 
     Classes are numbered in the alphabetical order of train's folder names, or of all names where it has none. A split
@@ -38,7 +38,7 @@ def class_folders(root: Path) -> DataSet:
     named = named or {"train": root}
     found = {split: [f.name for f in _folders(folder)] for split, folder in named.items()}
     for split, classes in found.items():
-        if not classes and not _images(named[split]):
+        if not classes and not holds_images(named[split]):
             raise DataError(f"{named[split]} holds no class folders; expected {named[split]}/CLASS/*.png.")
     classes = sorted(found["train"]) if found.get("train") else sorted({c for names in found.values() for c in names})
     readers: dict[str, Callable[[], Split]] = {}
@@ -47,11 +47,17 @@ def class_folders(root: Path) -> DataSet:
         if unknown:
             raise DataError(f"{named[split] / unknown[0]}: train has no class {unknown[0]!r}, so it has no number.")
         numbers = {name: classes.index(name) for name in sorted(names)}
-        readers[split] = partial(_read, named[split], numbers) if names else partial(_without_labels, named[split])
+        read = partial(_read, classes=numbers) if names else _without_labels
+        readers[split] = partial(read, named[split], sizing=sizing)
     return DataSet(str(root), Splits(readers))
 
 
-def _read(folder: Path, classes: Mapping[str, int]) -> Split:
+def holds_images(folder: Path) -> bool:
+    """Whether there are images in it, however deep."""
+    return next(_images(folder), None) is not None
+
+
+def _read(folder: Path, sizing: Sizing, classes: Mapping[str, int]) -> Split:
     files: list[Path] = []
     labels: list[int] = []
     for name, label in classes.items():
@@ -60,21 +66,19 @@ def _read(folder: Path, classes: Mapping[str, int]) -> Split:
             raise DataError(f"{folder / name} holds no images ({', '.join(EXTENSIONS)}); fill or remove it.")
         files += images
         labels += [label] * len(images)
-    return Split(decode(files, lambda i: str(files[i])), np.array(labels, np.int64))
+    return Split(decode(files, lambda i: str(files[i]), sizing), np.array(labels, np.int64))
 
 
-def _without_labels(folder: Path) -> Split:
+def _without_labels(folder: Path, sizing: Sizing) -> Split:
     files = sorted(_images(folder))
-    return Split(decode(files, lambda i: str(files[i])))
+    return Split(decode(files, lambda i: str(files[i]), sizing))
 
 
-def _images(folder: Path) -> list[Path]:
-    return [
-        Path(at, name)
-        for at, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-    ]
+def _images(folder: Path) -> Iterator[Path]:
+    for at, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield Path(at, name)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conet_onnx.data.dataset import Array, DataSet, Split, Splits, split_named, split_within
-from conet_onnx.data.images import decode
+from conet_onnx.data.images import AS_STORED, Sizing, decode
 from conet_onnx.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ LABELS = ("label", "labels", "fine_label")
 WITHHELD = -1  # what the hub writes where a split's labels are not published
 
 
-def parquet(root: Path) -> DataSet:
+def parquet(root: Path, sizing: Sizing = AS_STORED) -> DataSet:
     """One parquet file, or a folder of them, at most one folder deeper; the split is in the file's or folder's name.
 
     Files without a split in any name are train, if that holds for all. Raises DataError where that cannot be told, and
@@ -37,16 +37,18 @@ def parquet(root: Path) -> DataSet:
         found.setdefault(split_within(file.stem) or split_named(parent), []).append(file)
     if None in found and len(found) > 1:
         raise DataError(f"{found[None][0]}: its name tells no split; name it or its folder train, validation or test.")
-    readers: dict[str, Callable[[], Split]] = {name or "train": partial(_read, paths) for name, paths in found.items()}
+    readers: dict[str, Callable[[], Split]] = {
+        name or "train": partial(_read, paths, sizing) for name, paths in found.items()
+    }
     return DataSet(str(root), Splits(readers))
 
 
-def _read(files: Sequence[Path]) -> Split:
+def _read(files: Sequence[Path], sizing: Sizing) -> Split:
     images, labels = zip(*(_columns(file) for file in files), strict=True)
     blobs = _Blobs(images)
     if not len(blobs):
         raise DataError(f"{files[0]}: there are no rows.")
-    pixels = decode(blobs, lambda i: blobs.name(files, i))
+    pixels = decode(blobs, lambda i: blobs.name(files, i), sizing)
     if all(column is None for column in labels):
         return Split(pixels)
     if any(column is None for column in labels):

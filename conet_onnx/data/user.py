@@ -16,7 +16,8 @@ __all__ = ["user_function"]
 
 def user_function(module: str, function: str, root: Path) -> DataSet:
     """Call `module.function()`, found in `root` or among what is installed; it returns a DataSet, or
-    {"train": (x, y), ...} with train, validation and test as they are there.
+    {"train": (x, y), ...} with train, validation and test as they are there; x are images, or {"ids": array, ...} for
+    a model's inputs.
 
     Raises DataError where it cannot be imported or called, or returns something else.
     """

@@ -26,7 +26,7 @@ from conet_onnx.searching.space import WidthSpace
 from conet_onnx.searching.trial import Workshop
 
 if TYPE_CHECKING:
-    from conet_onnx.data import DataSet, Normalisation
+    from conet_onnx.data import DataSet, DataSpec, Normalisation
     from conet_onnx.torch_backend.norms import BatchNorm
 
 __all__ = ["SearchResult", "front", "search"]
@@ -64,7 +64,7 @@ class SearchResult:
 def search(
     graph: Graph,
     *,
-    data: str | os.PathLike[str] | DataSet,
+    data: str | os.PathLike[str] | DataSpec | DataSet,
     budget: Budget | str | Iterable[str],
     backend: str = "torch",
     algorithm: str = "auto",

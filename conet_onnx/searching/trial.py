@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 
 from conet_onnx.analysis import Analysis, analyze
-from conet_onnx.data import DataSet, Normalisation, check_fits, classes_of, load_data
+from conet_onnx.data import DataSet, DataSpec, Normalisation, check_fits, classes_of, fed, load_data
 from conet_onnx.data.dataset import Array
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
 from conet_onnx.graph import REALS, Graph
@@ -38,7 +38,7 @@ class TrialSettings:
     """All that an evaluation needs beside its task, as plain values: a process anywhere can start from them."""
 
     source: str  # files
-    data: str
+    data: str | DataSpec
     normalisation: Normalisation | None = None
     epochs: int = 1
     provider: str = "auto"
@@ -79,7 +79,7 @@ class Workshop:
     def open(
         cls,
         graph: Graph,
-        data: str | os.PathLike[str] | DataSet,
+        data: str | os.PathLike[str] | DataSpec | DataSet,
         *,
         normalisation: Normalisation | None,
         epochs: int,
@@ -92,7 +92,7 @@ class Workshop:
         if isinstance(data, DataSet):
             dataset, name = data.with_validation(), data.name
         else:
-            dataset, name = load_data(data), os.fspath(data)
+            dataset, name = load_data(data), str(data)
         check_fits(graph, dataset, "train", "validation")
         choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads)
         return cls(graph, analyze(graph), dataset, name, choice, epochs, provider, threads, batchnorm)
@@ -144,9 +144,9 @@ class Workshop:
             return self.source
         return teacher_scores(self.source, data, normalise=self.normalise)
 
-    def normalise(self, pixels: Array) -> Array:
-        """Pixels as the source takes them."""
-        return self.choice.normalisation.apply(pixels, self.source.inputs[0].dtype)
+    def normalise(self, samples: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """Samples as the source takes them."""
+        return fed(self.source, samples, self.choice.normalisation)
 
     def judge(self, graph: Graph, split: str = "validation") -> tuple[dict[str, float], float]:
         """Numbers on one split, and the seconds that they took."""

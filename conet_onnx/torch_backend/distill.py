@@ -18,7 +18,7 @@ from conet_onnx.torch_backend.losses import flat
 
 __all__ = ["Batch", "Data", "Lessons", "Normalise", "prepared", "teacher_scores"]
 
-Normalise = Callable[[Array], Array]  # stored pixels -> what the model takes, [batch, channels, height, width]
+Normalise = Callable[[Any], Inputs]  # samples as they are stored -> what the model takes
 
 KEPT = 2**28  # bytes: what a teacher says, up to here, is computed once and not in every epoch
 
@@ -79,8 +79,8 @@ def first(data: Data) -> tuple[Inputs, Any]:
 
 
 def prepared(x: Inputs, normalise: Normalise | None) -> Inputs:
-    """Images as the model takes them; what is named by input is that already."""
-    return x if normalise is None or isinstance(x, Mapping) else normalise(x)
+    """Samples as the model takes them."""
+    return x if normalise is None else normalise(x)
 
 
 def said_of_all(
