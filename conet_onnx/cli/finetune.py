@@ -174,10 +174,9 @@ def finetune(
     sources = [f"the loss of {task_of}"] if task is not None else ["labels"] if labelled else []
     sources += [f"what {teacher} says"] if teacher is not None else []
     again = ", from where it was stopped" if checkpoint.exists() else ""
+    count = several(settings["epochs"], "epoch")
     samples = f"{len(dataset.split('train')):,} {noun(dataset, 'train')} of {dataset.name}"
-    log(
-        f"Training {model} for {several(settings['epochs'], 'epoch')} on {samples}, from {' and '.join(sources)}{again}."
-    )
+    log(f"Training {model} for {count} on {samples}, from {' and '.join(sources)}{again}.")
     try:
         with Bar(1.0) as bar:
             bar.at(0, "Preparing")

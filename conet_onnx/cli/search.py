@@ -185,12 +185,18 @@ class Show:
         trained = f"{several(chosen['trials'], 'trial')} of {several(chosen['epochs_per_trial'], 'epoch')}"
         for line in (
             f"Source: {count(run.source.params)} parameters, {count(run.source.macs)} MACs, "
-            f"{run.source.validation['top1']:.2%} right on validation. Budget: {limits}.",
+            f"{_source_score(run.source)} Budget: {limits}.",
             describe_choice(chosen["normalisation"]),
             f"{trained}{f' ({finished} done already)' if finished else ''}, then "
             f"{several(chosen['epochs'], 'epoch')} on the best; all in {self._folder}. How long it takes is said soon.",
         ):
             self._bar.log(line)
+
+
+def _source_score(source: ModelRecord) -> str:
+    if "top1" in source.validation:
+        return f"{source.validation['top1']:.2%} right on validation."
+    return "there are no labels, so that trials are judged by how far they say what it says."
 
 
 def _amount(kind: str, limit: float) -> str:
@@ -239,8 +245,10 @@ def _rows(run: Run, source: ModelRecord, best: ModelRecord) -> Sequence[tuple[st
     rows = []
     for split, a, b in (("validation", source.validation, best.validation), ("test", source.test, best.test)):
         if a and b and (split == "test" or not source.test):
-            points = 100 * (b["top1"] - a["top1"])
-            rows.append((f"{split} accuracy", f"{a['top1']:.2%}", f"{b['top1']:.2%}", f"{points:+.2f} points"))
+            for key, name in (("top1", "accuracy"), ("agreement", "agreement")):
+                if key in a and key in b:
+                    points = 100 * (b[key] - a[key])
+                    rows.append((f"{split} {name}", f"{a[key]:.2%}", f"{b[key]:.2%}", f"{points:+.2f} points"))
     rows.append(("parameters", count(source.params), count(best.params), f"×{best.params / source.params:.2f}"))
     rows.append(("MACs", count(source.macs), count(best.macs), f"×{best.macs / source.macs:.2f}"))
     files = [os.path.getsize(file) for file in (source.file, best.file)]

@@ -23,6 +23,8 @@ __all__ = [
     "leader_name",
     "number",
     "prices",
+    "score_in",
+    "score_name",
     "shares",
     "width_at",
 ]
@@ -36,8 +38,18 @@ def number(value: object) -> float | None:
 
 
 def accuracy(scored: Trial | ModelRecord) -> float | None:
-    """Validation top-1 as a fraction; None where it is not known."""
-    return number(scored.validation.get("top1"))
+    """Validation top-1 as a fraction, without labels the agreement with the source; None where it is not known."""
+    return score_in(scored.validation)
+
+
+def score_in(numbers: Mapping[str, float] | None) -> float | None:
+    """The accuracy, or the agreement with the source, among a split's numbers."""
+    return number((numbers or {}).get("top1", (numbers or {}).get("agreement")))
+
+
+def score_name(run: Run) -> str:
+    """What trials are compared by: accuracy, or where the data has no labels, agreement with the source."""
+    return "agreement" if "agreement" in run.source.validation else "accuracy"
 
 
 def finished(run: Run) -> tuple[Trial, ...]:

@@ -13,7 +13,18 @@ from typing import Any, TypeAlias
 from conet_onnx.files import atomic_write
 from conet_onnx.records.run import Run, read_run
 from conet_onnx.report import plots
-from conet_onnx.report.facts import accuracy, fate, finished, leader, leader_name, number, prices, shares
+from conet_onnx.report.facts import (
+    accuracy,
+    fate,
+    finished,
+    leader,
+    leader_name,
+    number,
+    prices,
+    score_in,
+    score_name,
+    shares,
+)
 from conet_onnx.report.page import PAGE, SCRIPT, STYLE, embedded
 from conet_onnx.report.palette import DARK, LIGHT, swaps
 from conet_onnx.report.sentences import asked, came_out, on_the_front, remarks
@@ -79,10 +90,10 @@ def _summary(run: Run) -> str:
     ahead = leader(run)
     rows = []
     for split in ("test", "validation"):
-        source, best = (number((getattr(m, split, None) or {}).get("top1")) for m in (run.source, ahead))
+        source, best = (score_in(getattr(m, split, None)) for m in (run.source, ahead))
         if source is not None or best is not None:
             change = points(best - source) if source is not None and best is not None else ""
-            rows.append((f"{split} accuracy", _data(source, percent), _data(best, percent), change, ""))
+            rows.append((f"{split} {score_name(run)}", _data(source, percent), _data(best, percent), change, ""))
     before, after = (prices(model) if model else {} for model in (run.source, ahead))
     parts = shares(run, ahead) if ahead else {}
     for kind, title in ROWS.items():
@@ -100,7 +111,7 @@ def _summary(run: Run) -> str:
 def _accuracy(run: Run, figures: Figures) -> str:
     figures["accuracy"] = plots.accuracy_against_macs(run)
     caption = f"{on_the_front(run)} Hover for a trial's widths." if finished(run) else "No trial has finished yet."
-    return _section("accuracy", "Accuracy against MACs", caption)
+    return _section("accuracy", f"{score_name(run).capitalize()} against MACs", caption)
 
 
 def _widths(run: Run, figures: Figures) -> str:
@@ -136,7 +147,7 @@ def _progress(run: Run, figures: Figures) -> str:
     if not finished(run):
         return _section("", title, "No trial has finished yet.")
     figures["progress"] = plots.progress(run)
-    return _section("progress", title, "Validation accuracy, and the objective that the searcher minimises.")
+    return _section("progress", title, f"Validation {score_name(run)}, and the objective that the searcher minimises.")
 
 
 def _section(figure: str, title: str, caption: str) -> str:
@@ -168,7 +179,7 @@ def _trials(run: Run) -> str:
         )
         for trial in run.trials
     ]
-    titles = ("trial", "state", "from", "what changed", "accuracy", "loss", "MACs", "params", "objective", "time")
+    titles = ("trial", "state", "from", "what changed", score_name(run), "loss", "MACs", "params", "objective", "time")
     return f"""<section>
 <details>
 <summary>All trials</summary>

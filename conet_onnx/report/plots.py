@@ -20,6 +20,7 @@ from conet_onnx.report.facts import (
     leader,
     leader_name,
     number,
+    score_name,
     width_at,
 )
 from conet_onnx.report.palette import LIGHT as C
@@ -54,7 +55,7 @@ def accuracy_against_macs(run: Run) -> Figure:
         marker = {"color": C.best, "symbol": "star", "size": 17, "line": {"color": C.paper, "width": 1.5}}
         data.append(_model(best, leader_name(run), marker))
     layout = _layout(height=460) | {"shapes": [], "annotations": []}
-    layout |= {"xaxis": _axis("MACs", tickformat="~s"), "yaxis": _axis("validation accuracy", ticksuffix="%")}
+    layout |= {"xaxis": _axis("MACs", tickformat="~s"), "yaxis": _axis(f"validation {score_name(run)}", ticksuffix="%")}
     layout["legend"]["traceorder"] = "reversed"
     limit, score, view = number(run.budget.get("macs")), accuracy(run.source), _view(run)
     if limit is not None:
@@ -158,7 +159,7 @@ def progress(run: Run) -> Figure:
     wide = bool(told) and max(objectives) > 50 * min(objectives) > 0
     layout = _layout(height=480) | {
         "xaxis": _trial_axis(run) | {"anchor": "y2"},
-        "yaxis": _axis("validation accuracy", ticksuffix="%", domain=[0.54, 1]),
+        "yaxis": _axis(f"validation {score_name(run)}", ticksuffix="%", domain=[0.54, 1]),
         "yaxis2": _axis("objective", domain=[0, 0.46], type="log" if wide else "linear"),
     }
     source = accuracy(run.source)
@@ -231,7 +232,8 @@ def _describe(run: Run, trial: Trial) -> str:
 
 def _numbers(model: ModelRecord | Trial) -> str:
     score, loss = accuracy(model), number(model.validation.get("loss"))
-    first = [f"accuracy {percent(score)}"] if score is not None else []
+    name = "agreement" if "agreement" in model.validation else "accuracy"
+    first = [f"{name} {percent(score)}"] if score is not None else []
     first += [f"loss {loss:.4g}"] if loss is not None else []
     return f"{', '.join(first)}<br>{quantity(model.macs, 'macs')} MACs, {quantity(model.params, 'params')} params"
 

@@ -6,7 +6,18 @@ from html import escape
 
 from conet_onnx.records.run import ModelRecord, Run
 from conet_onnx.records.trial import Trial
-from conet_onnx.report.facts import accuracy, failed, finished, fits, front, leader, number, prices, shares
+from conet_onnx.report.facts import (
+    accuracy,
+    failed,
+    finished,
+    fits,
+    front,
+    leader,
+    prices,
+    score_in,
+    score_name,
+    shares,
+)
 from conet_onnx.report.wording import KINDS, count, listed, percent, points, quantity, ratio
 
 __all__ = ["asked", "came_out", "on_the_front", "remarks"]
@@ -23,9 +34,8 @@ def asked(run: Run) -> str:
     parts = (("by", "algorithm"), ("on", "data"), ("with seed", "seed"))
     how = [f"{word} {run.settings[key]}" for word, key in parts if run.settings.get(key) is not None]
     end = f" Searched {escape(' '.join(how))}." if how else ""
-    return (
-        f"sizes for the {count(len(run.widths), 'width')} of this network {wanted}at the least loss of accuracy.{end}"
-    )
+    widths = f"sizes for the {count(len(run.widths), 'width')} of this network"
+    return f"{widths} {wanted}at the least loss of {score_name(run)}.{end}"
 
 
 def came_out(run: Run) -> str:
@@ -55,8 +65,8 @@ def on_the_front(run: Run) -> str:
 
 def _answer(run: Run, best: ModelRecord) -> str:
     split = "test" if best.test and run.source.test else "validation"
-    score, reference = (number((getattr(model, split) or {}).get("top1")) for model in (best, run.source))
-    scored = [] if score is None else [f"{percent(score)} {split} accuracy{_against(score, reference)}"]
+    score, reference = (score_in(getattr(model, split)) for model in (best, run.source))
+    scored = [] if score is None else [f"{percent(score)} {split} {score_name(run)}{_against(score, reference)}"]
     costs = [
         f"{ratio(part)} of its {'bytes' if kind == 'bytes' else KINDS[kind]}"
         for kind, part in shares(run, best).items()
@@ -76,7 +86,7 @@ def _so_far(run: Run) -> str:
     if not isinstance(ahead, Trial):
         return f"{ended} None of them meets the budget."
     return (
-        f"{ended} Trial {ahead.number} leads: {percent(accuracy(ahead) or 0.0)} validation accuracy with "
+        f"{ended} Trial {ahead.number} leads: {percent(accuracy(ahead) or 0.0)} validation {score_name(run)} with "
         f"{ratio(shares(run, ahead).get('macs', 1.0))} of the source's MACs."
     )
 

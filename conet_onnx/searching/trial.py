@@ -7,9 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
+from conet_onnx.agreement import agreement
 from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.data import DataSet, DataSpec, Normalisation, check_fits, classes_of, fed, load_data
 from conet_onnx.data.dataset import Array
@@ -138,9 +140,10 @@ class Workshop:
 
     @cached_property
     def teacher(self) -> Graph | Array:
-        """The source's scores of the train split, computed once; the source itself where they would fill the memory."""
+        """The source's scores of the train split, computed once; the source itself where they would fill the memory,
+        or where there are no labels, so that what it says may be something else than scores of classes."""
         data, classes = self.dataset.split("train"), classes_of(self.source)
-        if classes is None or 4 * classes * len(data) > MOST_SCORES:
+        if data.labels is None or classes is None or 4 * classes * len(data) > MOST_SCORES:
             return self.source
         return teacher_scores(self.source, data, normalise=self.normalise)
 
@@ -149,17 +152,20 @@ class Workshop:
         return fed(self.source, samples, self.choice.normalisation)
 
     def judge(self, graph: Graph, split: str = "validation") -> tuple[dict[str, float], float]:
-        """Numbers on one split, and the seconds that they took."""
+        """Numbers on one split, and the seconds that they took.
+
+        `loss` and `top1` where there are labels; else `loss`, the error against what the source says, and `agreement`,
+        the share of samples of which it says the same class, or of the source's variance that it explains.
+        """
         begun = time.perf_counter()
-        found = evaluate(
-            graph,
-            self.dataset,
-            split=split,
-            provider=self.provider,
-            threads=self.threads,
-            normalisation=self.choice.normalisation,
-        )
-        return _numbers(found), time.perf_counter() - begun
+        how: dict[str, Any] = {"split": split, "normalisation": self.choice.normalisation}
+        how |= {"provider": self.provider, "threads": self.threads}
+        if self.dataset.split(split).labels is not None:
+            numbers = _numbers(evaluate(graph, self.dataset, **how))
+        else:
+            found = agreement(graph, self.source, self.dataset, **how)
+            numbers = {"loss": found.error, "agreement": 1 - found.error if found.same is None else found.same}
+        return numbers, time.perf_counter() - begun
 
 
 def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analysis) -> Graph:

@@ -1,0 +1,287 @@
+"""What training costs, and what BatchNormalization buys it.
+
+python tools/bench_train.py steps --table tools/results/bench_train_steps.md
+python tools/bench_train.py norms --data DIR --table tools/results/bench_train_norms.md
+
+`steps` times a step of SGD on the lowered graph against the torch module that was exported, in turns; on a GPU where
+there is one. `norms` trains ResNet-20 on CIFAR-10 (DIR: parquet files, such as ../shared/data), folds its norms into
+the convolutions as exporters do, halves its MACs by L2 scores, and trains what is left for three epochs, with and
+without norms put back; each run is a file in runs/bench_train, so that a stopped one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.torchvision_schemas import define_missing_schemas  # noqa: E402 - found through the line above
+
+define_missing_schemas()
+
+import conet_onnx as co  # noqa: E402 - found through the path above
+from conet_onnx.cli.main import main as conet_onnx  # noqa: E402 - found through the path above
+from conet_onnx.data import DataSet, Normalisation, fed, load_data  # noqa: E402 - found through the path above
+from conet_onnx.evaluation import evaluate  # noqa: E402 - found through the path above
+from conet_onnx.files import atomic_write  # noqa: E402 - found through the path above
+from conet_onnx.torch_backend import fit  # noqa: E402 - found through the path above
+from conet_onnx.torch_backend.weights import to_tensor  # noqa: E402 - found through the path above
+from models.resnet_cifar import resnet20  # noqa: E402 - found through the path above
+from tools.measuring import compared, facts, heading, in_turns, line, markdown, timed  # noqa: E402 - likewise
+
+RUNS = ROOT / "runs" / "bench_train"
+CIFAR10 = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 1 / 255)
+LIMIT = 1.05
+PACKAGES = ("torch", "torchvision", "lightning-fabric", "onnx", "onnxruntime-gpu")
+
+
+def main() -> int:
+    """Run one benchmark; 1 if a limit does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: all cores")
+    parser.add_argument("--table", type=Path, metavar="F", help="write the table as Markdown")
+    what = parser.add_subparsers(dest="what", required=True)
+    steps = what.add_parser("steps")
+    steps.add_argument("--only", action="append", choices=MODULES, help="this model; may be given again")
+    steps.add_argument("--repeats", type=int, default=15)
+    steps.add_argument("--batch", type=int, default=32)
+    norms = what.add_parser("norms")
+    norms.add_argument("--data", required=True, metavar="DIR")
+    norms.add_argument("--source-epochs", type=int, default=6)
+    norms.add_argument("--epochs", type=int, default=3)
+    norms.add_argument("--seeds", type=int, default=3)
+    norms.add_argument("--lr", type=float, default=0.05)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return _steps(arguments) if arguments.what == "steps" else _norms(arguments)
+
+
+def _vit_tiny() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(224, 16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768)
+
+
+def _vision(name: str) -> nn.Module:
+    import torchvision
+
+    made: nn.Module = torchvision.models.get_model(name)
+    return made
+
+
+MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet18": (partial(_vision, "resnet18"), (3, 224, 224)),
+    "mobilenet_v2": (partial(_vision, "mobilenet_v2"), (3, 224, 224)),
+    "vit_tiny": (_vit_tiny, (3, 224, 224)),
+    "resnet20": (resnet20, (3, 32, 32)),
+}
+
+
+def _steps(arguments: argparse.Namespace) -> int:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = facts(PACKAGES, threads=arguments.threads, repeats=arguments.repeats, batch=arguments.batch)
+    machine["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(*(f"{key}: {value}" for key, value in machine.items()), "", heading(), sep="\n")
+    rows = []
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only or MODULES:
+        build, shape = MODULES[name]
+        torch.manual_seed(0)
+        module = build().train()
+        size = arguments.batch * (8 if shape[1] < 64 else 1)
+        file = RUNS / f"{name}.onnx"
+        _export(module, shape, file, keep_norms=True)
+        graph = co.load(file)
+        batch = torch.randn(size, *shape, device=device)
+        labels = torch.randint(0, 10, (size,), device=device)
+        lowered = co.to_torch(graph).to(device)
+        peers = {"": (lowered, module.to(device), batch)}
+        last: dict[str, Any] = {"memory_format": torch.channels_last}
+        peers["channels last"] = (
+            copy.deepcopy(lowered).to(**last),
+            copy.deepcopy(module).to(**last),
+            batch.to(**last),
+        )
+        for label, (ours, peer, x) in peers.items():
+            if label and name.startswith("vit"):
+                continue
+            one, other = _step(ours, x, labels), _step(peer, x, labels)
+            timed(one), timed(other)
+            pairs = in_turns(partial(timed, one), partial(timed, other), arguments.repeats)
+            case = f"{name}, {size} images{', ' if label else ''}{label}"
+            rows.append(compared("training step", case, pairs, "the torch module", LIMIT))
+            print(line(rows[-1]), flush=True)
+    if arguments.table:
+        command = f"python tools/bench_train.py steps --threads {arguments.threads}"
+        arguments.table.write_text(markdown("A step of training", command, machine, rows))
+    return int(not all(row.ok for row in rows))
+
+
+def _step(module: Any, batch: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    module.train()
+    optimiser = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(module(batch), labels).backward()
+        optimiser.step()
+        if batch.is_cuda:
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _export(module: nn.Module, shape: tuple[int, ...], file: Path, *, keep_norms: bool) -> None:
+    mode = torch.onnx.TrainingMode.TRAINING if keep_norms else torch.onnx.TrainingMode.EVAL
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            copy.deepcopy(module).cpu().train(keep_norms),
+            (torch.zeros(2, *shape),),
+            os.fspath(file),
+            dynamo=False,
+            opset_version=17,
+            training=mode,
+            do_constant_folding=not keep_norms,
+            input_names=["image"],
+            output_names=["scores"],
+            dynamic_axes={"image": {0: "batch"}, "scores": {0: "batch"}},
+        )
+
+
+def _norms(arguments: argparse.Namespace) -> int:
+    RUNS.mkdir(parents=True, exist_ok=True)
+    data = load_data(arguments.data)
+    source, half = _source(data, arguments), RUNS / "half.onnx"
+    if not half.exists():
+        CIFAR10.save_beside(source)
+        words = ["--budget", "macs=0.5", "--criterion", "l2", "--no-verify"]
+        if conet_onnx(["resize", os.fspath(source), "-o", os.fspath(half), *words]):
+            return 1
+    runs = list(_runs(half, data, arguments))
+    text = _norms_table(source, half, data, runs, arguments)
+    print(text)
+    if arguments.table:
+        arguments.table.write_text(text)
+    return 0
+
+
+def _source(data: DataSet, arguments: argparse.Namespace) -> Path:
+    """ResNet-20, trained, as an exporter writes it: its norms are in the convolutions."""
+    file = RUNS / "source.onnx"
+    if file.exists():
+        return file
+    torch.manual_seed(0)
+    module = resnet20()
+    begun = RUNS / "begun.onnx"
+    _export(module, (3, 32, 32), begun, keep_norms=True)
+    graph = co.load(begun)
+    fitted = fit(
+        graph,
+        data.split("train"),
+        epochs=arguments.source_epochs,
+        batch=128,
+        lr=0.1,
+        schedule="onecycle",
+        warmup=0.3,
+        augment=("crop", "flip"),
+        normalise=lambda x: fed(graph, x, CIFAR10),
+        threads=arguments.threads,
+        channels_last=True,
+        checkpoint=RUNS / "source.ckpt",
+        progress=_Log("source"),
+    )
+    state = {name: to_tensor(fitted.graph.array(name)) for name in fitted.graph.weights}
+    module.load_state_dict({**module.state_dict(), **{n: t for n, t in state.items() if n in module.state_dict()}})
+    part = file.with_suffix(".part")
+    _export(module, (3, 32, 32), part, keep_norms=False)
+    part.rename(file)
+    return file
+
+
+def _runs(half: Path, data: DataSet, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    graph = co.load(half)
+    for seed in range(arguments.seeds):
+        for how in ("none", "reinsert"):
+            record = RUNS / f"{how}-{seed}-{arguments.epochs}-{arguments.lr:g}.json"
+            if not record.exists():
+                fitted = fit(
+                    graph,
+                    data.split("train"),
+                    epochs=arguments.epochs,
+                    lr=arguments.lr,
+                    batchnorm=how,
+                    seed=seed,
+                    normalise=lambda x: fed(graph, x, CIFAR10),
+                    threads=arguments.threads,
+                    channels_last=True,
+                    checkpoint=record.with_suffix(".ckpt"),
+                    progress=_Log(record.stem),
+                )
+                found = evaluate(fitted.graph, data, split="test", provider="cpu", normalisation=CIFAR10)
+                kept = {"how": how, "seed": seed, "top1": found.top1, "seconds": fitted.seconds}
+                with atomic_write(record) as part:
+                    part.write_text(json.dumps(kept))
+            yield json.loads(record.read_text())
+
+
+class _Log:
+    """A line every minute."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.at = time.monotonic()
+
+    def __call__(self, done: float) -> None:
+        if time.monotonic() - self.at > 60:
+            self.at = time.monotonic()
+            print(f"{time.strftime('%H:%M:%S')} {self.name}: {done:.0%}", flush=True)
+
+
+def _norms_table(source: Path, half: Path, data: DataSet, runs: list[dict[str, Any]], arguments: Any) -> str:
+    machine = facts(PACKAGES, threads=arguments.threads)
+    large, small = (co.analyze(co.load(file)).costs.price({}).macs for file in (source, half))
+    shared: dict[str, Any] = {"split": "test", "provider": "cpu", "normalisation": CIFAR10}
+    before = {name: evaluate(co.load(file), data, **shared).top1 for name, file in (("source", source), ("half", half))}
+    lines = [
+        "# What BatchNormalization buys a training",
+        "",
+        f"ResNet-20 on CIFAR-10, trained for {arguments.source_epochs} epochs (crops, flips, one cycle, learning rate "
+        f"0.1), exported with folded norms: {before['source']:.2%} on test. Resized to x{small / large:.3f} the MACs "
+        f"by L2 scores: {before['half']:.2%}. Then {arguments.epochs} epochs on labels alone, batches of 64, SGD, "
+        f"learning rate {arguments.lr:g}, as it is or with norms that are put back and folded away again.",
+        "",
+        f"    python tools/bench_train.py --threads {arguments.threads} norms --data DIR --lr {arguments.lr:g}",
+        "",
+        *(f"- {key}: {value}" for key, value in machine.items()),
+        "",
+        "| norms while it is trained | test accuracy, each seed | mean | deviation | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for how, words in (("none", "none (folded)"), ("reinsert", "put back")):
+        own = [run for run in runs if run["how"] == how]
+        scores = [run["top1"] for run in own]
+        spread = f"{100 * statistics.stdev(scores):.2f} points" if len(scores) > 1 else ""
+        seconds = statistics.median(run["seconds"] for run in own)
+        each = ", ".join(f"{score:.2%}" for score in scores)
+        lines.append(f"| {words} | {each} | {statistics.mean(scores):.2%} | {spread} | {seconds:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
