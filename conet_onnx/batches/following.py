@@ -86,20 +86,27 @@ class _Choice:
 def follow(
     graph: Graph, axes: Mapping[str, int], size: int, accept: Callable[[Found], Refusal | None]
 ) -> Found | Refusal:
-    """Let the inputs' axes, all of one size, have any; the first way is returned that `accept` has nothing against."""
-    return _Walk(graph, axes, size).search(accept)
+    """Let the inputs' axes, all of one size, have any; the first way is returned that `accept` has nothing against.
+
+    Outputs are wanted with the samples along their first axis, if that is as long as the batch was; or else (as in
+    states of recurrent layers, of one direction) along another.
+    """
+    walk = _Walk(graph, axes, size)
+    found = walk.search(accept)
+    return _Walk(graph, axes, size, first=False).search(accept) if walk.elsewhere else found
 
 
 class _Walk:
-    def __init__(self, graph: Graph, axes: Mapping[str, int], size: int) -> None:
+    def __init__(self, graph: Graph, axes: Mapping[str, int], size: int, *, first: bool = True) -> None:
         self.graph = graph
+        self.first = first
+        self.elsewhere = False  # whether an output was refused for its samples' axis, and nothing was found
         self.size = size
         self.other = OTHER[size == OTHER[0]]
         self.base = graph.inference.first
         self.done: Done = {}
         self.protos = {next(filter(None, node.output), ""): node for node in skeleton(graph.model)[0].graph.node}
         self.seen: dict[str, _Seen] = {}
-        self.constant_live: dict[str, bool] = {}
         for value in graph.inputs:
             sizes = list(self.base.size(value.name) or ())
             place = None
@@ -124,6 +131,7 @@ class _Walk:
                 if refusal is None:
                     trials += 1
                     if (refusal := accept(found)) is None:
+                        self.elsewhere = False
                         return found
                     refusal = replace(refusal, choices=frozenset(choice.index for choice in stack))
             else:
@@ -182,6 +190,9 @@ class _Walk:
             if seen is None or not seen.live:
                 continue
             per_sample |= seen.place is not None
+            if self.first and seen.place is not None and seen.place.axis != 0 and sizes and sizes[0] == self.size:
+                self.elsewhere = True
+                return Refusal(f"output {value.name!r} has its samples along axis {seen.place.axis}.", seen.choices)
             if seen.place is None and seen.lost is not None and sizes and sizes[0] == self.size:
                 return Refusal(
                     f"output {value.name!r} has {_rows(self.size)} whatever the batch: {seen.lost} "
