@@ -16,6 +16,7 @@ import onnxruntime as ort
 import pytest
 import strategies
 import torch
+from cli_support import call, only_line
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -721,3 +722,38 @@ def test_random_graphs_are_freed_and_right_or_left_as_they_are(grammar: str) -> 
             free += 1
             check(result, count=3)
     assert free >= 6
+
+
+class TestCommands:
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        exported("shuffle", 1).save(tmp_path / "model.onnx")
+        nodes = [node("Relu", "x", "a"), node("Softmax", "a", "y", axis=0)]
+        model(nodes, {"x": [4, 6]}, {"y": [4, 6]}, {"unused": floats(1)}).save(tmp_path / "mixing.onnx")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    def test_the_resized_file_takes_any_batch_and_is_proved(self, folder: Path) -> None:
+        result = call("resize model.onnx -o out.onnx --scale 0.5 --plan plan.json --free-batch")
+        assert (result.code, result.err) == (0, "")
+        assert "The batch is free (it was 1): x [batch, 3, 8, 8]" in result.out
+        assert "conet-onnx verify model.onnx out.onnx --plan plan.json --free-batch" in result.out
+        small = load("out.onnx")
+        assert small.inputs[0].shape == ("batch", 3, 8, 8)
+        assert small.outputs[0].shape == ("batch", 5)
+        assert run(small, {"x": floats(3, 3, 8, 8)})[0].shape == (3, 5)
+        proved = call("verify model.onnx out.onnx --plan plan.json --free-batch")
+        assert (proved.code, proved.err) == (0, "")
+        assert "The batch is free" in proved.out
+
+    def test_the_proof_wants_to_know_of_it(self, folder: Path) -> None:
+        assert call("resize model.onnx -o out.onnx --scale 0.5 --plan plan.json --free-batch").code == 0
+        result = call("verify model.onnx out.onnx --plan plan.json")
+        assert result.code == 5
+        assert "--free-batch" in only_line(result)
+
+    def test_a_batch_that_cannot_be_freed_is_an_error(self, folder: Path) -> None:
+        result = call("resize mixing.onnx -o out.onnx --scale 1 --free-batch")
+        assert result.code == 2
+        assert "Softmax 'Softmax y' mixes the samples" in only_line(result)
+        assert not Path("out.onnx").exists()

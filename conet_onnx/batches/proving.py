@@ -114,10 +114,13 @@ def _compared(
     try:
         reference = session(source, provider="cpu", optimise=False)
         expected = [run_session(reference, feeds) for feeds in samples.batches()]
+    except ModelError as error:
+        return Proof(reason=f"it cannot be tried on random inputs. {error}"), None
+    try:
         started = session(freed, provider="cpu", optimise=False)
         own = run_session(started, samples.first(size))
     except ModelError as error:
-        return Proof(reason=str(error)), None
+        return Proof(reason=f"at its own batch of {size}: {error}"), None
     exact = all(np.array_equal(a, own[n], equal_nan=a.dtype.kind == "f") for n, a in expected[0].items())
     found = max(_apart(a, own[name]) for name, a in expected[0].items())
     if not found <= _allowed(expected[0]):
@@ -157,7 +160,9 @@ class _Samples:
     def __init__(self, source: Graph, inputs: Mapping[str, int], size: int, seed: int) -> None:
         self.inputs = inputs
         count = -(-max(*BATCHES, size) // size)
-        made = [random_feeds(source, seed + k) for k in range(count)]
+        sizes = {value.name: source.inference.first.size(value.name) or () for value in source.inputs}
+        followed = Graph(source.model, arrays=source.arrays, nodes=source.nodes, input_shapes=sizes)
+        made = [random_feeds(followed, seed + k) for k in range(count)]
         self.feeds = [{name: a if name in inputs else made[0][name] for name, a in feeds.items()} for feeds in made]
 
     def batches(self) -> Sequence[dict[str, Array]]:

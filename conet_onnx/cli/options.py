@@ -13,6 +13,7 @@ from conet_onnx.errors import NotYet
 __all__ = [
     "batchnorm_option",
     "data_options",
+    "free_batch_option",
     "freeze_option",
     "input_shape_option",
     "json_option",
@@ -48,6 +49,13 @@ def freeze_option(function: F) -> F:
     """--freeze NAME, repeatable."""
     return click.option(
         "--freeze", multiple=True, metavar="NAME", help="A group, node or tensor whose widths stay (repeatable)."
+    )(function)
+
+
+def free_batch_option(function: F) -> F:
+    """--free-batch, which a resize and the proof of what it wrote must both be told."""
+    return click.option(
+        "--free-batch", is_flag=True, help="Free the source's baked batch size first; the file takes any batch."
     )(function)
 
 
