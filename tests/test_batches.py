@@ -28,6 +28,8 @@ from conet_onnx.graph import Graph
 from conet_onnx.loading import load
 from conet_onnx.planning import plan, scaled
 from conet_onnx.rewriting import rewrite
+from conet_onnx.torch_backend import from_torch
+from conet_onnx.torch_backend.lower import lower
 from conet_onnx.verification import verify
 
 SIZES = (1, 4)
@@ -138,6 +140,7 @@ class TestReshape:
     def test_a_literal_becomes_minus_one(self, size: int) -> None:
         made = check(freed(reshaped(size, [size, 12])))
         assert target(made, "flat") == [0, 12]
+        assert "to" not in made.graph.weights  # which nothing reads any more
         assert made.graph.inputs[0].shape == ("batch", 3, 4)
         assert made.graph.outputs[0].shape == ("batch", 5)
         assert made.exact
@@ -299,6 +302,14 @@ class TestChoices:
     @pytest.mark.parametrize("size", SIZES)
     def test_heads_of_one(self, size: int) -> None:
         check(freed(attention(size, heads=1)))
+
+    def test_a_zero_that_copied_a_batch_of_one_is_a_one(self) -> None:
+        """[1, samples, 6] for a recurrent layer; as [samples, 1, 6] every sample would be a step of one sequence."""
+        nodes = [node("Reshape", "x to", "r"), node("GRU", "r w u", "out last", hidden_size=3)]
+        nodes += [node("Squeeze", "last first", "y")]
+        weights = {"to": ints(0, 1, 6), "w": floats(1, 9, 6), "u": floats(1, 9, 3), "first": ints(0)}
+        made = check(freed(model(nodes, {"x": [1, 6]}, {"y": [1, 3]}, weights)))
+        assert target(made, "r") == [1, -1, 6]
 
     def test_heads_and_length_of_one(self) -> None:
         check(freed(attention(1, length=1, heads=1)))
@@ -535,6 +546,12 @@ class TestRefusals:
         reason = refused([node("Gather", "x first", "y", axis=0)], size, {"first": ints(0)}, y=[1, 6])
         assert "Gather 'Gather y'" in reason
 
+    def test_an_output_that_only_looks_like_one_of_samples(self) -> None:
+        """A mean over the batch beside what is of each sample: of a batch of one they look alike."""
+        nodes = [node("Relu", "x", "y"), node("ReduceMean", "x", "m", axes=[0])]
+        graph = model(nodes, {"x": [1, 6]}, {"y": [1, 6], "m": [1, 6]}, {"unused": floats(1)})
+        assert "output 'm' has one row whatever the batch: ReduceMean 'ReduceMean m'" in freed(graph).reason
+
     def test_a_total(self) -> None:
         nodes = [node("ReduceSum", "x", "y", keepdims=0)]
         assert "no output has something for each sample: ReduceSum 'ReduceSum y'" in refused(nodes, 4, {}, y=[])
@@ -649,7 +666,7 @@ class Attending(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.table
-        x = x + self.attention(x, x, x, need_weights=True)[0]  # its slow path: plain operators
+        x = x + self.attention(x, x, x, need_weights=False)[0]
         return self.head(self.norm(x)[:, 0])
 
 
@@ -695,6 +712,21 @@ class TestExports:
         assert verify(made, resized, resize)
         assert resized.inputs[0].shape == ("batch", 3, 8, 8)
         assert math.prod(resized.array(weights_of(resized)[0]).shape) > 0
+
+    @pytest.mark.parametrize("name", MODULES)
+    def test_what_is_free_trains_in_torch_at_any_batch(self, name: str) -> None:
+        made = freed(exported(name, 4))
+        module = lower(made.graph)
+        x = floats(7, 3, 8, 8)
+        found = module(torch.from_numpy(x))
+        np.testing.assert_allclose(found.detach().numpy(), run(made.graph, {"x": x})[0], rtol=1e-3, atol=1e-5)
+        found.square().sum().backward()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter -= 0.01 * parameter.grad if parameter.grad is not None else 0
+        back = made.returned(from_torch(made.graph, module))
+        trained = module(torch.from_numpy(x[:4])).detach().numpy()
+        np.testing.assert_allclose(run(back, {"x": x[:4]})[0], trained, rtol=1e-3, atol=1e-5)
 
     @pytest.mark.parametrize("name", MODULES)
     def test_a_free_model_has_the_widths_of_the_source(self, name: str) -> None:

@@ -312,26 +312,14 @@ class _Walk:
         target = self._constant_at(node.inputs[1])
         if target is None or target.ndim != 1 or len(target) != len(wanted):
             return
-        copies = not node.attributes.get("allowzero", 0)  # ONNX Reshape 14: then 0 is a size
         x, static = self._sizes_at(node.inputs[0]) or (), self.graph.shape(node.outputs[0]) or ()
-        others: dict[int, Size] = {}
-        open_at = None
-        for i, element in enumerate(target):
-            meant = x[i] if element == 0 and copies and i < len(x) else element
-            if i == axis or meant == wanted[i]:
-                continue
-            if element == -1 and static[i] is None:
-                open_at = i
-                continue
-            others[i] = Size(wanted[i])
-        written = tuple(sorted((i, s) for i, s in others.items() if target[i] != -1))
-        if copies and axis < len(x) and x[axis] == wanted[axis]:
-            yield (Integers(node, 1, tuple(sorted((*written, (axis, Size(0)))))),)
-        if open_at is None:
-            yield (Integers(node, 1, tuple(sorted((*others.items(), (axis, Size(-1)))))),)
+        others = [i for i in range(len(target)) if i != axis]
+        copied = [(i, Size(wanted[i])) for i in others if target[i] == 0 and x[i] != wanted[i]]  # the batch, of one
+        opened = [(i, Size(wanted[i])) for i in others if target[i] == -1 and static[i] is not None]
+        yield (Integers(node, 1, (*copied, (axis, Size(0)))),)  # what does not fit is not judged well
+        yield (Integers(node, 1, (*copied, *opened, (axis, Size(-1)))),)
         if self.graph.opset >= NEEDS_NODES:
-            computed = (axis, Size(times=wanted[axis] // self.other))
-            yield (Integers(node, 1, tuple(sorted((*written, computed)))),)
+            yield (Integers(node, 1, (*copied, (axis, Size(times=wanted[axis] // self.other)))),)
 
     # What comes of it
 
