@@ -615,6 +615,14 @@ class TestProof:
         )
         assert "at batch 1" in self.proved(source, wrong)
 
+    def test_outputs_of_the_whole_batch_are_held_against_the_sources_at_its_own(self) -> None:
+        def made(first: int | str, op: str) -> Graph:
+            nodes = [node("Relu", "x", "y"), node(op, "x", "all", keepdims=0)]
+            return model(nodes, {"x": [first, 6]}, {"y": [first, 6], "all": []}, {"unused": floats(1)})
+
+        assert self.proved(made(4, "ReduceMax"), made("batch", "ReduceMax")) == ""
+        assert "own batch of 4" in self.proved(made(4, "ReduceMax"), made("batch", "ReduceMin"))
+
     def test_outputs_that_no_sample_moves_prove_nothing(self) -> None:
         nodes = [node("Mul", "x zero", "a"), node("Add", "a one", "y")]
         graph = model(nodes, {"x": [1, 6]}, {"y": [1, 6]}, {"zero": np.zeros(6, np.float32), "one": floats(6)})
