@@ -262,7 +262,7 @@ class TestReshape:
         assert target(made, "c") == [-1, 9, 4]
 
 
-def attention(size: int, length: int = 5, heads: int = 2, each: int = 3) -> Graph:
+def attention(size: int, length: int = 5, heads: int = 2, each: int = 3, *, is_open: bool = False) -> Graph:
     """Self-attention as torch writes it: length first, and heads beside the batch."""
     width = heads * each
     nodes = [node("Transpose", "x", "t", perm=[1, 0, 2])]
@@ -286,7 +286,7 @@ def attention(size: int, length: int = 5, heads: int = 2, each: int = 3) -> Grap
     weights = {f"w{name}": floats(width, width, seed=k) for k, name in enumerate("qkvo")}
     weights |= {
         "rows": ints(length * size, width),
-        "heads": ints(length, size * heads, each),
+        "heads": ints(length, size * heads, -1 if is_open else each),
         "whole": ints(length, size, width),
     }
     return model(nodes, {"x": [size, length, width]}, {"y": [size, length, width]}, weights)
@@ -294,8 +294,9 @@ def attention(size: int, length: int = 5, heads: int = 2, each: int = 3) -> Grap
 
 class TestChoices:
     @pytest.mark.parametrize("size", SIZES)
-    def test_heads_beside_the_batch_and_length_before_it(self, size: int) -> None:
-        made = check(freed(attention(size)))
+    @pytest.mark.parametrize("is_open", [True, False])
+    def test_heads_beside_the_batch_and_length_before_it(self, size: int, *, is_open: bool) -> None:
+        made = check(freed(attention(size, is_open=is_open)))
         assert target(made, "q2") == [5, -1, 3]
         assert target(made, "flat") == [-1, 6]
 
@@ -668,13 +669,14 @@ class Attending(nn.Module):
         self.patches = nn.Conv2d(3, 8, 4, stride=4)
         self.token = nn.Parameter(torch.randn(1, 1, 8))
         self.table = nn.Parameter(torch.randn(1, 5, 8))
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.attention = nn.ModuleList(nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(3))
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.table
-        x = x + self.attention(x, x, x, need_weights=False)[0]
+        for layer in self.attention:
+            x = x + layer(x, x, x, need_weights=False)[0]
         return self.head(self.norm(x)[:, 0])
 
 

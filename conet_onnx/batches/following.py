@@ -316,7 +316,7 @@ class _Walk:
         others = [i for i in range(len(target)) if i != axis]
         copied = [(i, Size(wanted[i])) for i in others if target[i] == 0 and x[i] != wanted[i]]  # the batch, of one
         opened = [(i, Size(wanted[i])) for i in others if target[i] == -1 and static[i] is not None]
-        yield (Integers(node, 1, (*copied, (axis, Size(0)))),)  # what does not fit is not judged well
+        yield (Integers(node, 1, ((axis, Size(0)),)),)  # whether it fits is judged by what comes of it
         yield (Integers(node, 1, (*copied, *opened, (axis, Size(-1)))),)
         if self.graph.opset >= NEEDS_NODES:
             yield (Integers(node, 1, (*copied, (axis, Size(times=wanted[axis] // self.other)))),)
