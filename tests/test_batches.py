@@ -395,14 +395,18 @@ class TestConstants:
         one = Freed(**{**{k: getattr(made, k) for k in made.__slots__}, "outputs": ("y",)})
         check(one, axes={"h": 1})
 
-    def test_trained_weights_go_back_to_every_copy(self) -> None:
-        nodes = [node("Concat", "tokens x", "j", axis=1), node("MatMul", "j w", "y")]
-        weights = {"tokens": np.repeat(floats(1, 1, 6), 4, 0), "w": floats(6, 3)}
-        graph = model(nodes, {"x": [4, 4, 6]}, {"y": [4, 5, 3]}, weights)
+    @pytest.mark.parametrize("behind", [False, True])
+    def test_trained_weights_go_back_to_every_copy(self, *, behind: bool) -> None:
+        nodes = [node("Neg", "tokens", "t")] if behind else []
+        nodes += [node("Concat", "t x" if behind else "tokens x", "j", axis=1), node("MatMul", "j w", "m")]
+        nodes += [node("Mul", "m scale", "y")]
+        weights = {"tokens": np.repeat(floats(1, 1, 6), 4, 0), "w": floats(6, 4), "scale": np.ones(4, np.float32)}
+        graph = model(nodes, {"x": [4, 4, 6]}, {"y": [4, 5, 4]}, weights)
         made = check(freed(graph))
         moved = graph.array("tokens").copy()
         moved[0] += 1  # the only row that has a gradient
-        trained = made.graph.with_arrays({"tokens": moved, "w": graph.array("w") * 2})
+        scale = floats(4)  # all ones are alike as well, and are no rows of samples
+        trained = made.graph.with_arrays({"tokens": moved, "w": graph.array("w") * 2, "scale": scale})
         back = made.returned(trained)
         feeds = {"x": floats(4, 4, 6)}
         np.testing.assert_allclose(run(back, feeds)[0], run(trained, feeds)[0], rtol=1e-6)

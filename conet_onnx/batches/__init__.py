@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from conet_onnx.batches.editing import Place, edited
+from conet_onnx.batches.editing import Edit, Place, Spread, edited
 from conet_onnx.batches.following import Found, Refusal, follow
 from conet_onnx.batches.proving import BATCHES, Proof, prove
 from conet_onnx.graph import Graph, Value
@@ -40,6 +40,7 @@ class Freed:
     difference: float = 0.0
     exact: bool = False
     reason: str = ""  # "" where it is free
+    repeated: Mapping[str, int] = field(default_factory=dict, repr=False)  # weights of which one sample's part is read
 
     def lines(self) -> list[str]:
         """What has become of it, for a reader."""
@@ -65,9 +66,8 @@ class Freed:
             old, new = self.source.array(name), trained.array(name)
             if np.array_equal(old, new, equal_nan=old.dtype.kind == "f"):
                 continue
-            for axis, size in enumerate(old.shape if self.size > 1 else ()):
-                if size == self.size and (old == old.take([0], axis)).all():
-                    new = np.repeat(new.take([0], axis), size, axis)
+            if name in self.repeated:
+                new = np.repeat(new.take([0], self.repeated[name]), self.size, self.repeated[name])
             arrays[name] = new
         return self.source.with_arrays(arrays) if arrays else self.source
 
@@ -146,7 +146,33 @@ def _attempt(graph: Graph, axes: Mapping[str, int], size: int, seed: int) -> Fre
         edits=tuple(map(str, found.edits)),
         difference=proof.difference,
         exact=proof.exact,
+        repeated=dict(_repeated(graph, found.edits, size)) if size > 1 else {},
     )
+
+
+def _repeated(graph: Graph, edits: Iterable[Edit], size: int) -> Iterator[tuple[str, int]]:
+    """Weights that have a part for every sample, and the axis, where one part speaks for all of them now.
+
+    What is spread may be computed from such a weight: then it has more axes, and is alike along one of the batch's size.
+    """
+    for edit in edits:
+        if not isinstance(edit, Spread):
+            continue
+        name = edit.node.inputs[edit.input]
+        if name in graph.weights:
+            yield name, edit.axis
+            continue
+        behind = [name]
+        for made in behind:
+            maker = graph.producer(made)
+            behind += [read for read in (maker.inputs if maker else ()) if read and read not in behind]
+        for weight in graph.weights.keys() & behind:
+            array = graph.array(weight)
+            if array.ndim < 2 or array.dtype.kind != "f":
+                continue
+            for axis, length in enumerate(array.shape):
+                if length == size and (array == array.take([0], axis)).all():
+                    yield weight, axis
 
 
 def _symbol(graph: Graph) -> str:
