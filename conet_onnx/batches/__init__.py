@@ -153,7 +153,7 @@ def _attempt(graph: Graph, axes: Mapping[str, int], size: int, seed: int) -> Fre
 def _repeated(graph: Graph, edits: Iterable[Edit], size: int) -> Iterator[tuple[str, int]]:
     """Weights that have a part for every sample, and the axis, where one part speaks for all of them now.
 
-    What is spread may be computed from such a weight: then it has more axes, and is alike along one of the batch's size.
+    What is spread may be computed from such a weight: then it has more axes, and is alike along one of this size.
     """
     for edit in edits:
         if not isinstance(edit, Spread):
