@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conet_onnx.analysis import analyze
+    from conet_onnx.batches import freed
     from conet_onnx.finetuning import finetune
     from conet_onnx.loading import load
     from conet_onnx.planning import plan
@@ -22,6 +23,7 @@ __all__ = [
     "Budget",
     "analyze",
     "finetune",
+    "freed",
     "from_torch",
     "importance",
     "load",
@@ -36,6 +38,7 @@ _HOMES = {
     "Budget": "searching",
     "analyze": "analysis",
     "finetune": "finetuning",
+    "freed": "batches",
     "from_torch": "torch_backend",
     "importance": "scoring",
     "load": "loading",

@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from conet_onnx.contrib import DOMAIN, apart_from_onnx, outputs_of
 
-__all__ = ["Inference", "copy_except", "infer", "skeleton"]
+__all__ = ["Assignment", "Done", "Inference", "copy_except", "infer", "settle", "skeleton"]
 
 SMALL = 1024  # elements: weights up to here take part in data propagation, computed constants are kept up to here
 RANDOM = frozenset(
@@ -214,22 +214,26 @@ def _assign(
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             continue
-        _settle(node, model, types, constants, done)
+        settle(node, model, types, constants, done)
     return Assignment(types, constants)
 
 
-def _settle(
+def settle(
     node: onnx.NodeProto,
     model: onnx.ModelProto,
     types: dict[str, onnx.TypeProto],
     constants: dict[str, np.ndarray[Any, Any]],
     done: Done,
-) -> None:
-    """Infer the types that whole-graph inference left open; evaluate a node whose inputs are small and constant."""
+) -> str:
+    """Infer the types that are open among a node's outputs; evaluate a node whose inputs are small and constant.
+
+    What is found is added to `types` and `constants`. Returns what onnx has against the node, "" where nothing.
+    """
+    complaint = ""
     if node.domain == DOMAIN:
         _infer_contrib(node, types)
     if any(a.HasField("g") or a.graphs for a in node.attribute) or node.domain not in ("", "ai.onnx"):
-        return
+        return complaint
     if node.op_type in ("Shape", "Size") and _known(types.get(node.input[0])):
         shape = [d.dim_value for d in types[node.input[0]].tensor_type.shape.dim]
         attributes = {a.name: a.i for a in node.attribute}
@@ -237,7 +241,7 @@ def _settle(
         made = [value if node.op_type == "Shape" else np.array(np.prod(shape, dtype=np.int64))]
     else:
         if not all(not name or _known(types.get(name)) for name in node.output):
-            _infer_node(node, model, types, constants)
+            complaint = _infer_node(node, model, types, constants)
         settled = node.op_type not in RANDOM and all(not name or name in constants for name in node.input)
         if not settled or not _stays_small(node, types):
             made = []
@@ -249,6 +253,7 @@ def _settle(
         if name and array.size <= SMALL:
             constants[name] = array
             types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+    return complaint
 
 
 def _stays_small(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> bool:
@@ -306,13 +311,13 @@ def _infer_node(
     model: onnx.ModelProto,
     types: dict[str, onnx.TypeProto],
     constants: Mapping[str, np.ndarray[Any, Any]],
-) -> None:
+) -> str:
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if any(name and name not in types for name in node.input):
-        return
+        return ""
     if node.op_type in ALIKE:
         types[node.output[0]] = types[node.input[0]]
-        return
+        return ""
     data = {name: numpy_helper.from_array(constants[name], name) for name in node.input if name in constants}
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
@@ -325,8 +330,9 @@ def _infer_node(
                 opset_imports=list(model.opset_import),
             )
         )
-    except (shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError):
-        return  # its outputs stay unknown, and what touches them is frozen
+    except (shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError) as error:
+        return " ".join(str(error).split())  # its outputs stay unknown, and what touches them is frozen
+    return ""
 
 
 def _infer_contrib(node: onnx.NodeProto, types: dict[str, onnx.TypeProto]) -> None:

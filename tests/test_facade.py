@@ -13,7 +13,10 @@ from cli_support import save, small_model
 
 import conet_onnx as co
 
-VERBS = ("load", "analyze", "plan", "rewrite", "verify", "importance", "to_torch", "from_torch", "search", "finetune")
+VERBS = (
+    *("load", "analyze", "freed", "plan", "rewrite", "verify", "importance"),
+    *("to_torch", "from_torch", "search", "finetune"),
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

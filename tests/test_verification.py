@@ -20,7 +20,7 @@ from conet_onnx.errors import UsageError, VerificationFailed
 from conet_onnx.graph import Graph
 from conet_onnx.runtime import random_feeds, run
 from conet_onnx.verification import Proof, verify
-from conet_onnx.verification.running import _problem, _sensitivity
+from conet_onnx.verification.running import _problem, sensitivity
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 Json = dict[str, Any]
@@ -1656,4 +1656,4 @@ def test_what_rounding_does_is_asked_without_moving_sizes() -> None:
     feeds = [random_feeds(source, 0)]
     expected = [run(source.proto(), feeds[0], ["y"], provider="cpu")]
     for seed in range(4):
-        assert 0 < _sensitivity(source, feeds, expected, "cpu", seed) < 1e-5
+        assert 0 < sensitivity(source, feeds, expected, "cpu", seed) < 1e-5

@@ -10,10 +10,12 @@ import click
 
 from conet_onnx.cli.command import Command, Interrupted, State
 from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation, noun
+from conet_onnx.cli.freeing import free
 from conet_onnx.cli.options import (
     batchnorm_option,
     data_options,
     data_words,
+    free_batch_option,
     input_shape_option,
     json_option,
     model_argument,
@@ -124,6 +126,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--compile", is_flag=True, default=None, help="Train what torch.compile makes of the model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training to the same OUT.onnx was stopped.")
+@free_batch_option
 @provider_option
 @threads_option
 @json_option
@@ -143,6 +146,7 @@ def finetune(
     labels: str,
     task_of: str | None,
     resume: bool,
+    free_batch: bool,
     provider: str,
     threads: int | None,
     json_to: str | None,
@@ -166,6 +170,8 @@ def finetune(
     from conet_onnx.tasks import load_task
 
     graph = load(model, input_shapes=input_shapes)
+    batch = free(graph) if free_batch else None
+    graph = graph if batch is None else batch.graph
     master = None if teacher is None else load(teacher, input_shapes=input_shapes)
     task = None if task_of is None else load_task(task_of)
     dataset = load_data(data, resize=resize, crop=crop).with_validation()
@@ -207,6 +213,8 @@ def finetune(
     if json_to:
         write(json_to, found.as_json())
     if json_to != "-":
+        for line in batch.lines() if batch is not None else ():
+            says(line)
         _report(found, model, out, data_words(data, resize, crop))
 
 

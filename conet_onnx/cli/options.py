@@ -14,6 +14,7 @@ __all__ = [
     "batchnorm_option",
     "data_options",
     "data_words",
+    "free_batch_option",
     "freeze_option",
     "input_shape_option",
     "json_option",
@@ -49,6 +50,13 @@ def freeze_option(function: F) -> F:
     """--freeze NAME, repeatable."""
     return click.option(
         "--freeze", multiple=True, metavar="NAME", help="A group, node or tensor whose widths stay (repeatable)."
+    )(function)
+
+
+def free_batch_option(function: F) -> F:
+    """--free-batch, which a resize and the proof of what it wrote must both be told."""
+    return click.option(
+        "--free-batch", is_flag=True, help="Free the source's baked batch size first; the file takes any batch."
     )(function)
 
 

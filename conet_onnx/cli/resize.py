@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conet_onnx.cli.command import Command
-from conet_onnx.cli.options import freeze_option, input_shape_option, model_argument, not_yet, positive, provider_option
+from conet_onnx.cli.freeing import free
+from conet_onnx.cli.options import (
+    free_batch_option,
+    freeze_option,
+    input_shape_option,
+    model_argument,
+    not_yet,
+    positive,
+    provider_option,
+)
 from conet_onnx.cli.output import Bar, check_writable, command, count, says, several, share, size, table
 from conet_onnx.cli.widths import by_reason, check_widths, read_widths
 from conet_onnx.errors import NotYet, UsageError
@@ -57,6 +66,7 @@ def _transfer(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 @click.option("--plan", "plan_to", metavar="F", help="Write what was done to which channel, as JSON.")
 @click.option("--no-verify", is_flag=True, help="Write without the proof.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For --criterion random and for growth.")
+@free_batch_option
 @provider_option
 @input_shape_option
 def resize(
@@ -75,6 +85,7 @@ def resize(
     plan_to: str | None,
     no_verify: bool,
     seed: int,
+    free_batch: bool,
     provider: str,
     input_shapes: dict[str, tuple[int, ...]],
 ) -> None:
@@ -99,6 +110,8 @@ def resize(
         from conet_onnx.verification import verify
 
         graph = load(model, input_shapes=input_shapes)
+        batch = free(graph) if free_batch else None
+        graph = graph if batch is None else batch.graph
         bar.step("Following the axes")
         analysis = analyze(graph, freeze=freeze)
         chosen, left_alone = choose(analysis)
@@ -112,10 +125,10 @@ def resize(
         bar.step(f"Writing {out}")
         _write(resized, plan, out, plan_to)
     smaller = _show_change(analysis, plan, left_alone)
-    for line in proof.lines() if proof else ["not verified, as asked"]:
+    for line in [*(batch.lines() if batch else ()), *(proof.lines() if proof else ["not verified, as asked"])]:
         says(line)
     says()
-    _show_next(model, out, plan_to, smaller=smaller)
+    _show_next(model, out, plan_to, smaller=smaller, free_batch=free_batch)
 
 
 def _check_places(model: str, out: str, plan_to: str | None) -> None:
@@ -201,7 +214,7 @@ def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, s
     return any(change.new < change.old for change in changed.values())
 
 
-def _show_next(model: str, out: str, plan_to: str | None, *, smaller: bool) -> None:
+def _show_next(model: str, out: str, plan_to: str | None, *, smaller: bool, free_batch: bool) -> None:
     says(f"Written: {out} ({size(os.path.getsize(out))})" + (f", {plan_to}." if plan_to else "."))
     if smaller:
         says("Nothing was trained: it has lost accuracy that `search` wins back.")
@@ -209,5 +222,5 @@ def _show_next(model: str, out: str, plan_to: str | None, *, smaller: bool) -> N
     says("What next")
     says(f"  {command('bench', model, out)}")
     if plan_to:
-        says(f"  {command('verify', model, out, '--plan', plan_to)}")
+        says(f"  {command('verify', model, out, '--plan', plan_to, *(['--free-batch'] if free_batch else []))}")
     says(f"  {command('evaluate', out, '--data', 'DATA')}")

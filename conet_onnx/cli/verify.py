@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from conet_onnx.cli.command import Command
-from conet_onnx.cli.options import input_shape_option, provider_option
+from conet_onnx.cli.freeing import free
+from conet_onnx.cli.options import free_batch_option, input_shape_option, provider_option
 from conet_onnx.cli.output import Bar, command, says
 from conet_onnx.errors import UsageError
 
@@ -21,10 +22,21 @@ __all__ = ["verify"]
 @click.argument("source", metavar="SOURCE.onnx")
 @click.argument("resized", metavar="RESIZED.onnx")
 @click.option("--plan", "plan_file", required=True, metavar="F", help="What `resize --plan` or a search wrote.")
+@free_batch_option
 @provider_option
 @input_shape_option
-def verify(source: str, resized: str, plan_file: str, provider: str, input_shapes: dict[str, tuple[int, ...]]) -> None:
-    """Prove that RESIZED.onnx is SOURCE.onnx resized by a plan. Takes two runs of each model."""
+def verify(
+    source: str,
+    resized: str,
+    plan_file: str,
+    free_batch: bool,
+    provider: str,
+    input_shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Prove that RESIZED.onnx is SOURCE.onnx resized by a plan. Takes two runs of each model.
+
+    With --free-batch: what SOURCE.onnx is when its batch is freed, as `resize --free-batch` does it.
+    """
     with Bar(3) as bar:
         bar.step(f"Reading {source}")
         plan = _read(plan_file)
@@ -32,13 +44,14 @@ def verify(source: str, resized: str, plan_file: str, provider: str, input_shape
         from conet_onnx.verification import verify as prove
 
         a = load(source, input_shapes=input_shapes)
+        batch = free(a) if free_batch else None
         bar.step(f"Reading {resized}")
         b = load(resized, input_shapes=input_shapes)
         bar.step("Verifying")
-        proof = prove(a, b, plan, provider=provider)
+        proof = prove(a if batch is None else batch.graph, b, plan, provider=provider)
     says(f"{resized} is {source} resized by {plan_file}.")
     says()
-    for line in proof.lines():
+    for line in [*(batch.lines() if batch else ()), *proof.lines()]:
         says(line)
     says()
     says("What next")

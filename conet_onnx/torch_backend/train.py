@@ -46,6 +46,8 @@ from conet_onnx.torch_backend.settings import Settings
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from conet_onnx.batches import Freed
+
 __all__ = ["Diverged", "Fitted", "Progress", "fit"]
 
 Progress = Callable[[float], None]  # the share of the work that is done, 0..1
@@ -91,7 +93,8 @@ def fit(
 
     `teacher` is a graph, or its scores of `data` in order (`teacher_scores`); `labels=False` learns from the teacher
     alone. `normalise` turns images that `data` yields into what the model takes. A `task` brings a loss of its own.
-    A graph that only runs at its own batch size is trained at that. `moments` are an optimizer's to begin with, of the
+    A batch size that is baked into the graph is freed for the training (batches.freed); where it cannot be, the graph
+    is trained at that. `moments` are an optimizer's to begin with, of the
     same weights (`Fitted.moments`, `moments.resized`).
 
     With a `checkpoint` the state is written there after every epoch, and on SIGTERM and SIGINT, whereupon Stopped is
@@ -105,9 +108,12 @@ def fit(
     begun = time.perf_counter()
     with _repeatable(wished.seed, wished.threads):
         fabric = _fabric(wished)
-        graph = fresh(student, wished.seed) if wished.init == "fresh" else student
+        source = fresh(student, wished.seed) if wished.init == "fresh" else student
         prepare = partial(prepared, normalise=normalise)
+        freed = _freed(source, _sample(data, task, prepare), fabric.device)
+        graph = source if freed is None else freed.graph
         run = _Run.of(fabric, wished, graph, data, teacher, labels, task, prepare)
+        run.source, run.freed = student, freed
         if moments is not None:
             with_moments(run.optimizer, run.parameters(), moments)
         kept = None
@@ -121,9 +127,9 @@ def fit(
         except Diverged as error:
             if run.good is not None:
                 run.restore(run.good)
-                error.good = run.fitted(student, time.perf_counter() - begun)
+                error.good = run.fitted(time.perf_counter() - begun)
             raise
-        return run.fitted(student, run.earlier + time.perf_counter() - begun)
+        return run.fitted(run.earlier + time.perf_counter() - begun)
 
 
 class _Student(nn.Module):
@@ -173,6 +179,8 @@ class _Run:
         if settings.ema is not None:
             decay = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]  # torch's has no types
             self.average = AveragedModel(self.student, multi_avg_fn=decay, use_buffers=True)
+        self.source = learner.graph  # what the weights go back into
+        self.freed: Freed | None = None  # how its batch was freed, if it was
         self.done = Progressed()
         self.good: dict[str, Any] | None = None
         self.earlier = 0.0  # seconds of training before it was resumed
@@ -192,6 +200,7 @@ class _Run:
     ) -> _Run:
         """Lower, find out what can be asked of whom, insert norms, and ask the teacher if it is to be asked once."""
         x, y = first(data)
+        sample = _sample(data, task, prepare)
         learner = Learner(student, fabric.device, inner=tuple(settings.features))
         asked = None
         if isinstance(teacher, Graph):
@@ -206,7 +215,6 @@ class _Run:
             images=not isinstance(x, Mapping),
             task=task,
         )
-        sample = prepare(_collated(task, x, y)[0])
         for one in filter(None, (learner, asked)):
             one.use_channels_last(settings.channels_last)
             one.settle(sample)
@@ -307,13 +315,16 @@ class _Run:
             losses["accuracy"] = (flat(outputs[self.objective.first]).argmax(1) == labels).float().mean()
         return {name: value.detach() for name, value in losses.items()}, own
 
-    def fitted(self, source: Graph, seconds: float) -> Fitted:
+    def fitted(self, seconds: float) -> Fitted:
         """What has become of the source; the run is over."""
         if self.average is not None:
             self.student.load_state_dict(self.average.module.state_dict())
         moments = moments_of(self.optimizer, self.parameters())
         fold(self.learner.module)
-        trained = from_torch(source, self.learner.module)
+        if self.freed is None:
+            trained = from_torch(self.source, self.learner.module)
+        else:
+            trained = self.freed.returned(from_torch(self.freed.graph, self.learner.module))
         return Fitted(trained, tuple(self.done.history), seconds, self.learner.untrained, moments)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -462,6 +473,26 @@ def _fabric(settings: Settings) -> Fabric:
 def _collated(task: Task | None, x: Inputs, y: Any) -> tuple[Inputs, Any]:
     collate = getattr(task, "collate", None)
     return (x, y) if collate is None else collate(x, y)
+
+
+def _sample(data: Data, task: Task | None, prepare: Callable[[Inputs], Inputs]) -> Inputs:
+    """One sample as the model takes it."""
+    return prepare(_collated(task, *first(data))[0])
+
+
+def _freed(graph: Graph, sample: Inputs, device: torch.device) -> Freed | None:
+    """The graph for any batch, where it has one of its own that holds it back, and can be freed from it."""
+    if not any(value.shape and isinstance(value.shape[0], int) for value in graph.inputs):
+        return None
+    learner = Learner(graph, device)
+    learner.keep(learner.outputs)
+    learner.settle(sample)
+    if learner.batch is None:
+        return None
+    from conet_onnx.batches import freed  # it runs the model, in onnxruntime
+
+    made = freed(graph)
+    return None if made.reason else made
 
 
 def _length(x: Inputs) -> int:

@@ -63,6 +63,7 @@ def _check_source(source: Graph, planned: Planned) -> Check:
     if planned.sha256 != source.sha256:
         raise VerificationFailed(
             f"the plan is for {planned.file or 'another model'} (sha256 {planned.sha256[:12]}...), and "
-            f"{source.file or 'the source'} has {source.sha256[:12]}...; name the source that the plan was made for."
+            f"{source.file or 'the source'} has {source.sha256[:12]}...; name the source that the plan was made for "
+            "(freed of its batch if `resize --free-batch` wrote the plan)."
         )
     return Check("source", f"the plan was made for this file (sha256 {source.sha256[:12]}...)")

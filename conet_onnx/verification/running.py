@@ -18,7 +18,7 @@ from conet_onnx.verification.masking import masked_model, masked_operands, meeti
 from conet_onnx.verification.plans import Planned
 from conet_onnx.verification.proof import Check
 
-__all__ = ["check_model", "compare_runs"]
+__all__ = ["CHAOS", "check_model", "compare_runs", "sensitivity"]
 
 LARGE = 1024  # elements: larger weights stay out of the model that the checker reads
 DISAGREE = 1e-3  # share of a whole-number output (a class, say) that rounding may flip
@@ -108,7 +108,7 @@ def compare_runs(
     whose = "the masked source's" if operands else "the source's"
     allowed = max(tolerance, ROUNDING * _precision(masked[0]))
     if not difference <= allowed:
-        allowed = max(allowed, CHAOS * _sensitivity(source, feeds, expected, provider, seed))
+        allowed = max(allowed, CHAOS * sensitivity(source, feeds, expected, provider, seed))
     if not difference <= allowed:
         excuses += mixers(source, resized, hidden)
         if not excuses:
@@ -171,7 +171,7 @@ def _difference(expected: Sequence[Mapping[str, Any]], actual: Sequence[Mapping[
     return float(np.max(found))  # NaN where one of them is
 
 
-def _sensitivity(
+def sensitivity(
     source: Graph, feeds: Sequence[dict[str, Array]], expected: Sequence[Mapping[str, Any]], provider: str, seed: int
 ) -> float:
     """How far the source's outputs move when its weights move by a unit in their last place or less.
