@@ -254,12 +254,22 @@ class TestFixedBatches:
         declared = train(network(batch=1, flat=1), problem(), epochs=1).graph
         np.testing.assert_array_equal(free.array("fc.w"), declared.array("fc.w"))
 
-    def test_a_batch_that_binds_is_trained_at(self) -> None:
+    def test_a_batch_that_binds_is_freed_while_it_is_trained(self) -> None:
+        """With the batches that were asked for; the file has its own again."""
         graph = bound(8)
-        learner = Learner(graph, torch.device("cpu"))
-        learner.keep(learner.outputs)
-        learner.settle(normalise(problem(1).images[:]))
-        assert learner.batch == 8
+        assert batch_of(graph) == 8
+        seen: list[float] = []
+        fitted = train(graph, problem(), epochs=1, progress=seen.append)
+        free = train(network(), problem(), epochs=1)
+        assert len(seen) == 13
+        assert fitted.graph.inputs[0].shape[0] == 8
+        assert fitted.graph.model.graph.node == graph.model.graph.node
+        for name in ("conv.w", "norm.m", "fc.w", "fc.b"):
+            np.testing.assert_allclose(fitted.graph.array(name), free.graph.array(name), rtol=1e-4, atol=1e-6)
+
+    def test_a_batch_that_cannot_be_freed_is_trained_at(self) -> None:
+        graph = bound(8, rows=True)
+        assert batch_of(graph) == 8
         seen: list[float] = []
         fitted = train(graph, problem(53), epochs=1, teacher=bound(4), progress=seen.append)
         assert len(seen) == 6
@@ -280,8 +290,16 @@ class TestFixedBatches:
         assert seen[-1] == 1
 
 
-def bound(batch: int) -> Graph:
-    """A network whose batch size is written where it cannot be told from anything else: behind a transpose."""
+def batch_of(graph: Graph) -> int | None:
+    """The only batch size that a graph takes in torch."""
+    learner = Learner(graph, torch.device("cpu"))
+    learner.keep(learner.outputs)
+    learner.settle(normalise(problem(1).images[:]))
+    return learner.batch
+
+
+def bound(batch: int, *, rows: bool = False) -> Graph:
+    """A network whose batch size is written behind a transpose; with `rows` it adds something else to each sample."""
     model = onnx.ModelProto()
     model.CopyFrom(network(batch=batch).model)
     old = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -294,6 +312,12 @@ def bound(batch: int) -> Graph:
     after = node("Transpose", ["f"], ["t"], perm=[1, 0])
     del model.graph.node[:]
     model.graph.node.extend([*nodes[:4], before, nodes[4], after, nodes[5]])
+    if rows:
+        nodes[5].output[0] = "s"
+        del model.graph.node[-1]
+        model.graph.node.extend([nodes[5], node("Add", ["s", "rows"], ["scores"])])
+        offsets = np.arange(batch, dtype=np.float32)[:, None] / 9 * np.ones((1, CLASSES), np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(offsets, "rows"))
     return Graph(model)
 
 
