@@ -21,11 +21,12 @@ def imported(spec: str, root: Path, what: str) -> Any:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
         raise UsageError(f"{what} {spec}: write it as module:name.")
     module, _, name = spec.partition(":")
-    sys.path.insert(0, str(root))  # a console script does not look into the current folder by itself
+    place = str(root.resolve())
+    sys.path.insert(0, place)  # a console script does not look into the current folder by itself
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # it is the user's code: it may raise anything
         text = " ".join(str(error).split())
         raise UsageError(f"{what} {spec} failed ({type(error).__name__}: {text}).") from error
     finally:
-        sys.path.remove(str(root))
+        sys.path.remove(place)

@@ -11,6 +11,7 @@ from test_train import CLASSES, SHAPE, network, problem, train
 
 from conet_onnx.data import Feeds, Split
 from conet_onnx.errors import UsageError
+from conet_onnx.torch_backend import fit
 from tools.torchvision_schemas import define_missing_schemas
 
 define_missing_schemas()  # a CPU-only torch
@@ -96,7 +97,7 @@ class TestBadInput:
     def test_of_what_is_no_image(self) -> None:
         data = Split(Feeds({"x": np.zeros((20, *SHAPE), np.float32)}), np.arange(20) % CLASSES)
         with pytest.raises(UsageError, match="change images"):
-            train(network(), data, epochs=1, augment=("flip",))
+            fit(network(), data, epochs=1, augment=("flip",), accelerator="cpu")
 
     def test_unknown_ones(self) -> None:
         with pytest.raises(UsageError, match="augmentation 'blur'"):

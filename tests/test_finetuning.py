@@ -222,3 +222,94 @@ def test_from_python(folder: Path) -> None:
     assert found.untrained == {}
     weights = {t.name: numpy_helper.to_array(t) for t in onnx.load("model.onnx").graph.initializer}
     assert all(not np.array_equal(found.graph.array(name), array) for name, array in weights.items())
+
+
+TASK = '''
+import numpy as np
+from torch.nn import functional as F
+
+
+class Height:
+    """The first score is the mean of the image."""
+
+    def loss(self, outputs, targets):
+        return F.mse_loss(outputs["y"][:, 0], targets)
+
+    def metric(self, outputs, targets):
+        return {"off": float(np.abs(outputs["y"][:, 0] - targets).mean())}
+
+
+class Blind:
+    """Not a task."""
+
+
+def data():
+    from conet_onnx.data import DataSet, Split
+
+    rng = np.random.default_rng(0)
+    splits = {}
+    for name, count in (("train", 300), ("validation", 40), ("test", 50)):
+        heights = rng.uniform(-2, 2, count).astype(np.float32)
+        images = rng.normal(0, 0.3, (count, 1, 8, 8)) + heights[:, None, None, None]
+        splits[name] = Split(images.astype(np.float32), heights)
+    return DataSet("heights", splits)
+'''
+
+
+class TestTasks:
+    @pytest.fixture(autouse=True)
+    def module(self, folder: Path, request: pytest.FixtureRequest) -> str:
+        name = f"task_{abs(hash(request.node.name))}"  # modules are imported once
+        (folder / f"{name}.py").write_text(TASK)
+        return name
+
+    def test_a_users_own_is_learned_and_judged_by(self, folder: Path, module: str) -> None:
+        line = f"finetune model.onnx -o out.onnx --data {module}:data --task {module}:Height --epochs 20 --lr 0.05"
+        result = call(f"{line} --json out.json", *ONE)
+        assert result.code == 0, result.err
+        assert f"from the loss of {module}:Height." in result.err
+        assert "test off" in result.out
+        found = json.loads((folder / "out.json").read_text())
+        assert found["after"]["test"]["measures"]["off"] < found["before"]["test"]["measures"]["off"] / 3
+        assert found["after"]["test"]["samples"] == 50
+
+    @pytest.mark.parametrize(
+        ("task", "expected"),
+        [
+            ("nothing", "write it as module:name"),
+            ("{}:Nothing", "has no attribute 'Nothing'"),
+            ("no_such_module:Task", "No module named 'no_such_module'"),
+            ("{}:Blind", "it has no method loss(outputs, targets)"),
+        ],
+    )
+    def test_what_is_none_is_said(self, folder: Path, module: str, task: str, expected: str) -> None:
+        result = call(f"finetune model.onnx -o o.onnx --data {module}:data --task {task.format(module)}", *ONE)
+        assert expected in only_line(result)
+        assert result.code == 2
+
+
+def test_without_labels_agreement_with_the_teacher_is_told(folder: Path) -> None:
+    result = call(
+        "finetune model.onnx -o out.onnx --data bare.npz --teacher teacher.onnx --epochs 20 --lr 0.05 --json out.json",
+        *ONE,
+    )
+    assert "test same class as the teacher" in result.out
+    found = json.loads((folder / "out.json").read_text())
+    before, after = (found[when]["test"] for when in ("before", "after"))
+    assert after["error"] < before["error"] / 4
+    assert after["same"] > before["same"]
+
+
+def test_a_batch_is_freed_where_it_is_asked_for(folder: Path) -> None:
+    model = small_model(classes=4)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    save(model, folder / "one.onnx")
+    line = "finetune one.onnx --data data.npz --epochs 1"
+    assert call(f"{line} -o kept.onnx", *ONE).code == 0
+    result = call(f"{line} -o free.onnx --free-batch", *ONE)
+    assert result.code == 0
+    assert "The batch is free (it was 1): x [batch, 1, 8, 8]" in result.out
+    kept, free = (co.load(name) for name in ("kept.onnx", "free.onnx"))
+    assert (kept.inputs[0].shape[0], free.inputs[0].shape[0]) == (1, "batch")
+    assert all(np.array_equal(kept.array(name), free.array(name)) for name in kept.weights)

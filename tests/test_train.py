@@ -396,6 +396,43 @@ def network_without_norms() -> Graph:
     return Graph(build(nodes, {"x": np.zeros((1, *SHAPE), np.float32)}, weights, ["y"], 17, "batch"))
 
 
+class TestMachine:
+    """What changes how fast it goes changes what comes out by rounding only."""
+
+    def apart(self, **settings: Any) -> float:
+        data = problem()
+        plain, other = (train(network(), data, epochs=1, lr=0.01, **more).graph for more in ({}, settings))
+        names = [name for name in plain.weights if plain.array(name).dtype.kind == "f"]
+        assert all(plain.array(name).dtype == other.array(name).dtype for name in names)
+        return max(
+            float(np.abs(plain.array(name) - other.array(name)).max() / np.abs(plain.array(name)).max())
+            for name in names
+        )
+
+    def test_channels_last(self) -> None:
+        assert self.apart(channels_last=True) < 1e-5
+
+    def test_half_precision_keeps_weights_in_single(self) -> None:
+        assert 1e-6 < self.apart(precision="bf16-mixed") < 0.05
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+    def test_compiled(self) -> None:
+        assert self.apart(compile=True) < 1e-4
+
+    def test_what_breaks_while_a_batch_is_made_is_raised(self) -> None:
+        class Broken:
+            def __len__(self) -> int:
+                return 64
+
+            def batches(self, size: int, *, seed: int | None = None) -> Iterator[Any]:
+                yield from problem(32).batches(min(size, 16))
+                if size > 1:
+                    raise DataError("image 33 is broken")
+
+        with pytest.raises(DataError, match="image 33 is broken"):
+            train(network(), Broken(), epochs=1)
+
+
 class TestErrors:
     def test_divergence_is_told_with_advice(self) -> None:
         with pytest.raises(Diverged, match=r"(nan|inf) in batch \d+ of epoch 1, .* of 1e\+20\. Lower it"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from conet_onnx.data.arrays import from_arrays
 from conet_onnx.data.dataset import DataSet
-from conet_onnx.errors import DataError
+from conet_onnx.errors import DataError, UsageError
+from conet_onnx.importing import imported
 
 __all__ = ["user_function"]
 
@@ -22,16 +21,15 @@ def user_function(module: str, function: str, root: Path) -> DataSet:
     Raises DataError where it cannot be imported or called, or returns something else.
     """
     spec = f"{module}:{function}"
-    sys.path.insert(0, str(root))  # a console script does not look into the current folder by itself
     try:
-        made = getattr(importlib.import_module(module), function)()
+        made = imported(spec, root, "--data")()
     except DataError:
         raise
+    except UsageError as error:
+        raise DataError(str(error)) from error
     except Exception as error:  # it is the user's code: it may raise anything
         text = " ".join(str(error).split())
         raise DataError(f"--data {spec} failed ({type(error).__name__}: {text}).") from error
-    finally:
-        sys.path.remove(str(root))
     if isinstance(made, DataSet):
         return made
     if isinstance(made, Mapping):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from conet_onnx.torch_backend.losses import flat
 __all__ = ["Batch", "Data", "Lessons", "Normalise", "prepared", "teacher_scores"]
 
 Normalise = Callable[[Any], Inputs]  # samples as they are stored -> what the model takes
+
+Item = TypeVar("Item")
 
 KEPT = 2**28  # bytes: what a teacher says, up to here, is computed once and not in every epoch
 
@@ -69,6 +72,15 @@ class Lessons:
         for x, index in Split(self.data.images, np.arange(len(self.data))).batches(size, seed=seed):
             told = {name: array[index] for name, array in self.told.items()}
             yield Batch(x, None if labels is None else labels[index], told)
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, of which the next is made in a thread while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = pool.submit(next, items, None)
+            yield item
 
 
 def first(data: Data) -> tuple[Inputs, Any]:

@@ -29,6 +29,7 @@ from conet_onnx.torch_backend.distill import (
     Data,
     Lessons,
     Normalise,
+    ahead,
     as_tensors,
     first,
     known_scores,
@@ -132,6 +133,17 @@ def fit(
         return run.fitted(run.earlier + time.perf_counter() - begun)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A batch as the model takes it: of `length` samples, `own` fall to this process."""
+
+    x: Inputs
+    targets: Any
+    told: Mapping[str, Array] | None
+    length: int
+    own: int
+
+
 class _Student(nn.Module):
     """The module that is trained: the model, and what makes its features as wide as the teacher's."""
 
@@ -184,7 +196,6 @@ class _Run:
         self.done = Progressed()
         self.good: dict[str, Any] | None = None
         self.earlier = 0.0  # seconds of training before it was resumed
-        self.share, self.rank = 1 / fabric.world_size, fabric.global_rank
 
     @classmethod
     def of(
@@ -255,16 +266,10 @@ class _Run:
         """All samples once, in an order of the epoch's own; what was done of it before is left out."""
         begun, done, course = time.perf_counter(), self.done, self.course
         losses: list[tuple[dict[str, torch.Tensor], int]] = []  # not yet looked at
-        at, rate = 0, 0.0
-        for batch in self.lessons.batches(course.size, seed=(self.settings.seed + done.epoch) % 2**63):
-            length = _length(batch.x)
-            if length < course.least:
-                continue
-            at += 1
-            if at <= done.batch:
-                continue
+        rate = 0.0
+        for at, batch in enumerate(self._batches(), done.batch + 1):
             rate = self.optimizer.param_groups[0]["lr"]
-            losses.append(self.step(batch, length, at))
+            losses.append((self.step(batch, at), batch.own))
             done.batch = at
             if len(losses) == (1 if self.fabric.device.type == "cpu" else WINDOW) or at == course.batches:
                 self._count(losses, at, rate)
@@ -287,33 +292,48 @@ class _Run:
             if self._any(asked.is_set()) and self.done.epoch < self.settings.epochs:
                 raise Stopped
 
-    def step(self, batch: Batch, length: int, at: int) -> tuple[dict[str, torch.Tensor], int]:
+    def step(self, batch: _Ready, at: int) -> dict[str, torch.Tensor]:
         """The at-th batch of an epoch: losses and the share of labels that were guessed right, before the step, of the
-        samples that fall to this process, and how many they are."""
-        x, y, told, own = self._own(batch, length)
-        if self.augmentation is not None and not isinstance(x, Mapping):
-            x = self.augmentation(x)
-        x, targets = _collated(self.objective.task, x, y if self.objective.labels else None)
-        inputs = self.learner.tensors(self.prepare(x))
-        labels = target = as_target(targets, self.fabric.device)
+        samples that fall to this process."""
+        inputs = self.learner.tensors(batch.x)
+        labels = target = as_target(batch.targets, self.fabric.device)
         if self.augmentation is not None and isinstance(target, torch.Tensor) and self.objective.by_class:
             mixed, target = self.augmentation.mixed(inputs[0], target)
             inputs = (mixed, *inputs[1:])
-        said = None if told is None else as_tensors(told, self.fabric.device)
+        said = None if batch.told is None else as_tensors(batch.told, self.fabric.device)
         if self.teacher is not None:
             said = self.teacher.said(self.teacher.taken(self.learner.named(inputs)))
         outputs = self._forward(inputs)
-        self._check_classes(outputs, y)
+        self._check_classes(outputs, batch.targets)
         losses = self.objective(outputs, target, said)
         ended, together = self.course.together(at)
         self._check_finite(losses, inputs, at)
-        weight = own / length / self.share / together
+        weight = batch.own / batch.length * self.fabric.world_size / together
         self.fabric.backward(losses["loss"] * weight)
         if ended:
             self._update()
         if isinstance(labels, torch.Tensor) and self.objective.by_class:
             losses["accuracy"] = (flat(outputs[self.objective.first]).argmax(1) == labels).float().mean()
-        return {name: value.detach() for name, value in losses.items()}, own
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _batches(self) -> Iterator[_Ready]:
+        """What is left of the epoch. While one batch is trained on, the next one is decoded; it is made ready too,
+        unless chance has a part in that, whose draws come in the order of the steps."""
+        drawn = self.lessons.batches(self.course.size, seed=(self.settings.seed + self.done.epoch) % 2**63)
+        full = (batch for batch in drawn if _length(batch.x) >= self.course.least)
+        rest = islice(full, self.done.batch, None)
+        if self.augmentation is None and self.objective.task is None:
+            return ahead(map(self._ready, rest))
+        return map(self._ready, ahead(rest))
+
+    def _ready(self, batch: Batch) -> _Ready:
+        """What falls to this process of a batch, as the model takes it."""
+        length = _length(batch.x)
+        x, y, told, own = self._own(batch, length)
+        if self.augmentation is not None and not isinstance(x, Mapping):
+            x = self.augmentation(x)
+        x, targets = _collated(self.objective.task, x, y if self.objective.labels else None)
+        return _Ready(self.prepare(x), targets, told, length, own)
 
     def fitted(self, seconds: float) -> Fitted:
         """What has become of the source; the run is over."""
@@ -376,7 +396,7 @@ class _Run:
         does not count."""
         if self.fabric.world_size == 1:
             return batch.x, batch.labels, batch.told, length
-        index = np.arange(self.rank, length, self.fabric.world_size)
+        index = np.arange(self.fabric.global_rank, length, self.fabric.world_size)
         chosen = index if len(index) else np.zeros(1, np.int64)
         x = {k: v[chosen] for k, v in batch.x.items()} if isinstance(batch.x, Mapping) else batch.x[chosen]
         told = None if batch.told is None else {k: v[chosen] for k, v in batch.told.items()}
