@@ -4,7 +4,7 @@ python tools/bench_train.py steps --table tools/results/bench_train_steps.md
 python tools/bench_train.py norms --data DIR --table tools/results/bench_train_norms.md
 
 `steps` times a step of SGD on the lowered graph against the torch module that was exported, in turns; on a GPU where
-there is one. `norms` trains ResNet-20 on CIFAR-10 (DIR: parquet files, such as ../shared/data), folds its norms into
+there is one. `norms` trains ResNet-20 on CIFAR-10 (DIR: parquet files), folds its norms into
 the convolutions as exporters do, halves its MACs by L2 scores, and trains what is left for three epochs, with and
 without norms put back; each run is a file in runs/bench_train, so that a stopped one goes on.
 """

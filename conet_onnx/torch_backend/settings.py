@@ -92,6 +92,8 @@ class Settings:
             raise UsageError(f"ema {self.ema}: a decay lies between 0 and 1.")
         if not 0 <= self.feature_weight < math.inf:
             raise UsageError(f"feature weight {self.feature_weight}: it must not be negative.")
+        if self.sharded and self.ema is not None:
+            raise UsageError("an average (ema) of weights that are spread over devices is not kept: leave one out.")
         if self.devices < 1:
             raise UsageError(f"devices={self.devices}: expected at least one.")
         for what, value, known in (
@@ -114,6 +116,11 @@ class Settings:
     def decay(self) -> float:
         """The weight decay."""
         return DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are spread over the devices (Fabric's fsdp, which needs GPUs): no checkpoints then."""
+        return self.strategy.startswith("fsdp")
 
     def kind(self, name: str) -> LossKind:
         """How an output or a feature follows the teacher's; "" stands for all that are not named."""

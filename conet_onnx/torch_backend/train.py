@@ -118,7 +118,7 @@ def fit(
         if moments is not None:
             with_moments(run.optimizer, run.parameters(), moments)
         kept = None
-        if checkpoint is not None:
+        if checkpoint is not None and not wished.sharded:
             kept = Checkpoint(checkpoint, {"source": student.sha256, "samples": len(data), **_plain(wished)})
             run.resume(kept.load(fabric))
         try:
@@ -286,7 +286,7 @@ class _Run:
         seconds = done.seconds + time.perf_counter() - begun
         done.history.append({"epoch": float(done.epoch + 1), **means, "lr": rate, "seconds": seconds})
         self.done = Progressed(epoch=done.epoch + 1, history=done.history)
-        self.good = self.snapshot()
+        self.good = None if self.settings.sharded else self.snapshot()
         if kept is not None:
             kept.save(self.fabric, self.state())
             if self._any(asked.is_set()) and self.done.epoch < self.settings.epochs:
@@ -339,12 +339,13 @@ class _Run:
         """What has become of the source; the run is over."""
         if self.average is not None:
             self.student.load_state_dict(self.average.module.state_dict())
-        moments = moments_of(self.optimizer, self.parameters())
-        fold(self.learner.module)
-        if self.freed is None:
-            trained = from_torch(self.source, self.learner.module)
-        else:
-            trained = self.freed.returned(from_torch(self.freed.graph, self.learner.module))
+        moments = {} if self.settings.sharded else moments_of(self.optimizer, self.parameters())
+        with self._whole():
+            fold(self.learner.module)
+            if self.freed is None:
+                trained = from_torch(self.source, self.learner.module)
+            else:
+                trained = self.freed.returned(from_torch(self.freed.graph, self.learner.module))
         return Fitted(trained, tuple(self.done.history), seconds, self.learner.untrained, moments)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -390,6 +391,17 @@ class _Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.done = Progressed(**state["progressed"])
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """All weights here, where a strategy has spread them over several devices."""
+        if not self.settings.sharded:
+            yield
+            return
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        with FullyShardedDataParallel.summon_full_params(self.module, writeback=False):
+            yield
 
     def _own(self, batch: Batch, length: int) -> tuple[Inputs, Any, Mapping[str, Array] | None, int]:
         """Those samples of a batch that fall to this process, and how many they are; where there are none, one that
