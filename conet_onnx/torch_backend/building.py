@@ -46,7 +46,7 @@ class Builder:
         self._node: Node | None = None
         self._modules = 0
         for value in graph.inputs:
-            self._values[value.name] = self.fx.placeholder(identifier(value.name))
+            self.assign(value.name, self.fx.placeholder(identifier(value.name)))
 
     # What the ops read.
 

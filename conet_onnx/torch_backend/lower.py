@@ -63,7 +63,7 @@ def lower(graph: Graph) -> fx.GraphModule:
     outputs = [_as_declared(b, value.name) for value in graph.outputs]
     b.fx.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
     b.fx.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    tighten(b.fx, b.root)
+    tighten(b.fx, b.root, b.graph)
     module = fx.GraphModule(b.root, b.fx, class_name="Lowered")
     used = {node.target for node in b.fx.nodes if node.op == "get_attr"}
     names = Names({n: b.registered[n] for n in graph.weights if b.registered.get(n) in used})
