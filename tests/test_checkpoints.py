@@ -83,6 +83,8 @@ class TestGoingOn:
             train(network(), problem(), epochs=2, lr=0.02, checkpoint=tmp_path / "state")
         with pytest.raises(UsageError, match="of another training: its source"):
             train(network(seed=1), problem(), epochs=2, lr=0.01, checkpoint=tmp_path / "state")
+        with pytest.raises(UsageError, match="of another training: its teacher"):
+            train(network(), problem(), epochs=2, lr=0.01, teacher=network(16), checkpoint=tmp_path / "state")
 
     @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04"])
     def test_what_is_no_checkpoint_is_said(self, tmp_path: Path, content: bytes) -> None:

@@ -46,8 +46,9 @@ class Settings:
     identity and is folded away again; "auto" does so where the graph has no norms at all (norms.py). `init="fresh"`
     forgets the weights (fresh.py). `augment`: of AUGMENTATIONS, in that order (augment.py).
 
-    Machine. `accelerator`, `devices`, `strategy` and `precision` are Fabric's. `channels_last` and `compile` are
-    torch's. The same seed on the same CPU with as many threads gives the same bits.
+    Machine. `accelerator`, `devices`, `strategy` and `precision` are Fabric's, `compile` is torch's. `channels_last` is
+    how images are held; None: so where there are convolutions of images. The same seed on the same CPU with as many
+    threads gives the same bits.
     """
 
     epochs: int
@@ -74,7 +75,7 @@ class Settings:
     devices: int = 1
     strategy: str = "auto"
     precision: Any = "32-true"
-    channels_last: bool = False
+    channels_last: bool | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:

@@ -95,8 +95,8 @@ def fit(
     `teacher` is a graph, or its scores of `data` in order (`teacher_scores`); `labels=False` learns from the teacher
     alone. `normalise` turns images that `data` yields into what the model takes. A `task` brings a loss of its own.
     A batch size that is baked into the graph is freed for the training (batches.freed); where it cannot be, the graph
-    is trained at that. `moments` are an optimizer's to begin with, of the
-    same weights (`Fitted.moments`, `moments.resized`).
+    is trained at that. `moments` are an optimizer's to begin with, of the same weights (`Fitted.moments`,
+    `moments.resized`).
 
     With a `checkpoint` the state is written there after every epoch, and on SIGTERM and SIGINT, whereupon Stopped is
     raised; where that file is there already, training goes on from it and ends with the same weights as if it had
@@ -119,7 +119,7 @@ def fit(
             with_moments(run.optimizer, run.parameters(), moments)
         kept = None
         if checkpoint is not None and not wished.sharded:
-            kept = Checkpoint(checkpoint, {"source": student.sha256, "samples": len(data), **_plain(wished)})
+            kept = Checkpoint(checkpoint, _about(student, data, teacher, labels, task, wished))
             run.resume(kept.load(fabric))
         try:
             with stoppable() if kept is not None else _never() as asked:
@@ -531,9 +531,18 @@ def _length(x: Inputs) -> int:
     return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
-    """Those settings that the weights depend on, as a checkpoint keeps them."""
-    return {name: value for name, value in asdict(settings).items() if name not in ("compile",)}
+def _about(
+    student: Graph, data: Data, teacher: Graph | Array | None, labels: bool, task: Task | None, settings: Settings
+) -> dict[str, Any]:
+    """What a training's weights depend on, in plain values: a checkpoint of another one is not gone on from."""
+    return {
+        "source": student.sha256,
+        "samples": len(data),
+        "teacher": teacher.sha256 if isinstance(teacher, Graph) else teacher is not None,
+        "labels": labels,
+        "task": None if task is None else f"{type(task).__module__}:{type(task).__qualname__}",
+        **asdict(settings),
+    }
 
 
 @contextmanager
