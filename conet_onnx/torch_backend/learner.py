@@ -94,11 +94,11 @@ class Learner:
         quiet: Any = type(self.module)
         quiet._wrapped_call = staticmethod(nn.Module.__call__)
 
-    def use_channels_last(self, wanted: bool | None) -> None:
-        """Hold images and the weights of convolutions with their channels last, at which processors are faster (a
-        fifth to a half: tools/results/bench_train_steps.md); None: where there are convolutions of images."""
-        self.channels_last = self._convolves() if wanted is None else wanted
-        if self.channels_last:
+    def use_channels_last(self, wanted: bool) -> None:
+        """Hold images and the weights of convolutions with their channels last, at which processors are faster (up to
+        a third: tools/results/bench_train_steps.md)."""
+        self.channels_last = wanted
+        if wanted:
             module: nn.Module = self.module
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its types leave this one out
 
@@ -170,10 +170,6 @@ class Learner:
             raise self.misfit(x, error) from error
         whole = (found[0] if len(found) == 1 else torch.cat(list(found)) for found in zip(*parts, strict=True))
         return {name: value[:length] for name, value in zip(self.names, whole, strict=True)}
-
-    def _convolves(self) -> bool:
-        weights = (node.inputs[1] for node in self.graph.nodes if node.op in ("Conv", "ConvTranspose"))
-        return any(len(self.graph.weights[name].dims) == 4 for name in weights if name in self.graph.weights)
 
     def _values(self) -> dict[str, Any]:
         """What is returned now, by name."""
