@@ -48,8 +48,8 @@ class Settings:
 
     Machine. `accelerator`, `devices`, `strategy` and `precision` are Fabric's, `compile` is torch's. `channels_last` is
     how images are held: faster on most networks of convolutions, and not the default, because torch 2.13 was seen to
-    corrupt its memory on a CPU then, in a network with layers of 2 and 4 channels. The same seed on the same CPU with as
-    many threads gives the same bits.
+    corrupt its memory on a CPU then, in a network with layers of 2 and 4 channels. The same seed on the same CPU with
+    as many threads gives the same bits.
     """
 
     epochs: int
