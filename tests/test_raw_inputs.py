@@ -227,7 +227,7 @@ class TestDamage:
         self, tmp_path: Path, arrays: dict[str, Array], says: str
     ) -> None:
         path = tmp_path / "test.npz"
-        np.savez(path, **arrays)  # type: ignore[arg-type]
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's types take allow_pickle for one of them
         with pytest.raises(DataError, match=says) as caught:
             load_data(path).split("test")
         assert str(path) in one_line(caught)
