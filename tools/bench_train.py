@@ -147,11 +147,11 @@ def _step(module: Any, batch: torch.Tensor, labels: torch.Tensor) -> Callable[[]
 
 
 def _export(module: nn.Module, shape: tuple[int, ...], file: Path, *, keep_norms: bool) -> None:
-    mode = torch.onnx.TrainingMode.TRAINING if keep_norms else torch.onnx.TrainingMode.EVAL
+    mode = torch.onnx.TrainingMode.PRESERVE if keep_norms else torch.onnx.TrainingMode.EVAL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            copy.deepcopy(module).cpu().train(keep_norms),
+            copy.deepcopy(module).cpu().eval(),
             (torch.zeros(2, *shape),),
             os.fspath(file),
             dynamo=False,
@@ -266,7 +266,8 @@ def _norms_table(source: Path, half: Path, data: DataSet, runs: list[dict[str, A
         f"by L2 scores: {before['half']:.2%}. Then {arguments.epochs} epochs on labels alone, batches of 64, SGD, "
         f"learning rate {arguments.lr:g}, as it is or with norms that are put back and folded away again.",
         "",
-        f"    python tools/bench_train.py --threads {arguments.threads} norms --data DIR --lr {arguments.lr:g}",
+        f"    python tools/bench_train.py --threads {arguments.threads} norms --data DIR --seeds {arguments.seeds} "
+        f"--lr {arguments.lr:g}",
         "",
         *(f"- {key}: {value}" for key, value in machine.items()),
         "",
