@@ -260,7 +260,8 @@ def _report(found: Finetuned, model: str, out: str, data: list[str]) -> None:
     says(f"{several(len(found.history), 'epoch')} in {duration(found.seconds)}. Written: {out}.")
     says()
     says("What next")
-    says(f"  {command('evaluate', out, *data)}")
+    if any("accuracy" in after.measures for after in found.after.values()):  # else there is nothing to be right about
+        says(f"  {command('evaluate', out, *data)}")
     says(f"  {command('bench', model, out)}")
 
 
