@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 
+from conet_onnx.ahead import Ahead
 from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer
@@ -103,7 +104,7 @@ class Graph:
         self.outputs = tuple(_value(v) for v in model.graph.output)
         self._sizes: dict[str, tuple[tuple[int, int], ...] | None] = {}
         self._constants: dict[str, Array | None] = {}
-        self._stamps = [_stamp(path) for path in (Path(file), *self.external)] if file else []
+        self._stamps = [_stamp(path) for path in self._files] if file else []
         self._check_input_shapes()
 
     @cached_property
@@ -113,10 +114,10 @@ class Graph:
         Raises ModelError where the file is not the one any more that was read.
         """
         if self.file:
-            paths: list[Path] = [Path(self.file), *self.external]
+            self.hash_ahead()
             try:
-                digest_of_files = sha256_of(paths)
-                same = [_stamp(path) for path in paths] == self._stamps
+                digest_of_files = self._hashing.result()
+                same = [_stamp(path) for path in self._files] == self._stamps
             except OSError as error:
                 raise ModelError(f"Cannot read {self.file} again: {error.strerror or error}.") from error
             if not same:
@@ -126,6 +127,19 @@ class Graph:
         for piece in flowing(pieces(self.model, self.arrays)):
             digest.update(piece)
         return digest.hexdigest()
+
+    def hash_ahead(self) -> None:
+        """Begin, in a thread, what `sha256` will be asked for; nothing where there is no file."""
+        if self.file:
+            _ = self._hashing
+
+    @cached_property
+    def _hashing(self) -> Ahead[str]:
+        return Ahead(partial(sha256_of, self._files))
+
+    @property
+    def _files(self) -> list[Path]:
+        return [Path(self.file), *self.external]
 
     @cached_property
     def _producers(self) -> dict[str, Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -63,3 +64,11 @@ def test_the_digest_is_of_all_files_in_turn(tmp_path: Path) -> None:
     assert sha256_of([tmp_path / "a", tmp_path / "b"]) == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, of "abc"
     )
+
+
+def test_a_digest_of_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conet_onnx.files.BLOCK", 7)
+    for size in (0, 6, 7, 8, 14, 1000):
+        data = bytes(range(256)) * 4
+        (tmp_path / "a").write_bytes(data[:size])
+        assert sha256_of([tmp_path / "a"]) == hashlib.sha256(data[:size]).hexdigest()
