@@ -23,7 +23,7 @@ from conet_onnx.scoring import importance
 from conet_onnx.sites import places
 from conet_onnx.sizes import Polynomials, compile_table
 
-__all__ = ["Selection", "budgeted", "plan", "ranked", "scaled", "select"]
+__all__ = ["TRANSFERS", "Selection", "budgeted", "plan", "ranked", "scaled", "select"]
 
 TRANSFERS = ("slice", "net2net", "zero")
 

@@ -102,6 +102,16 @@ def batchnorm_option(function: F) -> F:
     )(function)
 
 
+def augment_option(function: F) -> F:
+    """--augment A,..."""
+    return click.option(
+        "--augment",
+        callback=_names,
+        metavar="A,...",
+        help="Change images at random: crop, flip, cutout, mixup, randaugment.",
+    )(function)
+
+
 def provider_option(function: F) -> F:
     """--provider P."""
     return click.option(
@@ -162,3 +172,8 @@ def _input_shapes(_ctx: click.Context, _param: click.Parameter, values: Iterable
             raise click.BadParameter(f"{value!r} is not a name and positive sizes; write it as x=1x3x224x224.")
         found[name] = tuple(int(p) for p in parts)
     return found
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """a,b,c."""
+    return None if value is None else tuple(part for part in value.split(",") if part)

@@ -13,7 +13,7 @@ from conet_onnx.torch_backend.norms import HOW, BatchNorm
 __all__ = ["AUGMENTATIONS", "Init", "LossKind", "Optimizer", "Schedule", "Settings"]
 
 Optimizer = Literal["sgd", "adamw"]
-Schedule = Literal["cosine", "onecycle", "step", "constant"]
+Schedule = Literal["cosine", "onecycle", "step", "decay", "adas", "constant"]
 LossKind = Literal["auto", "kl", "mse", "cosine", "none"]
 Init = Literal["inherit", "fresh"]
 AUGMENTATIONS = ("crop", "flip", "cutout", "mixup", "randaugment")
@@ -27,12 +27,13 @@ CLIP = 5.0  # gradients longer than this are shortened: without BatchNormalizati
 class Settings:
     """How to train; raises UsageError where that makes no sense.
 
-    Steps. SGD with Nesterov momentum or AdamW; `lr` and `weight_decay` are theirs by default. The learning rate rises
-    over the first `warmup` of the steps, then falls to zero along a cosine, or as `schedule` says: to a tenth at half
-    and again at three quarters of the steps ("step"; He et al., 2016), along torch's OneCycleLR ("onecycle"; Smith and
-    Topin, 2017, arXiv:1708.07120), not at all ("constant"). `accumulate` batches make one step; with `ema` the result
-    is the moving average of the weights over the steps, with that decay. Weights with one axis (biases, norms) do not
-    decay. Gradients longer than `clip` are shortened.
+    Steps. SGD with (Nesterov's) `momentum` or AdamW; `lr` and `weight_decay` are theirs by default. The learning rate
+    rises over the first `warmup` of the steps, then falls to zero along a cosine, or as `schedule` says: to a tenth at
+    half and again at three quarters of the steps ("step"; He et al., 2016), times `decay_factor` every `decay_every`
+    epochs ("decay"), along torch's OneCycleLR ("onecycle"; Smith and Topin, 2017, arXiv:1708.07120), each layer's by
+    what it gained in the last epoch ("adas", adas.py), not at all ("constant"). `accumulate` batches make one step;
+    with `ema` the result is the moving average of the weights over the steps, with that decay. Weights with one axis
+    (biases, norms) do not decay. Gradients longer than `clip` are shortened.
 
     Losses. (1 - distill) · labels + distill · teacher, where there are both. `loss` says how an output follows the
     teacher's, by name or for all: "kl", the divergence of classes at a `temperature`; "mse", the square of the
@@ -57,8 +58,13 @@ class Settings:
     optimizer: Optimizer = "sgd"
     lr: float | None = None
     weight_decay: float | None = None
+    momentum: float = 0.9
+    nesterov: bool = True
     warmup: float = 0.1
     schedule: Schedule = "cosine"
+    decay_every: int = 25
+    decay_factor: float = 0.5
+    adas_beta: float = 0.8
     accumulate: int = 1
     ema: float | None = None
     clip: float | None = CLIP
@@ -88,6 +94,10 @@ class Settings:
             raise UsageError(
                 f"distill {self.distill}, temperature {self.temperature}: a share of 0..1, and a positive number."
             )
+        if not 0 <= self.momentum < 1 or not 0 <= self.adas_beta < 1:
+            raise UsageError(f"momentum {self.momentum}, adas_beta {self.adas_beta}: they lie between 0 and 1.")
+        if self.decay_every < 1 or not 0 < self.decay_factor <= 1:
+            raise UsageError(f"{self.decay_factor} every {self.decay_every} epochs: a factor of 0..1, at least one.")
         if self.accumulate < 1:
             raise UsageError(f"accumulate={self.accumulate}: expected at least one batch a step.")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -48,10 +48,12 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from conet_onnx.batches import Freed
+    from conet_onnx.torch_backend.adas import Adas
 
-__all__ = ["Diverged", "Fitted", "Progress", "fit"]
+__all__ = ["After", "Diverged", "Fitted", "Progress", "fit"]
 
 Progress = Callable[[float], None]  # the share of the work that is done, 0..1
+After = Callable[[Mapping[str, Array]], None]  # shown the trained weights by name after an epoch, not to be kept
 
 WINDOW = 16  # batches after which a GPU is asked for its losses: to ask is to wait for it
 
@@ -87,6 +89,7 @@ def fit(
     normalise: Normalise | None = None,
     moments: Moments | None = None,
     progress: Progress | None = None,
+    after: After | None = None,
     checkpoint: Path | None = None,
     **settings: Any,
 ) -> Fitted:
@@ -96,7 +99,8 @@ def fit(
     alone. `normalise` turns images that `data` yields into what the model takes. A `task` brings a loss of its own.
     A batch size that is baked into the graph is freed for the training (batches.freed); where it cannot be, the graph
     is trained at that. `moments` are an optimizer's to begin with, of the same weights (`Fitted.moments`,
-    `moments.resized`).
+    `moments.resized`). `after` each epoch the weights are shown, as they are in training: convolutions that are trained
+    with a norm (batchnorm) without it.
 
     With a `checkpoint` the state is written there after every epoch, and on SIGTERM and SIGINT, whereupon Stopped is
     raised; where that file is there already, training goes on from it and ends with the same weights as if it had
@@ -125,6 +129,8 @@ def fit(
             with stoppable() if kept is not None else _never() as asked:
                 while run.done.epoch < wished.epochs:
                     run.epoch(progress, kept, asked)
+                    if after is not None:
+                        after(run.weights())
         except Diverged as error:
             if run.good is not None:
                 run.restore(run.good)
@@ -184,10 +190,11 @@ class _Run:
         self.prepare = prepare
         self.course = Course.of(len(lessons.data), learner.batch, settings)
         self.student = _Student(learner, adapters).to(fabric.device).train()
-        trained = (p for p in self.student.parameters() if p.requires_grad)
+        self.adas = _adas(learner, self.student) if settings.schedule == "adas" else None
+        parts = [[p for p in self.student.parameters() if p.requires_grad]] if self.adas is None else self.adas.parts
         module: Any = torch.compile(self.student) if settings.compile else self.student
-        self.module, self.optimizer = fabric.setup(module, optimizer(trained, settings))
-        self.scheduler = self.course.scheduler(self.optimizer, settings.schedule, settings.rate)
+        self.module, self.optimizer = fabric.setup(module, optimizer(parts, settings))
+        self.scheduler = self.course.scheduler(self.optimizer, settings)
         self.average: AveragedModel | None = None
         if settings.ema is not None:
             decay = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]  # torch's has no types
@@ -286,7 +293,10 @@ class _Run:
         means = {name: value / done.seen for name, value in done.sums.items()}
         seconds = done.seconds + time.perf_counter() - begun
         done.history.append({"epoch": float(done.epoch + 1), **means, "lr": rate, "seconds": seconds})
-        self.done = Progressed(epoch=done.epoch + 1, history=done.history)
+        self.done = Progressed(epoch=done.epoch + 1, history=done.history, gains=done.gains)
+        if self.adas is not None:
+            self.done.gains = self.adas.gains(self.weights())
+            self.adas.follow(done.gains, self.done.gains, self.settings.adas_beta, self.scheduler)
         self.good = None if self.settings.sharded else self.snapshot()
         if kept is not None:
             kept.save(self.fabric, self.state())
@@ -352,6 +362,11 @@ class _Run:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights in training, by the name that they have in the graph."""
         return self.learner.parameters()
+
+    def weights(self) -> dict[str, Array]:
+        """The weights in training as arrays, by the same names; views, where they are in the processor's memory."""
+        with self._whole():
+            return {name: one.detach().float().cpu().numpy() for name, one in self.parameters().items()}
 
     def state(self) -> dict[str, Any]:
         """All that training needs to go on as if it had not been stopped."""
@@ -501,6 +516,12 @@ def _fabric(settings: Settings) -> Fabric:
         ) from error
     fabric.launch()
     return fabric
+
+
+def _adas(learner: Learner, student: nn.Module) -> Adas:
+    from conet_onnx.torch_backend.adas import Adas  # it analyses the graph, which other schedules need not pay
+
+    return Adas(learner, student.parameters())
 
 
 def _collated(task: Task | None, x: Inputs, y: Any) -> tuple[Inputs, Any]:

@@ -1,0 +1,55 @@
+"""What a method asks of each trial beside its widths: how it begins, how it is trained, what is measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+__all__ = ["DISTILL", "Measure", "QualityMeasure", "Recipe", "UtilisationMeasure"]
+
+# Share of the teacher in the loss, as Cho and Hariharan (2019) have it: the source knows more than a label says.
+DISTILL = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class QualityMeasure:
+    """A metric of the weights after every epoch (metrics.quality); of the epochs the largest ("max"), the "mean" or the
+    "last" value of each layer; per width the mean over the layers that hold it."""
+
+    metric: str = "qc"
+    epoch: str = "max"
+
+
+@dataclass(frozen=True, slots=True)
+class UtilisationMeasure:
+    """What dropping a width's channels does to the loss on validation data (metrics.utilisation), after the training.
+
+    A width's rate is `rate` where it costs as much as the mean; `noise` and `of` as in torch_backend.utilisation.
+    """
+
+    rate: float
+    passes: int = 5
+    of: str = "loss"
+    noise: str = "bernoulli"
+    cost: str = "macs"
+
+
+Measure: TypeAlias = QualityMeasure | UtilisationMeasure
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a method's models come about.
+
+    `start`: trials without a parent begin with the source's weights, or with fresh ones. `final`: the last training
+    goes on from the chosen trial's weights ("inherit"), or begins anew. `training` and `final_training` are settings
+    of torch_backend.settings.Settings, beside epochs, seed and threads. `transfer` says how weights survive a resize.
+    """
+
+    start: Literal["source", "fresh"] = "source"
+    final: Literal["inherit", "fresh"] = "inherit"
+    transfer: str = "net2net"
+    training: Mapping[str, Any] = field(default_factory=lambda: {"distill": DISTILL})
+    final_training: Mapping[str, Any] = field(default_factory=lambda: {"distill": DISTILL})
+    measure: Measure | None = None
