@@ -139,11 +139,10 @@ class TestRequest:
     @pytest.mark.parametrize(
         ("option", "expected"),
         [
-            ("--algorithm conet-sa", "later release"),
-            ("--algorithm conet-greedy", "later release"),
-            ("--algorithm network-adjustment", "later release"),
-            ("--algorithm compound", "later release"),
             ("--algorithm annael", "anneal"),
+            ("--algorithm conet-sa --option gama=1", "did you mean 'gamma'"),
+            ("--algorithm network-adjustment --cost latency", "latency tables"),
+            ("--cost macs", "no option 'cost'"),
             ("--backend jax", "jax"),
             ("--storage sqlite:///x.db", "later release"),
             ("--jobs 2", "later release"),

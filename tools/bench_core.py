@@ -179,8 +179,8 @@ def pricing(setting: Setting) -> Iterator[Row]:
 
 
 def metrics(setting: Setting) -> Iterator[Row]:
-    """Scoring ResNet-34 against numpy.linalg.svd on both unfoldings of every layer and the same EVBMF: with its vectors,
-    as the published code calls it, and for singular values alone."""
+    """Scoring ResNet-34 against numpy.linalg.svd on both unfoldings of every layer and the same EVBMF: with its
+    vectors, as the published code calls it, and for singular values alone."""
     import conet_onnx as co
     from conet_onnx.metrics import evbmf, layers
 

@@ -15,10 +15,8 @@ from conet_onnx.data.dataset import Array
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
 from conet_onnx.metrics import LayerQuality, as_json, by_width, score
-from conet_onnx.metrics.utilisation import rates_of
 from conet_onnx.searching.recipe import Measure, QualityMeasure, UtilisationMeasure
 from conet_onnx.torch_backend.distill import Normalise
-from conet_onnx.torch_backend.utilisation import utilisation
 
 __all__ = ["Measured", "Measuring"]
 
@@ -45,11 +43,18 @@ class Measuring:
         """What the training shows its weights to after every epoch."""
         return self._look if isinstance(self.measure, QualityMeasure) else None
 
-    def qualities(self) -> Measured:
-        """The metric that was asked for, of each width."""
-        if not isinstance(self.measure, QualityMeasure) or not self.epochs:
+    def measured(self, trained: Graph, data: Split, *, normalise: Normalise, seed: int, threads: int) -> Measured:
+        """What was asked for of each width, after the training; `data` is for validation."""
+        if isinstance(self.measure, QualityMeasure):
+            return self._qualities(self.measure)
+        if isinstance(self.measure, UtilisationMeasure):
+            return self._utilisation(self.measure, trained, data, normalise=normalise, seed=seed, threads=threads)
+        return {}
+
+    def _qualities(self, asked: QualityMeasure) -> Measured:
+        if not self.epochs:
             return {}
-        metric, over = self.measure.metric, OVER[self.measure.epoch]
+        metric, over = asked.metric, OVER[asked.epoch]
         sides = [[(getattr(one.ins, metric), getattr(one.outs, metric)) for one in epoch] for epoch in self.epochs]
         layers = [
             replace(one, ins=replace(one.ins, **{metric: ins}), outs=replace(one.outs, **{metric: outs}))
@@ -57,11 +62,10 @@ class Measuring:
         ]
         return {metric: by_width(self.analysis, layers, metric)}
 
-    def utilisation(self, trained: Graph, data: Split, *, normalise: Normalise, seed: int, threads: int) -> Measured:
-        """What the widths' channels are worth to the trained model, on validation data."""
-        asked = self.measure
-        if not isinstance(asked, UtilisationMeasure):
-            return {}
+    def _utilisation(self, asked: UtilisationMeasure, trained: Graph, data: Split, **how: Any) -> Measured:
+        from conet_onnx.metrics.utilisation import rates_of
+        from conet_onnx.torch_backend.utilisation import utilisation
+
         rates = rates_of(self.analysis.costs, {name: w.size for name, w in self.analysis.widths.items()}, asked.rate)
         found = utilisation(
             trained,
@@ -71,9 +75,7 @@ class Measuring:
             passes=asked.passes,
             of=asked.of,
             noise=asked.noise,
-            normalise=normalise,
-            seed=seed,
-            threads=threads,
+            **how,
         )
         return {"fur": found, "rate": rates}
 

@@ -122,7 +122,7 @@ class Workshop:
                 seed=task.seed,
                 report=report,
                 anew=anew,
-                after=measuring and measuring.after,
+                after=None if measuring is None else measuring.after,
             )
         except Diverged:
             return TrialOutcome({}, time.perf_counter() - begun, 0.0)
@@ -130,7 +130,7 @@ class Workshop:
         measured: Measured = {}
         if measuring is not None:
             asked = time.perf_counter()
-            measured = measuring.qualities() | measuring.utilisation(
+            measured = measuring.measured(
                 trained,
                 self.dataset.split("validation"),
                 normalise=self.normalise,
