@@ -109,6 +109,12 @@ def _pairs(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 @click.option("--accumulate", type=click.IntRange(min=1), metavar="N", help="Batches that make one step (1).")
 @click.option("--clip", callback=positive, metavar="C", help="Longest gradient (5).")
 @click.option("--ema", callback=positive, metavar="D", help="Keep the moving average of the weights: 0.999, say.")
+@click.option(
+    "--channel-dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="P",
+    help="Drop this share of all widths' channels; it grows from epoch to epoch up to that (0).",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Batch size.")
 @batchnorm_option
 @click.option("--accelerator", default="auto", show_default=True, metavar="A", help="Fabric's: cpu, cuda, mps.")
@@ -250,6 +256,8 @@ def _report(found: Finetuned, model: str, out: str, data: list[str]) -> None:
     says()
     for name, why in found.untrained.items():
         says(f"Not trained: output {name!r}. {why}")
+    for name, why in found.undropped.items():
+        says(f"Not dropped: channels of {name}. {why}")
     says(f"{several(len(found.history), 'epoch')} in {duration(found.seconds)}. Written: {out}.")
     says()
     says("What next")

@@ -45,7 +45,11 @@ class Settings:
 
     Model. With `batchnorm="reinsert"` folded convolutions are trained with a BatchNormalization, which begins as the
     identity and is folded away again; "auto" does so where the graph has no norms at all (norms.py). `init="fresh"`
-    forgets the weights (fresh.py). `augment`: of AUGMENTATIONS, in that order (augment.py).
+    forgets the weights (fresh.py). `augment`: of AUGMENTATIONS, in that order (augment.py). `channel_dropout` is a
+    regulariser (Network Adjustment, arXiv:2004.02767, with 0.05): channels are dropped wherever they are summed over
+    (dropping.py), in epoch e of E, from 0, at the rate channel_dropout · (e + 1) / E, all widths alike. With
+    `dropout_by_depth` width k of the n that can be dropped, from 0, in the order in which the graph makes them, is
+    dropped at (k + 1) / n of that.
 
     Machine. `accelerator`, `devices`, `strategy` and `precision` are Fabric's, `compile` is torch's. `channels_last` is
     how images are held: faster on most networks of convolutions, and not the default, because torch 2.13 was seen to
@@ -76,6 +80,8 @@ class Settings:
     batchnorm: BatchNorm = "auto"
     init: Init = "inherit"
     augment: tuple[str, ...] = ()
+    channel_dropout: float = 0.0
+    dropout_by_depth: bool = False
     seed: int = 0
     threads: int | None = None
     accelerator: str = "auto"
@@ -104,6 +110,8 @@ class Settings:
             raise UsageError(f"ema {self.ema}: a decay lies between 0 and 1.")
         if not 0 <= self.feature_weight < math.inf:
             raise UsageError(f"feature weight {self.feature_weight}: it must not be negative.")
+        if not 0 <= self.channel_dropout < 1:
+            raise UsageError(f"channel_dropout {self.channel_dropout}: a rate of dropping lies between 0 and 1.")
         if self.sharded and self.ema is not None:
             raise UsageError("an average (ema) of weights that are spread over devices is not kept: leave one out.")
         if self.devices < 1:
@@ -128,6 +136,11 @@ class Settings:
     def decay(self) -> float:
         """The weight decay."""
         return DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay
+
+    def dropping_rate(self, epoch: int, width: int, widths: int) -> float:
+        """The rate at which a width, by its number of so many, is dropped in an epoch; both count from 0."""
+        share = (width + 1) / widths if self.dropout_by_depth else 1.0
+        return self.channel_dropout * (epoch + 1) / self.epochs * share
 
     @property
     def sharded(self) -> bool:
