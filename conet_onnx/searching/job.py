@@ -36,7 +36,10 @@ EPOCHS_PER_TRIAL = 4
 EPOCHS = 40
 BACKENDS = ("torch",)
 # What a resumed run cannot change without becoming another one.
-FIXED = ("source", "data", "normalisation", "backend", "algorithm", "budget", "seed", "epochs_per_trial", "batchnorm")
+FIXED = (
+    *("source", "data", "normalisation", "backend", "algorithm", "budget", "seed", "epochs_per_trial", "batchnorm"),
+    "transfer",
+)
 FOLDERS = ("weights", "plans", "pareto")
 REPORT_FILE = "report.html"
 LATENCY_SECONDS = 4.0
@@ -76,6 +79,7 @@ def search(
     provider: str = "auto",
     threads: int | None = None,
     batchnorm: BatchNorm = "auto",
+    transfer: str = "net2net",
     normalisation: Normalisation | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -85,7 +89,8 @@ def search(
 
     Every trial trains for `epochs_per_trial` against the labels and the source model, and is judged on validation
     data; the best one then trains for `epochs` more. Test data is read once, at the end, for the source and the best.
-    `batchnorm` says whether folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds,
+    `batchnorm` says whether folded convolutions are trained with one (torch_backend.norms), `transfer` how weights pass
+    from trial to trial (conet_onnx.transfer). `time_limit`, in seconds,
     ends the trials early enough for that last training, never before one has ended. The same seed on the same machine
     gives the same models. `out` defaults to runs/MODEL_STEM; `resume` goes on with what is there, finished or killed,
     and may change `trials` and `epochs`.
@@ -108,6 +113,7 @@ def search(
         provider=provider,
         threads=threads,
         batchnorm=batchnorm,
+        transfer=transfer,
     )
     space = WidthSpace(workshop.analysis)
     if not space.names:
@@ -129,6 +135,7 @@ def search(
         "provider": provider,
         "threads": threads,
         "batchnorm": batchnorm,
+        "transfer": transfer,
     }
     _make_folder(folder, resume=resume)
     with locked(folder):
@@ -277,7 +284,8 @@ def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     chosen = (settings.get("normalisation") or {}).get("normalisation")  # without scores, which are rounded anew
-    return {**{key: settings.get(key) for key in FIXED}, "normalisation": chosen}
+    known = {"transfer": "net2net", **settings}  # what runs did before they noted it
+    return {**{key: known.get(key) for key in FIXED}, "normalisation": chosen}
 
 
 def _record(trial: Trial, file: Path) -> ModelRecord:

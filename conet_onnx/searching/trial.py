@@ -18,13 +18,14 @@ from conet_onnx.data.dataset import Array
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
 from conet_onnx.graph import REALS, Graph
 from conet_onnx.loading import load
-from conet_onnx.planning import plan
+from conet_onnx.planning import check_transfer, plan
 from conet_onnx.rewriting import rewrite
 from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
 from conet_onnx.torch_backend.train import Diverged, fit
+from conet_onnx.transfer import calibration_batches, transferred
 
 __all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit"]
 
@@ -46,6 +47,7 @@ class TrialSettings:
     provider: str = "auto"
     threads: int | None = None
     batchnorm: BatchNorm = "auto"
+    transfer: str = "net2net"
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
@@ -59,6 +61,7 @@ def evaluate_trial(task: TrialTask, settings: TrialSettings) -> TrialOutcome:
         provider=settings.provider,
         threads=settings.threads,
         batchnorm=settings.batchnorm,
+        transfer=settings.transfer,
     )
     return workshop(task, lambda _: None)
 
@@ -76,6 +79,7 @@ class Workshop:
     provider: str
     threads: int | None
     batchnorm: BatchNorm = "auto"
+    transfer: str = "net2net"
 
     @classmethod
     def open(
@@ -88,22 +92,25 @@ class Workshop:
         provider: str,
         threads: int | None,
         batchnorm: BatchNorm = "auto",
+        transfer: str = "net2net",
     ) -> Workshop:
         """Read the data and check that it fits; `test` is left alone. Raises DataError, UsageError."""
         wanted(graph, batchnorm)  # a wrong word is said now
+        check_transfer(transfer)
         if isinstance(data, DataSet):
             dataset, name = data.with_validation(), data.name
         else:
             dataset, name = load_data(data), str(data)
         check_fits(graph, dataset, "train", "validation")
         choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads)
-        return cls(graph, analyze(graph), dataset, name, choice, epochs, provider, threads, batchnorm)
+        return cls(graph, analyze(graph), dataset, name, choice, epochs, provider, threads, batchnorm, transfer)
 
     def __call__(self, task: TrialTask, report: Report) -> TrialOutcome:
         """The outcome of a task. Its weights and its plan are written, whole, before this returns."""
         begun = time.perf_counter()
         structure = plan(self.analysis, task.widths, inexact=True).changed()
-        student = inherit(rewrite(self.source, structure), self.source, task, analysis=self.analysis)
+        how: dict[str, Any] = {"transfer": self.transfer, "calibration": self.calibration}
+        student = inherit(rewrite(self.source, structure), self.source, task, analysis=self.analysis, **how)
         try:
             trained, seconds = self.train(student, epochs=self.epochs, seed=task.seed, report=report)
         except Diverged:
@@ -147,6 +154,13 @@ class Workshop:
             return self.source
         return teacher_scores(self.source, data, normalise=self.normalise)
 
+    @cached_property
+    def calibration(self) -> Sequence[Mapping[str, Array]] | None:
+        """Training samples that weights are fitted on, by the policy that does so."""
+        if self.transfer != "least-squares":
+            return None
+        return calibration_batches(self.source, self.dataset.split("train"), self.choice.normalisation)
+
     def normalise(self, samples: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Samples as the source takes them."""
         return fed(self.source, samples, self.choice.normalisation)
@@ -168,8 +182,17 @@ class Workshop:
         return numbers, time.perf_counter() - begun
 
 
-def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analysis) -> Graph:
-    """The skeleton with its parent's weights, resized: channels kept by importance, new ones as Net2Net adds them.
+def inherit(
+    skeleton: Graph,
+    source: Graph,
+    task: TrialTask,
+    *,
+    analysis: Analysis,
+    transfer: str = "net2net",
+    calibration: Sequence[Mapping[str, Array]] | None = None,
+) -> Graph:
+    """The skeleton with its parent's weights, resized by a policy (transfer.transferred): by default, channels are kept
+    by importance and new ones added as Net2Net does.
 
     The skeleton is the source resized to these widths, so that the result's structure is that of one plan, however
     many trials its weights have come through. Where the parent has lost a width (a single channel is no axis to grow),
@@ -183,7 +206,8 @@ def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analys
         bounded = (name for name, width in analysis.widths.items() if width.max is not None)
         if any(task.widths.get(name, 0) > sizes[name] for name in bounded) or sizes != task.parent.widths:
             return skeleton
-    resized = rewrite(parent, plan(analysis, task.widths, transfer="net2net", seed=task.seed, inexact=True))
+    made = transferred(analysis, task.widths, transfer, seed=task.seed, inexact=True, calibration=calibration)
+    resized = made.graph
     stepped = stepped_weights(skeleton)  # what trials train, and no sizes
     arrays = {name: resized.array(name) for name in skeleton.weights if name in resized.weights}
     return skeleton.with_arrays(
