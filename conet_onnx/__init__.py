@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from conet_onnx.batches import freed
     from conet_onnx.finetuning import finetune
     from conet_onnx.loading import load
+    from conet_onnx.metrics import score
     from conet_onnx.planning import plan
     from conet_onnx.rewriting import rewrite
     from conet_onnx.scoring import importance
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "plan",
     "rewrite",
+    "score",
     "search",
     "to_torch",
     "verify",
@@ -44,6 +46,7 @@ _HOMES = {
     "load": "loading",
     "plan": "planning",
     "rewrite": "rewriting",
+    "score": "metrics",
     "search": "searching",
     "to_torch": "torch_backend",
     "verify": "verification",
