@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conet_onnx.analysis import Analysis
+from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.data import Normalisation, Split, fed
 from conet_onnx.data.fitting import fixed_batch, padded
 from conet_onnx.errors import DataError, ModelError, UsageError
-from conet_onnx.folding import Facing, Part
-from conet_onnx.graph import Graph, Node
-from conet_onnx.metrics.evbmf import evbmf
+from conet_onnx.graph import Graph
+from conet_onnx.metrics.evbmf import shrink
+from conet_onnx.metrics.layers import layers
 from conet_onnx.planning import plan as make_plan
 from conet_onnx.plans import Take, WidthPlan
 from conet_onnx.rewriting import rewrite
@@ -32,15 +31,6 @@ Batches = Sequence[Mapping[str, Array]]
 
 SAMPLES = 256  # that weights are fitted on
 BATCH = 64
-# Operators whose weight is [groups · outputs, inputs, kernel...] (0; or the kernel first), or [groups · inputs,
-# outputs, kernel...] (1). The others' weights are matrices in their last two axes.
-KERNELS = {
-    "Conv": 0,
-    "ConvTranspose": 1,
-    "com.microsoft.FusedConv": 0,
-    "com.microsoft.NhwcConv": 0,
-    "com.microsoft.NhwcFusedConv": 0,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +62,9 @@ def transferred(
     arXiv:2110.06830): every weight that is summed with, unfolded to [out, in · kernel] (mode 4), is replaced by the
     nearest matrix of a rank that the resized one can have, before its first rows and columns are taken: with U·S·Vᵀ and
     n, m the new sizes, what is left is U[:n, :n]·S[:n, :m]·V[:m, :m]ᵀ. `evbmf`: the same of the matrix that empirical
-    variational Bayes takes for what is not noise (metrics.evbmf). Groups are unfolded each by itself, other weights
-    than convolutions' along their last two axes; quantised weights, those that a width's change does not reach, and
-    those in which evbmf finds nothing but noise are not replaced. `least-squares`: sliced, and then fitted to what the
+    variational Bayes takes for what is not noise (metrics.evbmf). What a layer is, and how it is unfolded, is said by
+    metrics.layers: groups each by itself. Quantised weights, those that a width's change does not reach, and matrices
+    in which evbmf finds nothing but noise are not replaced. `least-squares`: sliced, and then fitted to what the
     source says on the `calibration` batches: an array [batch, ...] for each input
     (torch_backend.reconstruction.reconstruct).
 
@@ -96,7 +86,7 @@ def transferred(
         return Transferred(resized, made)
     from conet_onnx.torch_backend.reconstruction import reconstruct
 
-    shrunk = [part.tensor for _, part, take in _resized_sums(analysis, made) if _drops(take, part.axis)]
+    shrunk = [tensor for tensor, (axis, take) in _resized_sums(analysis, made).items() if _drops(take, axis)]
     fit = reconstruct(analysis.graph, resized, made, shrunk, calibration)
     return Transferred(fit.graph, made.changed() if fit.layers else made, fit)
 
@@ -116,15 +106,14 @@ def calibration_batches(
     return tuple({name: padded(a, size or len(a)) for name, a in batch.items()} for batch in batches)
 
 
-def _resized_sums(analysis: Analysis, plan: WidthPlan) -> list[tuple[Facing, Part, Take]]:
-    """The weights of real numbers that are summed with and that a plan resizes, each once, with who sums."""
-    found: dict[str, tuple[Facing, Part, Take]] = {}
-    for facing in analysis.contractions:
-        for part in facing.parts:
-            take = plan.initializers.get(part.tensor)
-            if isinstance(take, Take) and part.divides:
-                found.setdefault(part.tensor, (facing, part, take))
-    return list(found.values())
+def _resized_sums(analysis: Analysis, plan: WidthPlan) -> dict[str, tuple[int, Take]]:
+    """The weights of real numbers that are summed with and that a plan resizes, with the axis that is summed over."""
+    found: dict[str, tuple[int, Take]] = {}
+    for part in (part for facing in analysis.contractions for part in facing.parts):
+        take = plan.initializers.get(part.tensor)
+        if isinstance(take, Take) and part.divides:
+            found.setdefault(part.tensor, (part.axis, take))
+    return found
 
 
 def _drops(take: Take, axis: int) -> bool:
@@ -138,87 +127,44 @@ def _drops(take: Take, axis: int) -> bool:
 def _low_rank(analysis: Analysis, resized: Graph, plan: WidthPlan, *, denoised: bool) -> dict[str, Array]:
     """The resized weights that are not what the plan takes from the source, by name."""
     graph, changed = analysis.graph, {}
-    for facing, part, take in _resized_sums(analysis, plan):
-        array = graph.array(part.tensor)
-        unfolding = _Unfolding.of(graph, graph.nodes[facing.node], part, array.ndim)
-        if unfolding is None:
+    takes = _resized_sums(analysis, plan)
+    sizes = {layer.tensor: layer for layer in layers(analyze(resized))}
+    for layer in layers(analysis):
+        after = sizes.get(layer.tensor)
+        if after is None or layer.tensor not in takes:
             continue
-        matrices = unfolding.unfold(array.astype(np.float64))
+        array = graph.array(layer.tensor)
+        matrices = layer.unfolded(array).astype(np.float64).reshape(layer.groups, layer.outs, -1)
         if not np.isfinite(matrices).all():
             raise ModelError(
-                f"{graph.file or 'the model'}: weight {part.tensor!r} holds numbers that are not finite, so it has no "
+                f"{graph.file or 'the model'}: weight {layer.tensor!r} holds numbers that are not finite, so it has no "
                 "singular values. Resize with --transfer slice."
             )
-        rank = unfolding.rank(resized.nodes[facing.node], resized.weights[part.tensor].dims)
-        if (made := _truncated(matrices, rank, denoised=denoised)) is not None:
-            changed[part.tensor] = apply(unfolding.fold(made, array.shape).astype(array.dtype), take)
+        made = _truncated(matrices, min(after.outs, after.ins * after.kernel), denoised=denoised)
+        if made is not None:
+            changed[layer.tensor] = apply(layer.folded(made).astype(array.dtype), takes[layer.tensor][1])
     return changed
-
-
-@dataclass(frozen=True, slots=True)
-class _Unfolding:
-    """How a weight is read as matrices [groups, rows, columns]: as a kernel, or by its last two axes."""
-
-    groups: int = 1
-    kernel: bool = False
-    outputs: int = 0  # a kernel's axis of output channels; the groups are in its first axis
-
-    @classmethod
-    def of(cls, graph: Graph, node: Node, part: Part, rank: int) -> _Unfolding | None:
-        """As a node sums with it; None for what is neither, or is not clear behind other operators."""
-        direct = any(_origin(graph, name) == part.tensor for name in node.inputs)
-        if direct and node.operator in KERNELS:
-            return cls(node.attributes.get("group", 1), True, KERNELS[node.operator])
-        return cls() if rank == 2 or (direct and part.axis >= rank - 2) else None
-
-    def rank(self, node: Node, shape: Sequence[int]) -> int:
-        """The largest that the resized weight can have; `node` is the resized one, which may have fewer groups."""
-        if not self.kernel:
-            return min(shape[-2:])
-        per_group = [n // node.attributes.get("group", 1) if k == 0 else n for k, n in enumerate(shape)]
-        return min(per_group[self.outputs], prod(per_group) // per_group[self.outputs])
-
-    def unfold(self, array: Array) -> Array:
-        """[groups, rows, columns]."""
-        if not self.kernel:
-            return array.reshape(-1, *array.shape[-2:])
-        split = array.reshape(self.groups, -1, *array.shape[1:]).swapaxes(1, 1 + self.outputs)
-        return split.reshape(*split.shape[:2], -1)
-
-    def fold(self, matrices: Array, shape: tuple[int, ...]) -> Array:
-        """The reverse of `unfold`, into a weight's shape."""
-        if not self.kernel:
-            return matrices.reshape(shape)
-        split = [self.groups, shape[0] // self.groups, *shape[1:]]
-        split[1], split[1 + self.outputs] = split[1 + self.outputs], split[1]
-        return matrices.reshape(split).swapaxes(1, 1 + self.outputs).reshape(shape)
-
-
-def _origin(graph: Graph, name: str) -> str:
-    """The value that a name stands for, whatever its aliases."""
-    producer = graph.producer(name)
-    return _origin(graph, producer.inputs[0]) if producer is not None and producer.operator == "Identity" else name
 
 
 def _truncated(matrices: Array, rank: int, *, denoised: bool) -> Array | None:
     """Matrices [groups, rows, columns] of at most some rank, in float64; None where they stay what they are.
 
     With W = U·S·Vᵀ each is U·(f/s)·Uᵀ·W, where f are the values that are kept: all that is needed is the eigenvectors
-    of W·Wᵀ on the shorter side. One that is a single row or column has nothing to be truncated.
+    of W·Wᵀ on the shorter side. A single row or column has nothing to be truncated.
     """
-    groups, rows, columns = matrices.shape
+    rows, columns = matrices.shape[1:]
     short = min(rows, columns)
     if short < 2 or (rank >= short and not denoised):
         return None
     wide = matrices.swapaxes(1, 2) if rows > columns else matrices
     squares, vectors = np.linalg.eigh(wide @ wide.swapaxes(1, 2))
-    values, vectors = np.sqrt(np.maximum(squares[:, ::-1], 0)), vectors[:, :, ::-1]
-    factors = np.ones((groups, short))
-    for k in range(groups if denoised else 0):
-        found = evbmf(values[k], rows, columns)
-        if found.rank:
-            factors[k] = 0
-            factors[k, : found.rank] = found.values / values[k, : found.rank]
+    squares, vectors = squares[:, ::-1], vectors[:, :, ::-1]
+    factors = np.ones(squares.shape)
+    if denoised:
+        squares = np.maximum(squares, squares[:, :1] * (short * np.finfo(np.float64).eps))  # less is rounding
+        kept = shrink(squares, rows, columns)
+        clean = np.divide(kept.values, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+        factors = np.where(kept.ranks[:, None] > 0, clean, factors)
     factors[:, rank:] = 0
     if (factors == 1).all():
         return None
