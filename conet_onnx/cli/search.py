@@ -22,6 +22,7 @@ from conet_onnx.cli.options import (
     not_yet,
     provider_option,
     threads_option,
+    transfer_option,
 )
 from conet_onnx.cli.output import (
     Bar,
@@ -78,6 +79,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @augment_option
 @click.option("--time-limit", metavar="T", callback=_seconds, help="Ends the trials in time: 90s, 10min, 2h.")
 @batchnorm_option
+@transfer_option(None)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same models.")
 @provider_option
 @threads_option

@@ -43,6 +43,11 @@ class Layer:
         moved = array.reshape(self.factors).transpose(self.order)
         return moved.reshape(self.groups, self.outs, self.ins, self.kernel)
 
+    def folded(self, unfolded: NDArray[Any]) -> NDArray[Any]:
+        """The reverse: values in the order of `unfolded`, of any shape, in the weight's shape."""
+        moved = unfolded.reshape([self.factors[k] for k in self.order])
+        return moved.transpose([self.order.index(k) for k in range(len(self.order))]).reshape(self.shape)
+
 
 def layers(findings: Findings) -> tuple[Layer, ...]:
     """The layers of a graph, in its order, each weight once: as the first node uses it that sums over it.

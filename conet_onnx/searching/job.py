@@ -15,7 +15,7 @@ from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
 from conet_onnx.latency import compare
 from conet_onnx.loading import load
-from conet_onnx.planning import TRANSFERS
+from conet_onnx.planning import check_transfer
 from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, ModelRecord, Run, read_run, write_run
 from conet_onnx.records.study import LOCK_FILE, TrialStudy, locked
 from conet_onnx.records.trial import Trial
@@ -96,7 +96,7 @@ def search(
     `algorithm` is one of searching.algorithms; published ones train otherwise, as their docstrings say, have `options`
     (their constants, by name), other defaults for `trials` and both epochs, and need no `budget`. `final` says whether
     the last training goes on from what the best trial learned or begins anew, `transfer` how weights survive a resize
-    (planning), `augment` how training images are varied (torch_backend.augment): none of them need be said.
+    (conet_onnx.transfer), `augment` how training images are varied (torch_backend.augment): none of them need be said.
     `batchnorm` says whether folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds,
     ends the trials early enough for that last training, never before one has ended. The same seed on the same machine
     gives the same models. `out` defaults to runs/MODEL_STEM; `resume` goes on with what is there, finished or killed,
@@ -306,7 +306,8 @@ def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     chosen = (settings.get("normalisation") or {}).get("normalisation")  # without scores, which are rounded anew
-    return {**{key: settings.get(key) for key in FIXED}, "normalisation": chosen}
+    known = {"transfer": "net2net", **settings}  # what runs did before they noted it
+    return {**{key: known.get(key) for key in FIXED}, "normalisation": chosen}
 
 
 def _record(trial: Trial, file: Path) -> ModelRecord:
@@ -333,8 +334,8 @@ def _recipe(
     recipe = method.recipe()
     if final not in (None, "inherit", "fresh"):
         raise UsageError(f"final={final!r}: the last training goes on (inherit) or begins anew (fresh).")
-    if transfer not in (None, *TRANSFERS):
-        raise UsageError(f"transfer {transfer!r} is not known; choose one of {', '.join(TRANSFERS)}.")
+    if transfer is not None:
+        check_transfer(transfer)
     varied = {"augment": tuple(augment)} if augment else {}
     return replace(
         recipe,

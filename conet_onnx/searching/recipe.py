@@ -30,9 +30,9 @@ class UtilisationMeasure:
 
     rate: float
     passes: int = 5
-    of: str = "loss"
-    noise: str = "bernoulli"
-    cost: str = "macs"
+    of: Literal["loss", "accuracy"] = "loss"
+    noise: Literal["bernoulli", "gaussian"] = "bernoulli"
+    cost: Literal["macs", "latency"] = "macs"
 
 
 Measure: TypeAlias = QualityMeasure | UtilisationMeasure

@@ -26,6 +26,7 @@ from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
 from conet_onnx.torch_backend.train import After, Diverged, fit
+from conet_onnx.transfer import calibration_batches, transferred
 
 if TYPE_CHECKING:
     from conet_onnx.searching.measuring import Measured, Measuring
@@ -113,7 +114,8 @@ class Workshop:
         student = rewrite(self.source, structure)
         anew = task.parent is None and self.recipe.start == "fresh"
         if not anew:
-            student = inherit(student, self.source, task, analysis=self.analysis)
+            how: dict[str, Any] = {"transfer": self.recipe.transfer, "calibration": self.calibration}
+            student = inherit(student, self.source, task, analysis=self.analysis, **how)
         measuring = self.measuring(student)
         try:
             trained, seconds = self.train(
@@ -203,6 +205,13 @@ class Workshop:
             return self.source
         return teacher_scores(self.source, data, normalise=self.normalise)
 
+    @cached_property
+    def calibration(self) -> Sequence[Mapping[str, Array]] | None:
+        """Training samples that weights are fitted on, by the policy that does so."""
+        if self.recipe.transfer != "least-squares":
+            return None
+        return calibration_batches(self.source, self.dataset.split("train"), self.choice.normalisation)
+
     def normalise(self, samples: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Samples as the source takes them."""
         return fed(self.source, samples, self.choice.normalisation)
@@ -224,8 +233,17 @@ class Workshop:
         return numbers, time.perf_counter() - begun
 
 
-def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analysis) -> Graph:
-    """The skeleton with its parent's weights, resized: channels kept by importance, new ones as Net2Net adds them.
+def inherit(
+    skeleton: Graph,
+    source: Graph,
+    task: TrialTask,
+    *,
+    analysis: Analysis,
+    transfer: str = "net2net",
+    calibration: Sequence[Mapping[str, Array]] | None = None,
+) -> Graph:
+    """The skeleton with its parent's weights, resized by a policy (transfer.transferred): by default, channels are kept
+    by importance and new ones added as Net2Net does.
 
     The skeleton is the source resized to these widths, so that the result's structure is that of one plan, however
     many trials its weights have come through. Where the parent has lost a width (a single channel is no axis to grow),
@@ -239,7 +257,8 @@ def inherit(skeleton: Graph, source: Graph, task: TrialTask, *, analysis: Analys
         bounded = (name for name, width in analysis.widths.items() if width.max is not None)
         if any(task.widths.get(name, 0) > sizes[name] for name in bounded) or sizes != task.parent.widths:
             return skeleton
-    resized = rewrite(parent, plan(analysis, task.widths, transfer="net2net", seed=task.seed, inexact=True))
+    made = transferred(analysis, task.widths, transfer, seed=task.seed, inexact=True, calibration=calibration)
+    resized = made.graph
     stepped = stepped_weights(skeleton)  # what trials train, and no sizes
     arrays = {name: resized.array(name) for name in skeleton.weights if name in resized.weights}
     return skeleton.with_arrays(
