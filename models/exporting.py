@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 
@@ -65,8 +65,8 @@ def save(
 
 
 def _traced(model: nn.Module, shape: Sequence[int], opset: int) -> onnx.ModelProto:
-    file = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        file = os.path.join(folder, "model.onnx")
         warnings.simplefilter("ignore")  # the exporter is deprecated, and its tracer warns of every Python integer
         torch.onnx.export(
             model,
@@ -79,7 +79,7 @@ def _traced(model: nn.Module, shape: Sequence[int], opset: int) -> onnx.ModelPro
             training=torch.onnx.TrainingMode.PRESERVE,
             do_constant_folding=False,
         )
-    return onnx.load_from_string(file.getvalue())
+        return onnx.load(file)
 
 
 def _own_weights(model: onnx.ModelProto) -> None:
