@@ -18,7 +18,7 @@ import torch
 from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.coupling import Width
 from conet_onnx.graph import Graph
-from golden_models import convolutions, transformers, vision
+from golden_models import convolutions, references, transformers, vision
 from tools.zoo_models import hand_made
 from tools.zoo_models.entry import from_torch
 
@@ -82,6 +82,8 @@ GOLDEN: dict[str, Golden] = {
     "eca": _module("eca", "torchscript", 14),
     "standardised": _module("standardised", "torchscript", 17),
     "padded_shortcut": _module("padded_shortcut", "dynamo"),
+    # the reference networks of models/; its DARTS has a cell of each kind, its ShuffleNetV2 is torchvision's, above
+    **{name: Golden(partial(references.made, name), "torchscript") for name in references.MODELS},
     # from source
     "yolo_11": _source("yolo, head as in 11", "torchscript"),
     "u_net": _source("u-net", "torchscript"),
