@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cli_support import call, only_line, save, small_model
 from golden_models import model_of
 from test_checkpoints import stopped
 from test_dropping import residual
 from test_train import network, problem, train
 
+from conet_onnx.analysis import analyze
 from conet_onnx.data import Split
 from conet_onnx.errors import UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.torch_backend import fit
-from conet_onnx.torch_backend.dropping import Dropping
+from conet_onnx.torch_backend.dropping import Dropping, insert_drops
+from conet_onnx.torch_backend.learner import Learner
 from conet_onnx.torch_backend.settings import Settings
 
 OPTIONS: dict[str, Any] = {"epochs": 4, "ema": 0.9, "accumulate": 3, "threads": 1, "channel_dropout": 0.4}
@@ -128,3 +132,39 @@ class TestGoingOn:
         train(network(), problem(), checkpoint=tmp_path / "state", **OPTIONS)
         with pytest.raises(UsageError, match=r"its channel_dropout is 0\.4, now 0\.1"):
             train(network(), problem(), checkpoint=tmp_path / "state", **{**OPTIONS, "channel_dropout": 0.1})
+
+
+class TestCommandLine:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save(small_model(classes=4), tmp_path / "model.onnx")
+        rng = np.random.default_rng(0)
+        arrays = {"x_train": rng.normal(0, 1, (60, 1, 8, 8)).astype(np.float32), "y_train": rng.integers(0, 4, 60)}
+        np.savez(tmp_path / "data.npz", **arrays)
+        monkeypatch.chdir(tmp_path)
+
+    LINE = "finetune model.onnx --data data.npz --mean 0 --std 1 --threads 1 --provider cpu --epochs 1"
+
+    def test_the_option_is_the_setting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        watched = Watched(monkeypatch)
+        assert call(f"{self.LINE} -o plain.onnx").code == 0
+        assert not watched.seen
+        result = call(f"{self.LINE} -o out.onnx --channel-dropout 0.25 --json out.json")
+        assert result.code == 0
+        assert watched.seen[0][0] == {"w0": 0.25, "w1": 0.25}
+        assert json.loads(Path("out.json").read_text())["undropped"] == {}
+        assert "Not dropped" not in result.out
+
+    def test_what_is_not_dropped_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("conet_onnx.torch_backend.train._dropping", half_dropping)
+        result = call(f"{self.LINE} -o out.onnx --channel-dropout 0.25")
+        assert "Not dropped: channels of w1. It is too small." in result.out
+
+    def test_a_share_is_asked_for(self) -> None:
+        assert "--channel-dropout" in only_line(call(f"{self.LINE} -o out.onnx --channel-dropout 1"))
+
+
+def half_dropping(learner: Learner) -> Dropping:
+    """One of the two widths."""
+    made = insert_drops(learner.module, analyze(learner.graph))
+    return Dropping({"w0": 6}, {"w1": "It is too small."}, "bernoulli", factors=made.factors)

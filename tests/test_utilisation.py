@@ -264,7 +264,7 @@ class TestAsking:
     def test_frozen_widths_are_not_measured(self) -> None:
         graph = tiny(batch=1)
         analysis = analyze(graph, freeze=["w0"])
-        found = utilisation(graph, analysis, data(), rates={"w1": 0.3}, batch=16)
+        found = utilisation(graph, analysis, data(), rates={"w1": 0.3}, batch=16, threads=1)
         assert found == measure(tiny(), {"w1": 0.3}, data(), batch=16)
         with pytest.raises(UsageError, match="'w0' is not a width"):
             utilisation(graph, analysis, data(), rates={"w0": 0.3})
