@@ -96,7 +96,7 @@ class TestTheRule:
             "beta": 0.8,
             "batch": 128,
             "final_lr": 0.1,
-            "final_every": 25,
+            "final_every": 25.0,
             "final_factor": 0.5,
             "final_decay": 5e-4,
             "heat": 5.0,

@@ -15,6 +15,8 @@ from conet_onnx.data import DataSet, load_data
 from conet_onnx.graph import Graph
 from conet_onnx.metrics import score
 from conet_onnx.searching import Run, job, trial
+from conet_onnx.searching.measuring import Measuring
+from conet_onnx.searching.recipe import QualityMeasure
 
 MODEL = Path(__file__).parent.parent / "models" / "digits_resnet8.onnx"
 
@@ -68,22 +70,6 @@ class TestConet:
             assert [[one["tensor"] for one in epoch["layers"]] for epoch in document["epochs"]] == [layers] * 2
             assert document["widths"] == dict(run.trials[number].measured)
 
-    def test_a_widths_value_is_the_mean_over_its_layers_of_the_largest_over_the_epochs(
-        self, run: Run, source: Graph
-    ) -> None:
-        """Computed here again from what was noted of the layers."""
-        members = {name: width.members for name, width in co.analyze(source).widths.items()}
-        document = measures(run.directory, 3)
-        most: dict[tuple[str, str], float] = {}
-        for epoch in document["epochs"]:
-            for layer in epoch["layers"]:
-                for side in ("in", "out"):
-                    key = (layer["tensor"], side)
-                    most[key] = max(most.get(key, 0.0), layer[side]["qc"])
-        for name, value in run.trials[3].measured["qc"].items():
-            held = [most[m.tensor, m.role] for m in members[name] if (m.tensor, m.role) in most]
-            assert value == pytest.approx(np.mean(held))
-
     def test_the_metrics_of_the_last_epoch_are_those_of_the_file(self, run: Run) -> None:
         trained = co.load(run.directory / "weights" / "2.onnx")
         noted = measures(run.directory, 2)["epochs"][-1]["layers"]
@@ -114,6 +100,33 @@ class TestConet:
         assert max(t.macs for t in run.trials) <= 0.2 * run.source.macs
         assert run.best is not None
         assert run.best.macs <= 0.2 * run.source.macs
+
+
+@pytest.mark.parametrize(("metric", "epoch"), [("qc", "max"), ("newqc", "mean"), ("qc", "last")])
+def test_a_widths_value_is_the_mean_over_its_layers_of_the_epochs(source: Graph, metric: str, epoch: str) -> None:
+    """Weights of known ranks, epoch after epoch; computed here again from what is noted of the layers."""
+    analysis = co.analyze(source)
+    measuring = Measuring(QualityMeasure(metric, epoch), analysis)
+    assert measuring.after is not None
+    rng = np.random.default_rng(0)
+    shapes = {layer.tensor: tuple(source.weights[layer.tensor].dims) for layer in score(analysis)}
+    sides: dict[tuple[str, str], list[float]] = {}
+    for _ in range(3):
+        weights = {}
+        for name, shape in shapes.items():
+            rank = int(rng.integers(1, 6))
+            signal = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, int(np.prod(shape[1:]))))
+            weights[name] = (signal + 0.05 * rng.standard_normal(signal.shape)).reshape(shape).astype(np.float32)
+        measuring.after(weights)
+        for layer in score(analysis, weights=weights):
+            sides.setdefault((layer.tensor, "in"), []).append(getattr(layer.ins, metric))
+            sides.setdefault((layer.tensor, "out"), []).append(getattr(layer.outs, metric))
+    over = {"max": max, "mean": np.mean, "last": lambda values: values[-1]}[epoch]
+    found = measuring.measured(source, load_data("digits").split("validation"))[metric]
+    for name, width in analysis.widths.items():
+        held = [over(sides[m.tensor, m.role]) for m in width.members if (m.tensor, m.role) in sides]
+        assert found[name] == pytest.approx(np.mean(held))
+        assert found[name] > 0
 
 
 class TestNetworkAdjustment:

@@ -103,7 +103,7 @@ def _pairs(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     show_default=True,
     help="How the learning rate falls.",
 )
-@click.option("--decay-every", type=click.IntRange(min=1), metavar="E", help="Epochs, of --schedule decay (25).")
+@click.option("--decay-every", callback=positive, metavar="E", help="Epochs, of --schedule decay (25).")
 @click.option("--decay-factor", type=click.FloatRange(0, 1, min_open=True), metavar="F", help="Of each (0.5).")
 @click.option("--warmup", type=click.FloatRange(0, 1), metavar="W", help="Share of the steps in which it rises (0.1).")
 @click.option("--accumulate", type=click.IntRange(min=1), metavar="N", help="Batches that make one step (1).")

@@ -12,7 +12,7 @@ import numpy as np
 from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import QualityMeasure, Recipe
+from conet_onnx.searching.recipe import QualityMeasure, Recipe, from_scratch
 from conet_onnx.searching.searcher import Proposal, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
@@ -55,7 +55,7 @@ class ConetGreedy:
     beta: float = 0.8
     batch: int = 128
     final_lr: float = 0.1
-    final_every: int = 25
+    final_every: float = 25.0
     final_factor: float = 0.5
     final_decay: float = 5e-4
 
@@ -86,23 +86,15 @@ class ConetGreedy:
 
     def recipe(self) -> Recipe:
         """From scratch, trial after trial with what the last one learned; the answer from scratch again."""
-        common: dict[str, Any] = {
-            "distill": 0.0,
-            "batch": self.batch,
-            "momentum": self.momentum,
-            "nesterov": False,
-            "warmup": 0.0,
-        }
-        common |= {"clip": None}
-        trial = {"lr": self.lr, "schedule": "adas", "adas_beta": self.beta, "weight_decay": self.final_decay}
-        final = {"lr": self.final_lr, "schedule": "decay", "decay_every": self.final_every}
-        final |= {"decay_factor": self.final_factor, "weight_decay": self.final_decay}
+        final = from_scratch(self.final_lr, self.final_every, self.final_factor, self.final_decay)
+        trial: dict[str, Any] = {"lr": self.lr, "batch": self.batch, "momentum": self.momentum}
+        trial |= {"schedule": "adas", "adas_beta": self.beta}
         return Recipe(
             start="fresh",
             final="fresh",
             transfer="svd",
-            training=common | trial,
-            final_training=common | final,
+            training=final | trial,
+            final_training=final,
             measure=QualityMeasure(self.metric, self.epoch),
         )
 

@@ -16,7 +16,6 @@ from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
 from conet_onnx.metrics import LayerQuality, as_json, by_width, score
 from conet_onnx.searching.recipe import Measure, QualityMeasure, UtilisationMeasure
-from conet_onnx.torch_backend.distill import Normalise
 
 __all__ = ["Measured", "Measuring"]
 
@@ -43,12 +42,13 @@ class Measuring:
         """What the training shows its weights to after every epoch."""
         return self._look if isinstance(self.measure, QualityMeasure) else None
 
-    def measured(self, trained: Graph, data: Split, *, normalise: Normalise, seed: int, threads: int) -> Measured:
-        """What was asked for of each width, after the training; `data` is for validation."""
+    def measured(self, trained: Graph, data: Split, **how: Any) -> Measured:
+        """What was asked for of each width, after the training; `data` is for validation, `how` it is looked at:
+        normalise, seed and threads of torch_backend.utilisation."""
         if isinstance(self.measure, QualityMeasure):
             return self._qualities(self.measure)
         if isinstance(self.measure, UtilisationMeasure):
-            return self._utilisation(self.measure, trained, data, normalise=normalise, seed=seed, threads=threads)
+            return self._utilisation(self.measure, trained, data, **how)
         return {}
 
     def _qualities(self, asked: QualityMeasure) -> Measured:

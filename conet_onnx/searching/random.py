@@ -5,28 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import Recipe
+from conet_onnx.searching.recipe import Recipe, from_scratch
 from conet_onnx.searching.searcher import Proposal, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Compound", "CompoundSearch", "Random", "RandomSearch"]
 
+Start = Literal["source", "fresh"]
+
 
 @dataclass(frozen=True, slots=True)
 class Random:
     """Each width is up to `spread` times, or one part in `spread` of, its share of the budget; without a budget, of its
-    size in the source. The first trial has the source's proportions. Trials begin with the source's weights."""
+    size in the source. The first trial has the source's proportions. Trials begin with the source's weights; with
+    `start=fresh` they begin from scratch, as CONETv2's last training does (recipe.from_scratch), and the last one too.
+    """
 
     trials: int = 24
     epochs_per_trial: int = 4
     epochs: int = 40
     spread: float = 2.0
+    start: Start = "source"
+    lr: float = 0.1
+    every: float = 25.0
 
     def __post_init__(self) -> None:
         if not self.spread >= 1:
@@ -46,20 +54,24 @@ class Random:
         return RandomSearch(space, limits, self.spread, seed=seed)
 
     def recipe(self) -> Recipe:
-        """Trials begin with the source's weights."""
-        return Recipe()
+        """Trials begin with the source's weights, or from scratch."""
+        return _recipe(self.start, self.lr, self.every)
 
 
 @dataclass(frozen=True, slots=True)
 class Compound:
     """One multiplier for all widths. The first trial is the largest within the budget, or without one all widths times
-    `largest`; every later one costs, or without a budget is as wide as, `step` times the one before."""
+    `largest`; every later one costs, or without a budget is as wide as, `step` times the one before. `start`, `lr` and
+    `every` as in Random."""
 
     trials: int = 6
     epochs_per_trial: int = 4
     epochs: int = 40
     step: float = 0.85
     largest: float = 1.5
+    start: Start = "source"
+    lr: float = 0.1
+    every: float = 25.0
 
     def __post_init__(self) -> None:
         if not 0 < self.step < 1 or not self.largest > 0:
@@ -79,8 +91,8 @@ class Compound:
         return CompoundSearch(space, limits, self)
 
     def recipe(self) -> Recipe:
-        """Trials begin with the source's weights."""
-        return Recipe()
+        """Trials begin with the source's weights, or from scratch."""
+        return _recipe(self.start, self.lr, self.every)
 
 
 class CompoundSearch:
@@ -149,3 +161,10 @@ class RandomSearch:
     def choose(self, trials: Sequence[Trial]) -> Trial:
         """The one of least objective."""
         return least_objective(trials)
+
+
+def _recipe(start: Start, lr: float, every: float) -> Recipe:
+    if start == "source":
+        return Recipe()
+    training = from_scratch(lr, every)
+    return Recipe(start="fresh", final="fresh", training=training, final_training=training)

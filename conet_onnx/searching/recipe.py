@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["DISTILL", "Measure", "QualityMeasure", "Recipe", "UtilisationMeasure"]
+__all__ = ["DISTILL", "Measure", "QualityMeasure", "Recipe", "UtilisationMeasure", "from_scratch"]
 
 # Share of the teacher in the loss, as Cho and Hariharan (2019) have it: the source knows more than a label says.
 DISTILL = 0.9
@@ -36,6 +36,14 @@ class UtilisationMeasure:
 
 
 Measure: TypeAlias = QualityMeasure | UtilisationMeasure
+
+
+def from_scratch(lr: float = 0.1, every: float = 25.0, factor: float = 0.5, decay: float = 5e-4) -> dict[str, Any]:
+    """CONETv2's last training (arXiv:2110.06830), for labels alone: SGD with momentum 0.9, batches of 128, a learning
+    rate that is multiplied by `factor` every so many epochs, weight decay."""
+    training: dict[str, Any] = {"distill": 0.0, "batch": 128, "momentum": 0.9, "nesterov": False, "warmup": 0.0}
+    training |= {"clip": None, "lr": lr, "schedule": "decay", "decay_every": every, "decay_factor": factor}
+    return training | {"weight_decay": decay}
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class Course:
         if settings.schedule == "step":
             return 0.1 ** sum(step >= part * self.total for part in (0.5, 0.75))
         if settings.schedule == "decay":
-            return settings.decay_factor ** (step // (self.each * settings.decay_every))
+            return float(settings.decay_factor ** (step // (self.each * settings.decay_every)))
         return 0.5 + 0.5 * math.cos(math.pi * done) if settings.schedule == "cosine" else 1.0
 
     def scheduler(self, optimizer: torch.optim.Optimizer, settings: Settings) -> LRScheduler:

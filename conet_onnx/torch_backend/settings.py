@@ -66,7 +66,7 @@ class Settings:
     nesterov: bool = True
     warmup: float = 0.1
     schedule: Schedule = "cosine"
-    decay_every: int = 25
+    decay_every: float = 25.0
     decay_factor: float = 0.5
     adas_beta: float = 0.8
     accumulate: int = 1
@@ -102,8 +102,8 @@ class Settings:
             )
         if not 0 <= self.momentum < 1 or not 0 <= self.adas_beta < 1:
             raise UsageError(f"momentum {self.momentum}, adas_beta {self.adas_beta}: they lie between 0 and 1.")
-        if self.decay_every < 1 or not 0 < self.decay_factor <= 1:
-            raise UsageError(f"{self.decay_factor} every {self.decay_every} epochs: a factor of 0..1, at least one.")
+        if not self.decay_every > 0 or not 0 < self.decay_factor <= 1:
+            raise UsageError(f"times {self.decay_factor} every {self.decay_every} epochs: a factor of 0..1, and some.")
         if self.accumulate < 1:
             raise UsageError(f"accumulate={self.accumulate}: expected at least one batch a step.")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -73,7 +73,7 @@ def utilisation(
         judge = _Judge.of(learner, labels=data.labels is not None, wrong=of == "accuracy", images=bool(data.shape))
         learner.settle(prepared(first(data)[0], normalise))
         dropping = insert_drops(learner.module, analysis, noise=noise)
-        places = {name: k for k, name in enumerate(analysis.widths)}
+        places = {name: k for k, name in enumerate(analysis.all_widths)}
         measured = [name for name in analysis.widths if name in rates and name in dropping.widths]
         tasks = [(name, k) for name in measured if rates[name] > 0 for k in range(passes)]
         replay = _Replay(learner.module, measured)
