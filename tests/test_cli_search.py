@@ -145,6 +145,7 @@ class TestRequest:
             ("--algorithm compound", "later release"),
             ("--algorithm annael", "anneal"),
             ("--backend jax", "jax"),
+            ("--transfer magic", "magic"),
             ("--storage sqlite:///x.db", "later release"),
             ("--jobs 2", "later release"),
             ("--trials 0", "--trials"),
