@@ -169,9 +169,9 @@ def _roles(findings: Findings, node: Node, index: int) -> list[list[_Meant]] | N
         summed, made = axis == operand.axis, not _dims(solver, ax.segments).isdisjoint(produced)
         plain = "i" if summed else "o" if made else "g"  # numbers: gates beside units, the two directions of a layer
         if len(ax.segments) > 1:  # queries, keys and values, say, in one weight
-            roles.append([_Meant(plain, ax.size[0])])
             if plain == "g":
                 return None
+            roles.append([_Meant(plain, ax.size[0])])
             continue
         meant = []
         for factor in _factors(ax):

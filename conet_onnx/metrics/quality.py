@@ -16,7 +16,7 @@ from conet_onnx.metrics.evbmf import Shrunk, shrink
 from conet_onnx.metrics.layers import Layer, layers
 from conet_onnx.scoring import real_values
 
-__all__ = ["FORMAT", "METRICS", "LayerQuality", "Quality", "as_json", "by_width", "score", "spectrum"]
+__all__ = ["FORMAT", "METRICS", "LayerQuality", "Quality", "as_json", "by_width", "measured", "score", "spectrum"]
 
 FORMAT = "conet-onnx-score/1"
 
@@ -179,14 +179,14 @@ def _qualities(spectra: Sequence[tuple[Floats, int, int]]) -> list[Quality]:
     found: dict[int, Quality] = {}
     for (channels, columns), members in alike.items():
         kept = shrink(np.concatenate([spectra[k][0] for k in members]), channels, columns)
-        measured = _measured(kept, channels)
+        fields_of = measured(kept, channels)
         ends = np.cumsum([len(spectra[k][0]) for k in members])[:-1]
-        for k, part in zip(members, np.split(measured, ends, axis=1), strict=True):
+        for k, part in zip(members, np.split(fields_of, ends, axis=1), strict=True):
             found[k] = Quality(*part.mean(1).tolist())
     return [found[k] for k in range(len(spectra))]
 
 
-def _measured(kept: Shrunk, channels: int) -> Floats:
+def measured(kept: Shrunk, channels: int) -> Floats:
     """The fields of Quality, in their order, of each matrix: [6, B]."""
     ranks, d = kept.ranks, kept.values
     some = ranks > 0
