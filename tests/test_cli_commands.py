@@ -208,8 +208,8 @@ class TestResize:
 
     def test_samples_and_seed_decide_what_is_fitted_on(self, folder: Path) -> None:
         line = "resize model.onnx --scale 0.5 --transfer least-squares --data digits --mean 0 --std 1 --no-verify"
-        asked = (("a", "", "256"), ("b", "--seed 1", "256"), ("c", "--samples 20", "20"), ("d", "--samples 9999", "1,079"))
-        for name, more, count in asked:
+        asked = ("", "256"), ("--seed 1", "256"), ("--samples 20", "20"), ("--samples 9999", "1,079")
+        for name, (more, count) in zip("abcd", asked, strict=True):
             result = call(f"{line} -o {name}.onnx {more}")
             assert f"on {count} training images" in result.out
         assert len({(folder / f"{name}.onnx").read_bytes() for name in "abcd"}) == 4
