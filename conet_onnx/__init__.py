@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from conet_onnx.scoring import importance
     from conet_onnx.searching import Budget, search
     from conet_onnx.torch_backend import from_torch, to_torch
+    from conet_onnx.transfer import transferred
     from conet_onnx.verification import verify
 
     __version__: str
@@ -33,6 +34,7 @@ __all__ = [
     "score",
     "search",
     "to_torch",
+    "transferred",
     "verify",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "score": "metrics",
     "search": "searching",
     "to_torch": "torch_backend",
+    "transferred": "transfer",
     "verify": "verification",
 }
 

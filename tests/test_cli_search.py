@@ -144,6 +144,7 @@ class TestRequest:
             ("--algorithm network-adjustment --cost latency", "latency tables"),
             ("--cost macs", "no option 'cost'"),
             ("--backend jax", "jax"),
+            ("--transfer magic", "magic"),
             ("--storage sqlite:///x.db", "later release"),
             ("--jobs 2", "later release"),
             ("--trials 0", "--trials"),

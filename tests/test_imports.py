@@ -63,6 +63,13 @@ def test_resize_by_budget_without_proof_needs_no_onnxruntime(model: Path, tmp_pa
     assert not {"torch", "torchvision", "onnxruntime", "optuna", "plotly", "pyarrow"} & found
 
 
+def test_resize_by_low_ranks_without_proof_needs_neither_torch_nor_onnxruntime(model: Path, tmp_path: Path) -> None:
+    found = imported(
+        "resize", model, "-o", tmp_path / "out.onnx", "--scale", "0.5", "--transfer", "evbmf", "--no-verify"
+    )
+    assert not {"torch", "torchvision", "onnxruntime", "optuna", "plotly", "pyarrow"} & found
+
+
 def test_bench_needs_no_torch(model: Path) -> None:
     found = imported("bench", model, "--threads", "1", "--provider", "cpu")
     assert not {"torch", "torchvision", "optuna", "plotly", "pyarrow"} & found

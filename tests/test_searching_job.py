@@ -251,7 +251,14 @@ class TestResuming:
         assert len(more.trials) == 5
 
     @pytest.mark.parametrize(
-        "other", [{"seed": 1}, {"budget": "macs=0.6"}, {"algorithm": "random"}, {"epochs_per_trial": 9}]
+        "other",
+        [
+            {"seed": 1},
+            {"budget": "macs=0.6"},
+            {"algorithm": "random"},
+            {"epochs_per_trial": 9},
+            {"transfer": "slice"},
+        ],
     )
     def test_other_settings_are_refused_and_change_nothing(
         self, searched: Searched, tmp_path: Path, other: dict[str, Any]
@@ -260,6 +267,14 @@ class TestResuming:
         with pytest.raises(UsageError, match=next(iter(other))):
             searched(resume=True, **other)
         assert read_run(tmp_path / "run") == before
+
+    def test_a_run_from_before_transfer_was_noted_goes_on(self, searched: Searched, tmp_path: Path) -> None:
+        searched(trials=2)
+        file = tmp_path / "run" / "run.json"
+        document = json.loads(file.read_text())
+        assert document["settings"].pop("transfer") == "net2net"
+        file.write_text(json.dumps(document))
+        assert len(searched(trials=3, resume=True).run.trials) == 3
 
     def test_resuming_nothing_begins(self, searched: Searched) -> None:
         assert searched(resume=True).run.best is not None
@@ -294,6 +309,7 @@ class TestRefusals:
             ({"augment": ["magic"]}, UsageError),
             ({"algorithm": "magic"}, UsageError),
             ({"backend": "jax"}, UsageError),
+            ({"transfer": "magic"}, UsageError),
             ({"trials": 0}, UsageError),
             ({"epochs_per_trial": 0}, UsageError),
             ({"epochs": -1}, UsageError),
