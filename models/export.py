@@ -62,7 +62,9 @@ def _export(options: argparse.Namespace) -> Graph:
     try:
         model, shape = built(options.name, classes=options.classes, size=options.size, width=options.width)
     except (ImportError, RuntimeError) as error:  # torchvision, where its own library was built for another torch
-        raise UsageError(f"{options.name} cannot be built here: {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {error}"
+        hint = "If that is torchvision, install the one that goes with this torch."
+        raise UsageError(f"{options.name} cannot be built here: {what}. {hint}") from error
     return save(model, shape, options.output, keep_norms=options.train_bn, opset=options.opset)
 
 

@@ -1,7 +1,8 @@
 """torchvision's own networks, and what is changed in them for small images.
 
 At sizes up to SMALL pixels the networks keep more of their resolution, as in the CIFAR experiments of CONETv2
-(Hosseini et al., 2021): each function says which layers change. torchvision is imported when one is built.
+(Hosseini et al., 2021), whose public code builds neither ResNeXt nor MnasNet: each function says which layers change.
+torchvision is imported when one is built.
 """
 
 from __future__ import annotations

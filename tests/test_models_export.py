@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@functools.cache
 def on_paper(name: str, **settings: Any) -> tuple[int, int]:
     """Parameters and MACs, without computing anything."""
     with torch.device("meta"):
@@ -129,7 +131,7 @@ class TestSizes:
         assert tuple(int(cell.replace(",", "")) for cell in (params, counted)) == on_paper(name)
         assert 99 < float(share.removesuffix("%")) <= 100
 
-    @pytest.mark.parametrize("name", ["plain20", "resnet20-padded", "pyramidnet20", "squeezenet", "shufflenet_v2"])
+    @pytest.mark.parametrize("name", ["plain20", "resnet20-padded", "pyramidnet20", "squeezenet"])
     def test_the_table_has_the_widths_that_analyze_finds(self, name: str) -> None:
         model, shape = built(name)
         found = analyze(Graph(exported(model, shape)))
