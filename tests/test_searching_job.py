@@ -305,7 +305,6 @@ class TestRefusals:
             ({"algorithm": "conet-sa", "options": ["gamma=2"]}, UsageError),
             ({"algorithm": "network-adjustment", "options": ["cost=latency"]}, NotYet),
             ({"final": "later"}, UsageError),
-            ({"transfer": "magic"}, UsageError),
             ({"augment": ["magic"]}, UsageError),
             ({"algorithm": "magic"}, UsageError),
             ({"backend": "jax"}, UsageError),

@@ -28,6 +28,7 @@ from conet_onnx.searching.method import options as constants
 from conet_onnx.searching.recipe import Recipe
 from conet_onnx.searching.space import WidthSpace
 from conet_onnx.searching.trial import Workshop
+from conet_onnx.torch_backend.settings import Settings
 
 if TYPE_CHECKING:
     from conet_onnx.data import DataSet, DataSpec, Normalisation
@@ -337,13 +338,16 @@ def _recipe(
     if transfer is not None:
         check_transfer(transfer)
     varied = {"augment": tuple(augment)} if augment else {}
-    return replace(
+    made = replace(
         recipe,
         final=final or recipe.final,
         transfer=transfer or recipe.transfer,
         training={**recipe.training, **varied},
         final_training={**recipe.final_training, **varied},
     )
+    for training in (made.training, made.final_training):
+        Settings(epochs=0, **training)  # what makes no sense is said before anything is read
+    return made
 
 
 def _check(backend: str, at_least_one: Mapping[str, int], epochs: int, time_limit: float | None) -> None:
