@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from conet_onnx.batches import freed
     from conet_onnx.finetuning import finetune
     from conet_onnx.loading import load
+    from conet_onnx.metrics import score
     from conet_onnx.planning import plan
     from conet_onnx.rewriting import rewrite
     from conet_onnx.scoring import importance
     from conet_onnx.searching import Budget, search
     from conet_onnx.torch_backend import from_torch, to_torch
+    from conet_onnx.transfer import transferred
     from conet_onnx.verification import verify
 
     __version__: str
@@ -29,8 +31,10 @@ __all__ = [
     "load",
     "plan",
     "rewrite",
+    "score",
     "search",
     "to_torch",
+    "transferred",
     "verify",
 ]
 
@@ -44,8 +48,10 @@ _HOMES = {
     "load": "loading",
     "plan": "planning",
     "rewrite": "rewriting",
+    "score": "metrics",
     "search": "searching",
     "to_torch": "torch_backend",
+    "transferred": "transfer",
     "verify": "verification",
 }
 

@@ -114,6 +114,39 @@ class Findings:
         """Whether a node computes with the model's inputs, not with weights alone."""
         return any(name not in self.constants for name in self.graph.nodes[node].outputs)
 
+    def roots(self, name: str) -> tuple[str, ...]:
+        """The weights that a value is a view of: their elements moved, or those of one scaled by other constants."""
+        if name in self.graph.weights:
+            weight = self.graph.weights[name]
+            return (name,) if len(weight.dims) > 1 and weight.data_type in FLOATS else ()
+        if name in self.quantised:
+            return self.roots(self.quantised[name][0])
+        if name in self.moved:
+            parts = [self.roots(source) for source in self.moved[name]]
+            return tuple(dict.fromkeys(root for part in parts for root in part)) if all(parts) else ()
+        found = [roots for source in self.scaled.get(name, ()) if (roots := self.roots(source))]
+        every = [root for roots in found for root in roots]
+        return found[0] if found and len(every) == len(set(every)) else ()  # a weight times itself is not linear in it
+
+    def making(self, name: str) -> list[Node]:
+        """The nodes that make a value, in their order."""
+        found: dict[int, Node] = {}
+        pending = [name]
+        while pending:
+            node = self.graph.producer(pending.pop())
+            if node is not None and node.index not in found and node.index not in self.region.nodes and node.inputs:
+                found[node.index] = node
+                pending.extend(filter(None, node.inputs))
+        return [found[index] for index in sorted(found)]
+
+    def alone(self, name: str) -> Findings:
+        """What the nodes that make a value say of it, whatever the rest of the graph makes equal or freezes."""
+        found = Findings(self.graph, self.region)
+        fold_alone = _Fold(found)
+        for node in self.making(name):
+            fold_alone.visit(node)
+        return found
+
     # Results
 
     def axis(self, segment: Segment) -> Axis:
@@ -150,7 +183,7 @@ class _Fold:
                 )
         for node in self.graph.nodes:
             if node.index not in self.a.region.nodes and not (node.op == "Constant" and not node.domain):
-                self._visit(node)
+                self.visit(node)
         self._settle_contractions()
         for values, kind in ((self.graph.outputs, "output"), (self.graph.inputs, "input")):
             for value in values:
@@ -159,7 +192,8 @@ class _Fold:
                 for segment in self._known(name) or ():
                     self.solver.freeze(segment, Reason(kind, name, f"it is an axis of the model's {kind} {name!r}"))
 
-    def _visit(self, node: Node) -> None:
+    def visit(self, node: Node) -> None:
+        """Ask a node's rule, and record what it says."""
         shapes = [self._shape(node, k) for k in range(len(node.inputs))]
         try:
             facts = self._facts(node, shapes)
@@ -354,7 +388,7 @@ class _Fold:
     def _parts(self, name: str, operand: Operand) -> tuple[Part, ...]:
         """Where the sum over an operand's axis can be rescaled in weights; () where it is no view of any."""
         leaves = frozenset(self.solver.leaves(operand.summed))
-        roots = self._roots(name)
+        roots = self.a.roots(name)
         if leaves & set(self.solver.leaves(operand.outer)):
             return ()
         if roots == (name,):
@@ -370,45 +404,17 @@ class _Fold:
         every = len(found) == len(roots) and leaves == frozenset().union(*(part.leaves for part in found))
         return tuple(found) if every else ()
 
-    def _roots(self, name: str) -> tuple[str, ...]:
-        """The weights that a value is a view of: their elements moved, or those of one scaled by other constants."""
-        if name in self.graph.weights:
-            weight = self.graph.weights[name]
-            return (name,) if len(weight.dims) > 1 and weight.data_type in FLOATS else ()
-        if name in self.a.quantised:
-            return self._roots(self.a.quantised[name][0])
-        if name in self.a.moved:
-            parts = [self._roots(source) for source in self.a.moved[name]]
-            return tuple(dict.fromkeys(root for part in parts for root in part)) if all(parts) else ()
-        found = [roots for source in self.a.scaled.get(name, ()) if (roots := self._roots(source))]
-        every = [root for roots in found for root in roots]
-        return found[0] if found and len(every) == len(set(every)) else ()  # a weight times itself is not linear in it
-
     def _divides(self, name: str, root: str) -> bool:
         """Whether a view of a weight is divided by dividing the weight."""
-        rounded = (output in self.a.quantised for node in self._making(name) for output in node.outputs)
+        rounded = (output in self.a.quantised for node in self.a.making(name) for output in node.outputs)
         return self.graph.weights[root].data_type in REALS and not any(rounded)
 
     def _origins(self, name: str, axis: int) -> tuple[tuple[str, int], ...]:
         """The axes of weights that an axis of a view of them is made of, whatever the rest of the graph makes equal."""
-        apart = Findings(self.graph, self.a.region)
-        fold_apart = _Fold(apart)
-        for node in self._making(name):
-            fold_apart._visit(node)
-        leaves = set(apart.solver.leaves(apart.shapes[name][axis])) if name in apart.shapes else set()
-        axes = ((tensor, k, s) for tensor, shape in apart.shapes.items() for k, s in enumerate(shape))
-        return tuple((t, k) for t, k, s in axes if t in self.graph.weights and leaves & set(apart.solver.leaves(s)))
-
-    def _making(self, name: str) -> list[Node]:
-        """The nodes that make a value, in their order."""
-        found: dict[int, Node] = {}
-        pending = [name]
-        while pending:
-            node = self.graph.producer(pending.pop())
-            if node is not None and node.index not in found and node.index not in self.a.region.nodes and node.inputs:
-                found[node.index] = node
-                pending.extend(filter(None, node.inputs))
-        return [found[index] for index in sorted(found)]
+        alone = self.a.alone(name)
+        leaves = set(alone.solver.leaves(alone.shapes[name][axis])) if name in alone.shapes else set()
+        axes = ((tensor, k, s) for tensor, shape in alone.shapes.items() for k, s in enumerate(shape))
+        return tuple((t, k) for t, k, s in axes if t in self.graph.weights and leaves & set(alone.solver.leaves(s)))
 
     def _readers(self, name: str) -> set[int]:
         """The nodes that use a weight or a view of it, but for those that only pass it on."""
@@ -418,7 +424,7 @@ class _Fold:
                 continue  # it asks for sizes
             views_of = (self.a.moved, self.a.scaled, self.a.quantised)
             sources = [source for views in views_of for source in views.get(node.outputs[0], ())]
-            views = [o for o in node.outputs if self._roots(o)]
+            views = [o for o in node.outputs if self.a.roots(o)]
             if not views or node.inputs.count(name) > sources.count(name):
                 found.add(node.index)
             for view in views:

@@ -23,9 +23,10 @@ from conet_onnx.scoring import importance
 from conet_onnx.sites import places
 from conet_onnx.sizes import Polynomials, compile_table
 
-__all__ = ["Selection", "budgeted", "plan", "ranked", "scaled", "select"]
+__all__ = ["TRANSFERS", "Selection", "budgeted", "check_transfer", "plan", "ranked", "scaled", "select"]
 
-TRANSFERS = ("slice", "net2net", "zero")
+TRANSFERS = ("slice", "svd", "evbmf", "net2net", "zero", "least-squares")
+FIRST = ("svd", "evbmf")  # they keep the first channels, whatever the scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +54,16 @@ def plan(
     """Decide how to give some widths new sizes.
 
     Shrinking keeps the channels of highest score (by default l2 importance; see `ranked`), in their order. Growing
-    copies channels and divides them where they are summed, which keeps the function: evenly (`slice`), in uneven,
-    seeded shares that training can pull apart (`net2net`; Chen et al., 2016, arXiv:1511.05641), or with nothing for
-    the copies (`zero`; where two activations share them, evenly: zeros on both sides would never learn). A width whose
-    channels are averaged (mixed) grows by whole multiples only, unless `inexact`; with `exact` it must not shrink. One
-    with a `max` does not grow (see growing). Raises UsageError for an unknown id, a size that is not a positive
-    integer, or such a width.
+    copies channels and divides them where they are summed, which keeps the function: evenly (`slice`,
+    `least-squares`), in uneven, seeded shares that training can pull apart (`net2net`; Chen et al., 2016,
+    arXiv:1511.05641), or with nothing for the copies (`zero`; where two activations share them, evenly: zeros on both
+    sides would never learn). `svd` and `evbmf` do as CONETv2 has it (arXiv:2110.06830): the first channels stay, the
+    last ones are copied, and nothing is divided, so that growth changes the function. What becomes of values other
+    than their places is not a plan's: see transfer. A width whose channels are averaged (mixed) grows by whole
+    multiples only, unless `inexact`; with `exact` it must not shrink. One with a `max` does not grow (see growing).
+    Raises UsageError for an unknown id, a size that is not a positive integer, or such a width.
     """
-    if transfer not in TRANSFERS:
-        raise UsageError(f"transfer {transfer!r} is not known; choose one of {', '.join(TRANSFERS)}.")
+    check_transfer(transfer)
     for name, size in widths.items():
         _check(analysis, name, size, exact=exact, inexact=inexact)
     if not inexact:
@@ -72,7 +74,8 @@ def plan(
             )
     moving = {name: int(size) for name, size in widths.items() if int(size) != analysis.widths[name].size}
     if scores is None:
-        scores = importance(analysis.graph, "l2", analysis=analysis, widths=ranked(analysis, moving))
+        asked = [] if transfer in FIRST else ranked(analysis, moving)
+        scores = importance(analysis.graph, "l2", analysis=analysis, widths=asked)
     rng = np.random.default_rng(seed)
     chosen = {}
     for name in analysis.widths:
@@ -82,6 +85,12 @@ def plan(
             how = "slice" if transfer == "zero" and width.dim in analysis.growth.shared else transfer
             chosen[name] = _choose(width, moving[name], score, how, rng)
     return select(analysis, chosen)
+
+
+def check_transfer(transfer: str) -> None:
+    """Raise UsageError for a policy that is none."""
+    if transfer not in TRANSFERS:
+        raise UsageError(f"transfer {transfer!r} is not known; choose one of {', '.join(TRANSFERS)}.")
 
 
 def ranked(analysis: Analysis, widths: Mapping[str, int]) -> list[str]:
@@ -219,6 +228,9 @@ def _choose(width: Width, size: int, scores: Floats, transfer: str, rng: np.rand
             f"scores of {width.id} ({width.name}): expected {width.size} numbers, got shape {scores.shape}."
         )
     rounds, rest = divmod(size, width.size)
+    if transfer in FIRST:  # more than twice as many: all of them in turn, and then the last ones
+        copied = np.arange(width.size - rest if rounds else 0, width.size if rounds else size)
+        return Selection(np.concatenate([np.tile(np.arange(width.size), rounds), copied]), np.ones(size))
     best = np.sort(np.argsort(-scores, kind="stable")[:rest])  # in their order: neighbours are copied together
     indices = np.concatenate([np.tile(np.arange(width.size), rounds), best])
     if not rounds:
@@ -227,7 +239,7 @@ def _choose(width: Width, size: int, scores: Floats, transfer: str, rng: np.rand
     copies = np.bincount(indices, minlength=width.size)
     if transfer == "zero":
         return Selection(indices, np.concatenate([np.ones(width.size), np.full(len(extra), np.inf)]))
-    if transfer == "slice":
+    if transfer in ("slice", "least-squares"):
         return Selection(indices, copies[indices].astype(np.float64))
     shares = np.where(copies[indices] > 1, rng.uniform(0.5, 1.5, size), 1.0)
     return Selection(indices, np.bincount(indices, weights=shares)[indices] / shares)

@@ -14,7 +14,7 @@ from conet_onnx.errors import UsageError
 from conet_onnx.folding import Use
 from conet_onnx.graph import Graph
 
-__all__ = ["CRITERIA", "channels", "importance"]
+__all__ = ["CRITERIA", "channels", "importance", "real_values"]
 
 Scores = Mapping[str, NDArray[np.float64]]
 Indices = NDArray[np.intp]
@@ -91,6 +91,22 @@ def channels(analysis: Analysis, ax: Axis) -> Iterator[tuple[Dim, slice, Indices
                 yield dim, stretch, found[own]
 
 
+def real_values(graph: Graph, tensor: str) -> NDArray[Any]:
+    """A weight's values; of a quantised one what its reader takes them for, so that its channels can be compared."""
+    array: NDArray[Any] = graph.array(tensor)
+    for node in graph.consumers(tensor) if array.dtype.kind in "iu" else ():
+        weight, scale, zero = QUANTISED.get(node.op, (-1, -1, -1))
+        if node.domain or node.inputs[weight : weight + 1] != (tensor,):
+            continue
+        along = node.attributes.get("axis", 1) if node.op == "DequantizeLinear" else 0 if "Conv" in node.op else -1
+        shape = [-1 if axis == along % array.ndim else 1 for axis in range(array.ndim)]
+        given = [graph.constant(node.inputs[k]) if 0 < k < len(node.inputs) else None for k in (scale, zero)]
+        by, origin = (value.reshape(shape) if value is not None and value.ndim < 2 else None for value in given)
+        moved = array.astype(np.float32) - (0 if origin is None else origin.astype(np.float32))
+        return moved if by is None else moved * by
+    return array
+
+
 def _norms(
     analysis: Analysis, by_dim: Mapping[Dim, str], power: int, wanted: Callable[[Use], bool]
 ) -> dict[str, NDArray[np.float64]]:
@@ -102,7 +118,7 @@ def _norms(
         held = {k: ax for k, ax in axes.items() if not by_dim.keys().isdisjoint(analysis.solver.leaves(ax))}
         if not held:
             continue
-        sums = _sums(_values(analysis.graph, use.tensor), held, power)
+        sums = _sums(real_values(analysis.graph, use.tensor), held, power)
         for k, ax in held.items():
             found: dict[Dim, NDArray[Any]] = {}
             for dim, stretch, indices in channels(analysis, ax):
@@ -117,22 +133,6 @@ def _norms(
                 scale = max(float(score.mean()), float(np.finfo(np.float64).tiny))
                 totals.setdefault(by_dim[dim], []).append(score / scale)
     return {name: np.mean(scores, axis=0) for name, scores in totals.items()}
-
-
-def _values(graph: Graph, tensor: str) -> NDArray[Any]:
-    """A weight's values; of a quantised one what its reader takes them for, so that its channels can be compared."""
-    array: NDArray[Any] = graph.array(tensor)
-    for node in graph.consumers(tensor) if array.dtype.kind in "iu" else ():
-        weight, scale, zero = QUANTISED.get(node.op, (-1, -1, -1))
-        if node.domain or node.inputs[weight : weight + 1] != (tensor,):
-            continue
-        along = node.attributes.get("axis", 1) if node.op == "DequantizeLinear" else 0 if "Conv" in node.op else -1
-        shape = [-1 if axis == along % array.ndim else 1 for axis in range(array.ndim)]
-        given = [graph.constant(node.inputs[k]) if 0 < k < len(node.inputs) else None for k in (scale, zero)]
-        by, origin = (value.reshape(shape) if value is not None and value.ndim < 2 else None for value in given)
-        moved = array.astype(np.float32) - (0 if origin is None else origin.astype(np.float32))
-        return moved if by is None else moved * by
-    return array
 
 
 def _sums(array: NDArray[Any], axes: Collection[int], power: int) -> dict[int, NDArray[np.float64]]:

@@ -400,10 +400,14 @@ class TestWidths:
             ("--scale 0.5 --multiple 0", "--multiple"),
             ("--scale 0.5 --criterion best", "--criterion"),
             ("--scale 0.5 --transfer teleport", "teleport"),
-            ("--scale 0.5 --transfer svd", "later release"),
-            ("--scale 0.5 --transfer evbmf", "later release"),
-            ("--scale 0.5 --transfer least-squares", "later release"),
-            ("--scale 0.5 --data digits", "later release"),
+            ("--scale 0.5 --transfer least-squares", "give it --data D"),
+            ("--scale 0.5 --data digits", "--transfer slice needs no --data: leave it out, or take --transfer least-s"),
+            ("--scale 0.5 --transfer svd --data digits", "--transfer svd needs no --data"),
+            ("--scale 0.5 --samples 9", "--samples is about --data D"),
+            ("--scale 0.5 --crop 8", "--crop is about --data D"),
+            ("--scale 0.5 --mean 0 --std 1", "--mean is about --data D"),
+            ("--scale 0.5 --transfer least-squares --data digits --mean 0", "--mean and --std go together"),
+            ("--scale 0.5 --transfer least-squares --data digits --samples 0", "--samples"),
             ("--scale 0.5 --freeze nobody", "nobody"),
             ("--scale 0.5 --input-shape z=1x1x8x8", "no input 'z'"),
             ("--scale 0.5 --input-shape x=1x3x8x8", "'x'"),
@@ -507,15 +511,15 @@ class TestPlan:
 
 class TestVerification:
     def test_what_is_not_proved_is_not_written(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from conet_onnx import rewriting
+        from conet_onnx import transfer
 
-        honest = rewriting.rewrite
+        honest = transfer.rewrite
 
         def lying(graph, plan):
             made = honest(graph, plan)
             return made.with_arrays({"fc.b": made.array("fc.b") + 1})
 
-        monkeypatch.setattr(rewriting, "rewrite", lying)
+        monkeypatch.setattr(transfer, "rewrite", lying)
         resize(folder, 5, "--scale", "0.5", "--plan", "plan.json")
 
 

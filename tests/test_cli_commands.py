@@ -178,6 +178,69 @@ class TestResize:
         assert result.code == 0
         assert "not verified" in result.out
 
+    @pytest.mark.parametrize("transfer", ["svd", "evbmf"])
+    def test_a_policy_that_changes_values_says_so(self, folder: Path, transfer: str) -> None:
+        result = call(f"resize model.onnx -o out.onnx --scale 0.5 --transfer {transfer} --plan plan.json")
+        assert (result.code, result.err) == (0, "")
+        assert "skipped  values: the plan says that they were changed" in result.out
+        assert json.loads((folder / "plan.json").read_text())["values"] == "changed"
+        assert call("verify", "model.onnx", "out.onnx", "--plan", "plan.json").code == 0
+        assert shapes(folder / "out.onnx")["c2.w"] == [4, 3, 3, 3]
+
+    def test_weights_are_fitted_on_training_data(self, folder: Path) -> None:
+        line = "resize model.onnx -o out.onnx --scale 0.5 --transfer least-squares --data digits --plan plan.json"
+        result = call(line)
+        assert result.code == 0, result.err
+        assert result.err.startswith("Inputs: (pixel")
+        assert "Fitted 2 weights on 256 training images of digits." in result.out
+        rows = {
+            words[1]: words[-2:]
+            for row in result.out.splitlines()
+            if (words := row.split())[1:2] in (["layers'"], ["model's"])
+        }
+        for sliced, fitted in rows.values():
+            assert float(fitted) < 0.5 * float(sliced)
+        assert len(rows) == 2
+        assert "Left as sliced" not in result.out
+        assert "skipped  values" in result.out
+        assert set(listing(folder)) == {"model.onnx", "out.onnx", "plan.json"}
+        assert call("verify", "model.onnx", "out.onnx", "--plan", "plan.json").code == 0
+
+    def test_samples_and_seed_decide_what_is_fitted_on(self, folder: Path) -> None:
+        line = "resize model.onnx --scale 0.5 --transfer least-squares --data digits --mean 0 --std 1 --no-verify"
+        asked = ("", "256"), ("--seed 1", "256"), ("--samples 20", "20"), ("--samples 9999", "1,079")
+        for name, (more, count) in zip("abcd", asked, strict=True):
+            result = call(f"{line} -o {name}.onnx {more}")
+            assert f"on {count} training images" in result.out
+        assert len({(folder / f"{name}.onnx").read_bytes() for name in "abcd"}) == 4
+
+    def test_inputs_alone_are_enough_to_fit_on(self, folder: Path) -> None:
+        """No labels, no validation, no test."""
+        np.savez(folder / "train.npz", x=np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32))
+        result = call("resize model.onnx -o out.onnx --scale 0.5 --transfer least-squares --data train.npz")
+        assert result.code == 0, result.err
+        assert "Fitted 2 weights on 36 training samples" in result.out
+
+    def test_a_weight_that_is_not_fitted_is_named(self, folder: Path) -> None:
+        model = small_model()
+        node = next(node for node in model.graph.node if node.name == "fc")
+        node.attribute.append(onnx.helper.make_attribute("alpha", 0.5))
+        save(model, folder / "model.onnx")
+        result = call(
+            "resize model.onnx -o out.onnx --scale 0.5 --transfer least-squares --data digits --mean 0 --std 1"
+        )
+        assert "Fitted 1 weight on 256" in result.out
+        assert "Left as sliced: fc.w (" in result.out
+
+    def test_a_batch_that_is_freed_first_is_fitted_too(self, folder: Path) -> None:
+        model = small_model()
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+        save(model, folder / "model.onnx")
+        line = "resize model.onnx -o out.onnx --scale 0.5 --transfer least-squares --data digits --mean 0 --std 1"
+        for more in ("", " --free-batch"):
+            assert "Fitted 2 weights on 256 training images" in call(line + more).out
+
     def test_nothing_but_the_named_files_is_written(self, folder: Path) -> None:
         assert call("resize model.onnx -o out.onnx --scale 0.5 --plan plan.json").code == 0
         assert set(listing(folder)) == {"model.onnx", "out.onnx", "plan.json"}

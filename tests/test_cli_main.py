@@ -91,7 +91,7 @@ class TestUsageErrors:
         assert expected in only_line(result)
         assert result.out == ""
 
-    @pytest.mark.parametrize("command", ["score", "profile"])
+    @pytest.mark.parametrize("command", ["profile"])
     def test_commands_of_a_later_release_say_so(self, command: str) -> None:
         result = call(command, "m.onnx", "-o", "x", "--metric", "qc")
         assert result.code == 2

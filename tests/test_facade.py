@@ -14,7 +14,7 @@ from cli_support import save, small_model
 import conet_onnx as co
 
 VERBS = (
-    *("load", "analyze", "freed", "plan", "rewrite", "verify", "importance"),
+    *("load", "analyze", "freed", "plan", "rewrite", "transferred", "verify", "importance", "score"),
     *("to_torch", "from_torch", "search", "finetune"),
 )
 

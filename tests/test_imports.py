@@ -38,13 +38,19 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not {*HEAVY, "click"} & set(made.stdout.split())
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("search", "--help"), ("resize", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("search", "--help"), ("resize", "--help"), ("score", "--help")]
+)
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert not set(HEAVY) & imported(*arguments)
 
 
 def test_analyze_needs_neither_torch_nor_onnxruntime(model: Path) -> None:
     assert not {"torch", "torchvision", "onnxruntime", "optuna", "plotly", "pyarrow"} & imported("analyze", model)
+
+
+def test_score_needs_neither_torch_nor_onnxruntime(model: Path) -> None:
+    assert not {"torch", "torchvision", "onnxruntime", "optuna", "plotly", "pyarrow"} & imported("score", model)
 
 
 def test_resize_needs_no_torch(model: Path, tmp_path: Path) -> None:
@@ -54,6 +60,13 @@ def test_resize_needs_no_torch(model: Path, tmp_path: Path) -> None:
 
 def test_resize_by_budget_without_proof_needs_no_onnxruntime(model: Path, tmp_path: Path) -> None:
     found = imported("resize", model, "-o", tmp_path / "out.onnx", "--budget", "macs=0.5", "--no-verify")
+    assert not {"torch", "torchvision", "onnxruntime", "optuna", "plotly", "pyarrow"} & found
+
+
+def test_resize_by_low_ranks_without_proof_needs_neither_torch_nor_onnxruntime(model: Path, tmp_path: Path) -> None:
+    found = imported(
+        "resize", model, "-o", tmp_path / "out.onnx", "--scale", "0.5", "--transfer", "evbmf", "--no-verify"
+    )
     assert not {"torch", "torchvision", "onnxruntime", "optuna", "plotly", "pyarrow"} & found
 
 

@@ -31,7 +31,9 @@ class Untouchable(Exception):
     """The test split was read too early."""
 
 
-def touch(self: Workshop, student: Graph, *, epochs: int, seed: int, report: Report) -> tuple[Graph, float]:
+def touch(
+    self: Workshop, student: Graph, *, epochs: int, seed: int, report: Report, **_: object
+) -> tuple[Graph, float]:
     """In place of training: shrink the last weights a little, by the seed."""
     report(0.5)
     name = next(reversed([n for n, t in student.weights.items() if len(t.dims) == 2]))
@@ -132,7 +134,9 @@ class TestResult:
         assert all(model["test"] is None for model in document["pareto"])
 
     def test_a_last_training_that_harms_is_not_kept(self, searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
-        def train(self: Workshop, student: Graph, *, epochs: int, seed: int, report: Report) -> tuple[Graph, float]:
+        def train(
+            self: Workshop, student: Graph, *, epochs: int, seed: int, report: Report, **_: object
+        ) -> tuple[Graph, float]:
             name = next(reversed([n for n, t in student.weights.items() if len(t.dims) == 2]))
             return (student if epochs == 1 else student.with_arrays({name: -student.array(name)})), 0.0
 
@@ -247,7 +251,14 @@ class TestResuming:
         assert len(more.trials) == 5
 
     @pytest.mark.parametrize(
-        "other", [{"seed": 1}, {"budget": "macs=0.6"}, {"algorithm": "random"}, {"epochs_per_trial": 9}]
+        "other",
+        [
+            {"seed": 1},
+            {"budget": "macs=0.6"},
+            {"algorithm": "random"},
+            {"epochs_per_trial": 9},
+            {"transfer": "slice"},
+        ],
     )
     def test_other_settings_are_refused_and_change_nothing(
         self, searched: Searched, tmp_path: Path, other: dict[str, Any]
@@ -256,6 +267,14 @@ class TestResuming:
         with pytest.raises(UsageError, match=next(iter(other))):
             searched(resume=True, **other)
         assert read_run(tmp_path / "run") == before
+
+    def test_a_run_from_before_transfer_was_noted_goes_on(self, searched: Searched, tmp_path: Path) -> None:
+        searched(trials=2)
+        file = tmp_path / "run" / "run.json"
+        document = json.loads(file.read_text())
+        assert document["settings"].pop("transfer") == "net2net"
+        file.write_text(json.dumps(document))
+        assert len(searched(trials=3, resume=True).run.trials) == 3
 
     def test_resuming_nothing_begins(self, searched: Searched) -> None:
         assert searched(resume=True).run.best is not None
@@ -281,9 +300,15 @@ class TestRefusals:
             ({"budget": "macs=1e-6"}, BudgetUnreachable),
             ({"budget": "latency=5ms"}, NotYet),
             ({"budget": "macs=-1"}, UsageError),
-            ({"algorithm": "conet-sa"}, NotYet),
+            ({"budget": None}, UsageError),
+            ({"options": {"gamma": 0.5}}, UsageError),
+            ({"algorithm": "conet-sa", "options": ["gamma=2"]}, UsageError),
+            ({"algorithm": "network-adjustment", "options": ["cost=latency"]}, NotYet),
+            ({"final": "later"}, UsageError),
+            ({"augment": ["magic"]}, UsageError),
             ({"algorithm": "magic"}, UsageError),
             ({"backend": "jax"}, UsageError),
+            ({"transfer": "magic"}, UsageError),
             ({"trials": 0}, UsageError),
             ({"epochs_per_trial": 0}, UsageError),
             ({"epochs": -1}, UsageError),

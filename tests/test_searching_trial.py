@@ -21,12 +21,15 @@ from test_quantised_models import by_onnxruntime
 import conet_onnx as co
 from conet_onnx.data.dataset import Array
 from conet_onnx.graph import Graph
+from conet_onnx.planning import TRANSFERS
+from conet_onnx.plans import WidthPlan
 from conet_onnx.records.trial import Trial
 from conet_onnx.runtime import run
 from conet_onnx.searching import read_run
 from conet_onnx.searching.loop import Parent, TrialTask
 from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial, inherit
-from conet_onnx.torch_backend.train import Diverged
+from conet_onnx.torch_backend.train import Diverged, Fitted
+from conet_onnx.transfer import calibration_batches, transferred
 
 MODEL = Path(__file__).parent.parent / "models" / "digits_resnet8.onnx"
 SETTINGS = TrialSettings(str(MODEL), "digits", threads=1)
@@ -44,8 +47,8 @@ def images() -> Array:
 
 
 def task(folder: Path, widths: Mapping[str, int], parent: Parent | None = None, *, number: int = 0) -> TrialTask:
-    weights, plan = folder / f"{number}.onnx", folder / f"{number}.json"
-    return TrialTask(number, {**SOURCE, **widths}, parent, str(weights), str(plan), seed=7 + number)
+    weights, plan, measures = (folder / f"{number}.{kind}" for kind in ("onnx", "json", "measures.json"))
+    return TrialTask(number, {**SOURCE, **widths}, parent, str(weights), str(plan), str(measures), seed=7 + number)
 
 
 def start_of(source: Graph, one: TrialTask) -> Graph:
@@ -102,6 +105,33 @@ class TestInheritance:
         assert asked == [how]
         assert outcome.validation == {}
 
+    @pytest.mark.parametrize("transfer", TRANSFERS)
+    def test_every_policy_hands_on_what_it_makes_of_the_parent(
+        self, source: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transfer: str
+    ) -> None:
+        """From the source, and from a trial that was trained; in the structure of the plan that is written."""
+        small, starts = task(tmp_path, {"w1": 9, "w4": 30}), []
+
+        def fit(student: Graph, *_: object, **__: object) -> object:
+            starts.append(student)
+            return Fitted(student, (), 0.0)
+
+        monkeypatch.setattr("conet_onnx.searching.trial.fit", fit)
+        again = task(tmp_path, {"w1": 12, "w4": 20}, Parent(small.weights, small.widths), number=1)
+        for one in (small, again):
+            evaluate_trial(one, replace(SETTINGS, transfer=transfer))
+            co.verify(source, co.load(one.weights), WidthPlan.load(one.plan), provider="cpu")
+        workshop = Workshop.open(source, "digits", normalisation=None, epochs=1, provider="auto", threads=1)
+        batches = None
+        if transfer == "least-squares":
+            batches = calibration_batches(source, workshop.dataset.split("train"), workshop.choice.normalisation)
+            assert sum(len(batch["image"]) for batch in batches) == 256
+        for start, parent, one in zip(starts, (source, co.load(small.weights)), (small, again), strict=True):
+            how = {"seed": one.seed, "inexact": True, "calibration": batches}
+            expected = transferred(co.analyze(parent), one.widths, transfer, **how).graph
+            for name in start.weights:
+                np.testing.assert_array_equal(start.array(name), expected.array(name))
+
     def test_weights_of_eight_bits_are_handed_on(self, tmp_path: Path) -> None:
         source = Graph(by_onnxruntime("layers", channels=True, unsigned=False))
         analysis = co.analyze(source)
@@ -109,7 +139,7 @@ class TestInheritance:
         small = co.rewrite(source, co.plan(analysis, widths))
         trained = small.with_arrays({n: small.array(n) // 2 for n, t in small.weights.items() if len(t.dims) == 2})
         trained.save(tmp_path / "small.onnx")
-        one = TrialTask(1, widths, Parent(str(tmp_path / "small.onnx"), widths), "", "", seed=0)
+        one = TrialTask(1, widths, Parent(str(tmp_path / "small.onnx"), widths), "", "", "", seed=0)
         start = inherit(small, source, one, analysis=analysis)
         assert sum(t.dims[1:] != [] for t in start.weights.values()) == 3
         for name in trained.weights:

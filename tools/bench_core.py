@@ -178,6 +178,27 @@ def pricing(setting: Setting) -> Iterator[Row]:
             yield within("pricing", f"{name}, {label}", times, 1e-3)
 
 
+def metrics(setting: Setting) -> Iterator[Row]:
+    """Scoring ResNet-34 against numpy.linalg.svd on both unfoldings of every layer, and the same EVBMF, with singular
+    vectors (as it is called without more words) and without; not part of a run of all."""
+    import conet_onnx as co
+    from conet_onnx.metrics import evbmf, layers
+
+    found = co.analyze(co.load(setting.file("resnet34")))
+    weights = [layer.unfolded(found.graph.array(layer.tensor))[0] for layer in layers(found)]
+
+    def peer(vectors: bool) -> None:
+        for weight in weights:
+            for array in (weight, weight.swapaxes(0, 1)):
+                matrix = array.reshape(len(array), -1)
+                values = np.linalg.svd(matrix, full_matrices=False, compute_uv=vectors)
+                evbmf(values[1] if vectors else values, *matrix.shape)
+
+    for vectors, what in ((True, "numpy.linalg.svd"), (False, "numpy.linalg.svd, values only")):
+        pairs = in_turns(partial(timed, co.score, found), partial(timed, peer, vectors), setting.repeats)
+        yield compared("metrics", "resnet34, all layers", pairs, what, 0.1)
+
+
 def large(setting: Setting) -> Iterator[Row]:
     """A chain of 100,000 nodes, and 3 GB of weights in a file of their own, once each; not part of a run of all."""
     path = setting.save("chain-100000", _chain(100_000, residual=True))
@@ -209,12 +230,13 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "memory": memory,
     "training": training,
     "pricing": pricing,
+    "metrics": metrics,
     "large": large,
     "peers": peers,
 }
 
 
-ON_REQUEST = frozenset({"large", "peers"})  # some minutes, and 10 GB of disk or another package
+ON_REQUEST = frozenset({"large", "metrics", "peers"})  # some minutes; 10 GB of disk, or another package
 
 
 def main() -> int:
@@ -234,7 +256,8 @@ def main() -> int:
 
     torch.set_num_threads(arguments.threads)
     packages = ("torch", "torchvision", "onnx", "numpy", "networkx")
-    machine = facts(packages, threads=arguments.threads, repeats=arguments.repeats)
+    blas = os.environ.get("OMP_NUM_THREADS", "all")  # the threads of numpy, which reads it when it is imported
+    machine = facts(packages, threads=arguments.threads, OMP_NUM_THREADS=blas, repeats=arguments.repeats)
     print(*(f"{key}: {value}" for key, value in machine.items()), "", heading(), sep="\n")
     started = time.perf_counter()
     rows: list[Row] = []

@@ -7,7 +7,7 @@ import click
 from conet_onnx.cli.command import Command
 from conet_onnx.errors import NotYet
 
-__all__ = ["profile", "score"]
+__all__ = ["profile"]
 
 
 def _later(name: str, does: str) -> click.Command:
@@ -23,11 +23,11 @@ def _later(name: str, does: str) -> click.Command:
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def command(arguments: tuple[str, ...]) -> None:
         raise NotYet(
-            f"{name} comes in a later release; this one has analyze, resize, search, finetune, evaluate, bench, verify."
+            f"{name} comes in a later release; this one has analyze, resize, score, search, finetune, evaluate, bench, "
+            "verify."
         )
 
     return command
 
 
-score = _later("score", "Print per-layer metrics of a model.")
 profile = _later("profile", "Measure a per-operator latency table for this machine.")

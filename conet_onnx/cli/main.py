@@ -23,7 +23,7 @@ COMMANDS = {
     "bench": "bench",
     "verify": "verify",
     "report": "report",
-    "score": "later",
+    "score": "score",
     "finetune": "finetune",
     "profile": "later",
 }

@@ -12,6 +12,7 @@ from conet_onnx.errors import NotYet
 
 __all__ = [
     "batchnorm_option",
+    "calibration_options",
     "data_options",
     "data_words",
     "free_batch_option",
@@ -24,7 +25,10 @@ __all__ = [
     "positive",
     "provider_option",
     "threads_option",
+    "transfer_option",
 ]
+
+TRANSFERS = ("slice", "svd", "evbmf", "net2net", "zero", "least-squares")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,6 +73,18 @@ def json_option(function: F) -> F:
 
 def data_options(function: F) -> F:
     """--data D --resize R --crop C --mean M --std S."""
+    return _data_options(function, required=True, use="")
+
+
+def calibration_options(function: F) -> F:
+    """The same for a command that can do without, and --samples N."""
+    samples = click.option(
+        "--samples", type=click.IntRange(min=1), metavar="N", help="Training samples to fit on (default: 256)."
+    )
+    return _data_options(samples(function), required=False, use="What --transfer least-squares fits weights on: ")
+
+
+def _data_options(function: F, *, required: bool, use: str) -> F:
     std = click.option("--std", metavar="V,...", callback=numbers, help="Divides the pixels after --mean.")
     mean = click.option("--mean", metavar="V,...", callback=numbers, help="Subtracted from the pixels, in 0..1.")
     size = click.IntRange(min=1)
@@ -78,10 +94,10 @@ def data_options(function: F) -> F:
     resize = click.option("--resize", type=size, metavar="R", help="Resize image files: the shorter side becomes R.")
     return click.option(
         "--data",
-        required=True,
+        required=required,
         metavar="D",
-        help="digits | folder of class folders | folder of images | parquet | hf:ID | hf:FOLDER | .npz | .npy | folder "
-        "of these, an array for each of the model's inputs | cifar10:DIR | cifar100:DIR | module:function.",
+        help=f"{use}digits | folder of class folders | folder of images | parquet | hf:ID | hf:FOLDER | .npz | .npy | "
+        "folder of these, an array for each of the model's inputs | cifar10:DIR | cifar100:DIR | module:function.",
     )(resize(crop(mean(std(function)))))
 
 
@@ -100,6 +116,27 @@ def batchnorm_option(function: F) -> F:
         show_default=True,
         help="Train folded convolutions with BatchNormalization, folded away again; auto: in networks without norms.",
     )(function)
+
+
+def augment_option(function: F) -> F:
+    """--augment A,..."""
+    return click.option(
+        "--augment",
+        callback=_names,
+        metavar="A,...",
+        help="Change images at random: crop, flip, cutout, mixup, randaugment.",
+    )(function)
+
+
+def transfer_option(default: str | None) -> Callable[[F], F]:
+    """--transfer T."""
+    return click.option(
+        "--transfer",
+        type=click.Choice(TRANSFERS),
+        default=default,
+        show_default=default is not None,
+        help="What becomes of trained weights when widths change (docs/transfer.md).",
+    )
 
 
 def provider_option(function: F) -> F:
@@ -162,3 +199,8 @@ def _input_shapes(_ctx: click.Context, _param: click.Parameter, values: Iterable
             raise click.BadParameter(f"{value!r} is not a name and positive sizes; write it as x=1x3x224x224.")
         found[name] = tuple(int(p) for p in parts)
     return found
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """a,b,c."""
+    return None if value is None else tuple(part for part in value.split(",") if part)

@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conet_onnx.cli.calibrating import Samples, check_data
 from conet_onnx.cli.command import Command
+from conet_onnx.cli.evaluate import check_pair
 from conet_onnx.cli.freeing import free
 from conet_onnx.cli.options import (
+    calibration_options,
     free_batch_option,
     freeze_option,
     input_shape_option,
     model_argument,
-    not_yet,
     positive,
     provider_option,
+    transfer_option,
 )
 from conet_onnx.cli.output import Bar, check_writable, command, count, says, several, share, size, table
 from conet_onnx.cli.widths import by_reason, check_widths, read_widths
-from conet_onnx.errors import NotYet, UsageError
+from conet_onnx.errors import UsageError
 from conet_onnx.files import atomic_write
 
 if TYPE_CHECKING:
@@ -34,18 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["resize"]
 
 CRITERIA = ("l1", "l2", "random", "batchnorm-scale")
-TRANSFERS = ("slice", "net2net", "zero")
-LATER_TRANSFERS = ("svd", "evbmf", "least-squares")
 SMALLEST = 1e-9  # a scale at which every width that may shrink is 1
 SHOWN = 20  # widths in the table; the plan has them all
-
-
-def _transfer(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    if value in LATER_TRANSFERS:
-        raise NotYet(f"--transfer {value} comes in a later release; there are {', '.join(TRANSFERS)}.")
-    if value not in TRANSFERS:
-        raise click.BadParameter(f"{value!r} is not one of {', '.join((*TRANSFERS, *LATER_TRANSFERS))}.")
-    return value
 
 
 @click.command(cls=Command)
@@ -55,10 +48,8 @@ def _transfer(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 @click.option("--widths", metavar="F|ID=N,...", help="These widths: a JSON file, or w3=48,w5=16.")
 @click.option("--budget", multiple=True, metavar="KIND=V", help="Of params, macs or bytes: macs=0.5, bytes=4MB.")
 @click.option("--criterion", type=click.Choice(CRITERIA), default="l2", show_default=True, help="Which channels stay.")
-@click.option(
-    "--transfer", default="slice", show_default=True, metavar="T", callback=_transfer, help="slice, net2net, zero."
-)
-@click.option("--data", metavar="D", help="(Not in this release.) Calibrate on data.")
+@transfer_option("slice")
+@calibration_options
 @click.option("--multiple", type=click.IntRange(min=1), metavar="M", help="Round the chosen widths to multiples of M.")
 @freeze_option
 @click.option("--exact", is_flag=True, help="Leave widths with statistics across channels alone.")
@@ -78,6 +69,11 @@ def resize(
     criterion: str,
     transfer: str,
     data: str | None,
+    resize: int | None,
+    crop: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    samples: int | None,
     multiple: int | None,
     freeze: tuple[str, ...],
     exact: bool,
@@ -90,7 +86,8 @@ def resize(
     input_shapes: dict[str, tuple[int, ...]],
 ) -> None:
     """Resize a model once, without training; it is proved right before it is written. Takes seconds."""
-    not_yet(data=data)
+    check_pair(mean, std)
+    check_data(transfer, data, {"resize": resize, "crop": crop, "mean": mean, "samples": samples})
     if sum(given is not None for given in (scale, widths, budget or None)) != 1:
         raise UsageError("resize takes exactly one of --scale S, --widths F|ID=N,... and --budget KIND=V.")
     if exact and inexact:
@@ -103,13 +100,15 @@ def resize(
         bar.step(f"Reading {model}")
         from conet_onnx.analysis import analyze
         from conet_onnx.loading import load
-        from conet_onnx.planning import plan as make_plan
         from conet_onnx.planning import ranked
-        from conet_onnx.rewriting import rewrite
         from conet_onnx.scoring import importance
+        from conet_onnx.transfer import transferred
         from conet_onnx.verification import verify
 
         graph = load(model, input_shapes=input_shapes)
+        drawn: dict[str, Any] = {"samples": samples, "seed": seed, "provider": provider}
+        pixels: dict[str, Any] = {"resize": resize, "crop": crop, "mean": mean, "std": std}
+        sampled = None if data is None else Samples.read(graph, data, **drawn, **pixels)
         batch = free(graph) if free_batch else None
         graph = graph if batch is None else batch.graph
         bar.step("Following the axes")
@@ -117,14 +116,18 @@ def resize(
         chosen, left_alone = choose(analysis)
         bar.step(f"Scoring channels by {criterion}")
         scores = importance(graph, criterion, analysis=analysis, seed=seed, widths=ranked(analysis, chosen))
-        plan = make_plan(analysis, chosen, scores, transfer=transfer, seed=seed, exact=exact, inexact=inexact)
-        bar.step("Rewriting")
-        resized = rewrite(graph, plan)
+        bar.step("Rewriting" if sampled is None else "Fitting weights to the source")
+        calibration = None if sampled is None else sampled.batches(graph)
+        how: dict[str, Any] = {"seed": seed, "exact": exact, "inexact": inexact, "calibration": calibration}
+        made = transferred(analysis, chosen, transfer, scores=scores, **how)
+        resized, plan = made.graph, made.plan
         bar.step("Verifying")
         proof = None if no_verify else verify(graph, resized, plan, provider=provider)
         bar.step(f"Writing {out}")
         _write(resized, plan, out, plan_to)
     smaller = _show_change(analysis, plan, left_alone)
+    if sampled is not None and made.fit is not None:
+        sampled.show(made.fit)
     for line in [*(batch.lines() if batch else ()), *(proof.lines() if proof else ["not verified, as asked"])]:
         says(line)
     says()
