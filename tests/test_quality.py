@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import onnx
 import plain_evbmf as plain
 import pytest
+import strategies
 import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -252,6 +254,20 @@ class TestLayers:
         for layer in found:
             assert layer.shape == tuple(graph.weights[layer.tensor].dims)
             assert (layer.groups * layer.outs, layer.ins) == layer.shape[:2]
+
+    @pytest.mark.parametrize("grammar", ["maps", "mixed"])
+    def test_weights_that_are_summed_over_in_random_graphs_are_layers(self, grammar: str) -> None:
+        found = 0
+        for seed in range(12):
+            analysis = analyze(Graph(strategies.random_model(random.Random(f"{grammar} {seed}"), 12, grammar)))
+            facing = [f for f in analysis.contractions if analysis.follows_input(f.node) and len(f.parts) == 1]
+            known = {layer.tensor: layer for layer in layers(analysis)}
+            for part in (f.parts[0] for f in facing):
+                layer = known[part.tensor]
+                assert layer.unfolded(analysis.graph.array(part.tensor)).size == math.prod(layer.shape)
+                found += 1
+            assert all(np.isfinite(fields(q.ins) + fields(q.outs)).all() for q in score(analysis))
+        assert found > 20
 
 
 class TestViews:
