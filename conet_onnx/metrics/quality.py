@@ -13,7 +13,7 @@ from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.errors import ModelError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.metrics.evbmf import Shrunk, shrink
-from conet_onnx.metrics.layers import Layer, layers
+from conet_onnx.metrics.unfolding import Layer, layers
 from conet_onnx.scoring import real_values
 
 __all__ = ["FORMAT", "METRICS", "LayerQuality", "Quality", "as_json", "by_width", "measured", "score", "spectrum"]
@@ -87,7 +87,7 @@ def score(
     weights: Mapping[str, NDArray[Any]] | None = None,
     progress: Progress | None = None,
 ) -> tuple[LayerQuality, ...]:
-    """The quality of every layer, in the order of the graph (see `metrics.layers` for what is a layer).
+    """The quality of every layer, in the order of the graph (see `layers` for what is a layer).
 
     `weights` are other values of some of its weights, by name, in the file's shapes: what they have become in training,
     say. `progress` is called with the share of the layers that is done and the next one's name. Raises UsageError for a
