@@ -113,7 +113,7 @@ def by_width(analysis: Analysis, qualities: Iterable[LayerQuality], metric: str 
 
     A layer whose input or output channels are several widths (behind a Concat, say) counts for each of them. One that
     has a single such channel in each group, as a depthwise convolution has, does not count: a matrix of one row has
-    rank 0 whatever is in it. A width without a layer that counts is 0. Raises UsageError for an unknown metric.
+    rank 0 whatever is in it. A width without a layer that counts is left out. Raises UsageError for an unknown metric.
     """
     if metric not in METRICS:
         raise UsageError(f"metric {metric!r} is not known; choose one of {', '.join(METRICS)}.")
@@ -124,7 +124,8 @@ def by_width(analysis: Analysis, qualities: Iterable[LayerQuality], metric: str 
     found = {}
     for name, width in analysis.widths.items():
         held = [sides[key] for m in width.members if (key := (m.tensor, m.role)) in sides]
-        found[name] = sum(held) / len(held) if held else 0.0
+        if held:
+            found[name] = sum(held) / len(held)
     return found
 
 
