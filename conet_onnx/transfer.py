@@ -150,11 +150,11 @@ def _truncated(matrices: Array, rank: int, *, denoised: bool) -> Array | None:
     """Matrices [groups, rows, columns] of at most some rank, in float64; None where they stay what they are.
 
     With W = U·S·Vᵀ each is U·(f/s)·Uᵀ·W, where f are the values that are kept: all that is needed is the eigenvectors
-    of W·Wᵀ on the shorter side. A single row or column has nothing to be truncated.
+    of W·Wᵀ on the shorter side.
     """
     rows, columns = matrices.shape[1:]
     short = min(rows, columns)
-    if short < 2 or (rank >= short and not denoised):
+    if rank >= short and not denoised:
         return None
     wide = matrices.swapaxes(1, 2) if rows > columns else matrices
     squares, vectors = np.linalg.eigh(wide @ wide.swapaxes(1, 2))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,20 +104,20 @@ def reconstruct(
     layers = []
     with torch.no_grad():
         sliced = [_values(student(*feed)) for feed in feeds]
-        run = _Steps(student, feeds)
-        wanted = {theirs.node: (theirs, take) for theirs, _, take in tasks.values()}
-        says = _Teacher(_Steps(teacher, feeds), wanted)
+        run, model = _Steps(student, feeds), _Steps(teacher, feeds)
         for node in run.nodes:
             if node in tasks:
-                theirs, ours, _ = tasks[node]
-                refit = _fit(ours, run.values(ours.x), says.at(theirs.node))
+                theirs, ours, take = tasks[node]
+                model.until(theirs.node)
+                said = [theirs.kept(y, take) for y in model.values(theirs.node)]
+                refit = _fit(ours, run.values(ours.x), said)
                 if refit is None:
                     left[ours.tensor] = "what it is to be fitted to is not finite"
                 else:
                     layers.append(refit)
             run.step(node)
-        targets = says.outputs()
-    errors = (_distance(made, targets) for made in (sliced, run.outputs))
+        model.until(None)
+    errors = (_distance(made, model.outputs) for made in (sliced, run.outputs))
     return Reconstruction(from_torch(resized, student), tuple(layers), left, *errors)
 
 
@@ -179,10 +179,10 @@ class _Layer:
         return last.reshape(-1, self.groups, y.shape[1 if self.convolves else -1] // self.groups)
 
     def kept(self, y: torch.Tensor, take: Take) -> torch.Tensor:
-        """A copy of an output of the source at the channels that a resize keeps."""
+        """An output of the source at the channels that a resize keeps."""
         axis = 1 if self.convolves else y.dim() - 1
         taken = take.take.get(self.outputs)
-        return y.clone() if taken is None else y.index_select(axis, torch.from_numpy(taken).to(y.device))
+        return y if taken is None else y.index_select(axis, torch.from_numpy(taken).to(y.device))
 
 
 def _layer(module: fx.GraphModule, tensor: str) -> _Layer | str:
@@ -258,7 +258,7 @@ class _Steps:
         self._runner = fx.Interpreter(module)
         self._values: list[dict[fx.Node, Any]] = [{} for _ in feeds]
         self._feeds = [iter(feed) for feed in feeds]
-        self.nodes = list(module.graph.nodes)
+        self.nodes = iter(module.graph.nodes)
         self.outputs: list[Tensors] = []
 
     def step(self, node: fx.Node) -> None:
@@ -272,40 +272,16 @@ class _Steps:
             for last in gone:
                 del values[last]
 
+    def until(self, last: fx.Node | None) -> None:
+        """Run all that comes up to a node, and it; None: to the end. Both models have their layers in one order."""
+        for node in self.nodes:
+            self.step(node)
+            if node is last:
+                return
+
     def values(self, node: fx.Node) -> list[torch.Tensor]:
         """What a node has made, for each batch."""
         return [values[node] for values in self._values]
-
-
-@dataclass(slots=True)
-class _Teacher:
-    """The source, run as far as it is asked."""
-
-    steps: _Steps
-    wanted: Mapping[fx.Node, tuple[_Layer, Take]]
-    _kept: dict[fx.Node, list[torch.Tensor]] = field(default_factory=dict)
-    _rest: Iterator[fx.Node] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._rest = iter(self.steps.nodes)
-
-    def at(self, node: fx.Node) -> list[torch.Tensor]:
-        """What a layer that is wanted says at the channels that are kept; asked once."""
-        while node not in self._kept:
-            self._advance(next(self._rest))
-        return self._kept.pop(node)
-
-    def outputs(self) -> list[Tensors]:
-        """What the model says."""
-        for node in self._rest:
-            self._advance(node)
-        return self.steps.outputs
-
-    def _advance(self, node: fx.Node) -> None:
-        self.steps.step(node)
-        if node in self.wanted:  # copied at once: an activation may overwrite it
-            layer, take = self.wanted[node]
-            self._kept[node] = [layer.kept(y, take) for y in self.steps.values(node)]
 
 
 def _values(made: Any) -> Tensors:
