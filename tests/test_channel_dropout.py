@@ -11,6 +11,7 @@ import pytest
 import torch
 from cli_support import call, only_line, save, small_model
 from golden_models import model_of
+from onnx import helper
 from test_checkpoints import stopped
 from test_dropping import residual
 from test_train import network, problem, train
@@ -20,9 +21,10 @@ from conet_onnx.data import Split
 from conet_onnx.errors import UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.torch_backend import fit
-from conet_onnx.torch_backend.dropping import Dropping, insert_drops
+from conet_onnx.torch_backend.dropping import Dropping, insert_drops, seeded
 from conet_onnx.torch_backend.learner import Learner
 from conet_onnx.torch_backend.settings import Settings
+from tests.onnx_parity import build, some
 
 OPTIONS: dict[str, Any] = {"epochs": 4, "ema": 0.9, "accumulate": 3, "threads": 1, "channel_dropout": 0.4}
 
@@ -64,7 +66,9 @@ class TestTraining:
         rates = [rates["w0"] for rates, *_ in watched.seen]
         assert rates == pytest.approx(sorted([0.05, 0.1, 0.15, 0.2] * 3))  # batches of 16, 16 and 8
         assert [samples for _, samples, *_ in watched.seen] == [16, 16, 8] * 4
-        assert len({seed for *_, seed in watched.seen}) == 12
+        expected = [seeded(0, epoch, at).initial_seed() for epoch in range(4) for at in (1, 2, 3)]
+        assert [seed for *_, seed in watched.seen] == expected
+        assert len(set(expected)) == 12
 
     def test_the_rate_can_grow_with_depth(self, monkeypatch: pytest.MonkeyPatch) -> None:
         watched = Watched(monkeypatch)
@@ -89,6 +93,23 @@ class TestTraining:
         free, fixed = (train(network(batch=b), problem(), epochs=2, channel_dropout=0.3).graph for b in ("batch", 1))
         for name in ("conv.w", "fc.w", "norm.v"):
             np.testing.assert_array_equal(free.array(name), fixed.array(name))
+
+    def test_freeing_it_tells_which_positions_are_whose(self) -> None:
+        """Samples are the second axis in the middle of the model, which takes any batch though it says 1."""
+        rng = np.random.default_rng(0)
+        weights = {"a.w": some((4, 3), rng), "b.w": some((3, 2), rng)}
+        nodes = [
+            helper.make_node("MatMul", ["x", "a.w"], ["h"]),
+            helper.make_node("Transpose", ["h"], ["t"], perm=[1, 0, 2]),
+            helper.make_node("MatMul", ["t", "b.w"], ["u"]),
+            helper.make_node("Transpose", ["u"], ["y"], perm=[1, 0, 2]),
+        ]
+        graph = Graph(build(nodes, {"x": np.zeros((1, 5, 4), np.float32)}, weights, ["y"], 17))
+        data = Split(some((20, 5, 4), rng))
+        fitted = fit(graph, data, teacher=graph, epochs=1, batch=8, channel_dropout=0.3, accelerator="cpu")
+        assert fitted.undropped == {}
+        assert not np.array_equal(fitted.graph.array("b.w"), weights["b.w"])
+        assert fitted.graph.inputs[0].shape == (1, 5, 4)
 
     def test_what_is_not_dropped_is_told(self) -> None:
         graph = Graph(model_of("lstm"))

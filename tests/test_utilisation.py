@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_models import analysis_of
 from onnx import helper
+from test_channel_dropout import Watched
 from test_dropping import gated, residual
 
 import conet_onnx.torch_backend.utilisation as utilising
@@ -132,6 +133,16 @@ class TestExactly:
         """A divergence between scores of classes: never negative, and the smaller the less is dropped."""
         found = measure(tiny(), {"w0": 0.3, "w1": 0.3}, data(labels=False), passes=50)
         assert all(value > 0 for value in found.values())
+        x = data(labels=False).images[:]
+        plain = run_reference(tiny().proto(), {"x": x})[0].astype(np.float64)
+        expected = 0.0
+        for kept in itertools.product((0, 1), repeat=4):
+            weight = tiny().array("fc.w") * np.array(kept, np.float32) / np.float32(0.7)
+            said = run_reference(tiny().with_arrays({"fc.w": weight}).proto(), {"x": x})[0].astype(np.float64)
+            p, q = (np.exp(s) / np.exp(s).sum(1, keepdims=True) for s in (plain, said))
+            apart = (p * np.log(p / q)).sum(1) + (said.mean(1) - plain.mean(1)) ** 2 / plain.var()
+            expected += 0.7 ** sum(kept) * 0.3 ** (4 - sum(kept)) * apart.mean()
+        assert found["w1"] == pytest.approx(expected, rel=0.05)
         small = measure(tiny(), {"w0": 0.03, "w1": 0.03}, data(labels=False), passes=50)
         assert all(0 < small[name] < found[name] / 4 for name in found)
         other = measure(tiny(), {"w0": 0.3}, data(labels=False), passes=50, of="accuracy")
@@ -155,9 +166,25 @@ class TestSeeds:
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.get_num_threads() == threads
 
-    def test_passes_are_different_draws(self) -> None:
-        one, two = (measure(tiny(), {"w0": 0.3}, data(), passes=n)["w0"] for n in (1, 2))
-        assert one != two
+    def test_widths_passes_and_batches_draw_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        watched = Watched(monkeypatch)
+        measure(tiny(), {"w0": 0.3, "w1": 0.2}, data(), passes=3, batch=10)
+        assert len({seed for *_, seed in watched.seen}) == 2 * 3 * 4
+        assert all(rates in ({"w0": 0.3}, {"w1": 0.2}) for rates, *_ in watched.seen)  # one width at a time
+
+    def test_only_what_lies_behind_a_widths_first_place_is_computed_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        computed: list[str] = []
+        run = torch.fx.Interpreter.run_node
+
+        def noted(interpreter: torch.fx.Interpreter, n: torch.fx.Node) -> Any:
+            computed.append(n.name)
+            return run(interpreter, n)
+
+        monkeypatch.setattr(torch.fx.Interpreter, "run_node", noted)
+        measure(tiny(), {"w0": 0.3, "w1": 0.2}, data(), passes=5, batch=20)
+        assert [computed.count(name) for name in ("a", "b", "y")] == [2, 2 * 6, 2 * 11]
 
 
 class Counted:
@@ -207,6 +234,22 @@ class TestData:
         rates = {"w0": 0.3, "w1": 0.2}
         expected = measure(tiny(), rates, data(), batch=16)
         assert measure(tiny(batch=1), rates, data(), batch=16) == expected
+
+    def test_freeing_it_tells_which_positions_are_whose(self) -> None:
+        """In the middle the samples are the second axis: with a batch of 1 that could be any."""
+        rng = np.random.default_rng(0)
+        weights = {"a.w": some((4, 3), rng), "b.w": some((3, 2), rng)}
+        nodes = [
+            node("MatMul", ["x", "a.w"], ["h"]), node("Transpose", ["h"], ["t"], perm=[1, 0, 2]),
+            node("MatMul", ["t", "b.w"], ["u"]), node("Transpose", ["u"], ["y"], perm=[1, 0, 2]),
+        ]  # fmt: skip
+        split = data(20, labels=False, shape=(5, 4))
+        fixed, free = (
+            Graph(build(nodes, {"x": np.zeros((1, 5, 4), np.float32)}, weights, ["y"], 17, symbolic))
+            for symbolic in ("none", "batch")
+        )
+        assert undroppable(fixed, analyze(fixed)) == {}
+        assert measure(fixed, {"w0": 0.3}, split) == measure(free, {"w0": 0.3}, split) != {}
 
     def test_one_that_cannot_be_freed_is_filled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Batches of 16 take 40 samples as 48; those that fill the last do not count."""
