@@ -14,8 +14,8 @@ from conet_onnx.data import Normalisation, Split, fed
 from conet_onnx.data.fitting import fixed_batch, padded
 from conet_onnx.errors import DataError, ModelError, UsageError
 from conet_onnx.graph import Graph
-from conet_onnx.metrics.evbmf import shrink
 from conet_onnx.metrics import layers
+from conet_onnx.metrics.evbmf import shrink
 from conet_onnx.planning import plan as make_plan
 from conet_onnx.plans import Take, WidthPlan
 from conet_onnx.rewriting import rewrite

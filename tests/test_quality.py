@@ -469,12 +469,12 @@ class TestByWidth:
         part = self.sides(analysis.graph, "qc")
         assert by_width(analysis, score(analysis)) == {"w0": pytest.approx((part["a", "out"] + part["c", "in"]) / 2)}
 
-    def test_a_width_without_a_layer_is_zero(self) -> None:
+    def test_a_width_without_a_layer_is_left_out(self) -> None:
         analysis = analyze(one("Conv", {"w": weight(9, 4, 3, 3)}, ("n", 4, 8, 8)))
         assert by_width(analysis, score(analysis)) == {}
         nodes = [helper.make_node("Conv", ["x", "a"], ["1"], "1"), helper.make_node("Conv", ["1", "b"], ["y"], "2")]
         analysis = analyze(model(nodes, {"a": weight(9, 4, 3, 3), "b": weight(5, 9, 1, 1)}, ("n", 4, 8, 8)))
-        assert by_width(analysis, ()) == {"w0": 0.0}
+        assert by_width(analysis, ()) == {}
 
     def test_an_unknown_metric_is_an_error(self) -> None:
         analysis = analyze(one("Conv", {"w": weight(9, 4, 3, 3)}, ("n", 4, 8, 8)))
