@@ -63,8 +63,8 @@ def transferred(
     nearest matrix of a rank that the resized one can have, before its first rows and columns are taken: with U·S·Vᵀ and
     n, m the new sizes, what is left is U[:n, :n]·S[:n, :m]·V[:m, :m]ᵀ. `evbmf`: the same of the matrix that empirical
     variational Bayes takes for what is not noise (metrics.evbmf). What a layer is, and how it is unfolded, is said by
-    metrics.unfolding: groups each by itself. Quantised weights, those that a width's change does not reach, and matrices
-    in which evbmf finds nothing but noise are not replaced. `least-squares`: sliced, and then fitted to what the
+    metrics.unfolding: groups each by itself. Quantised weights, those that a width's change does not reach, and
+    matrices in which evbmf finds nothing but noise are not replaced. `least-squares`: sliced, and then fitted to what the
     source says on the `calibration` batches: an array [batch, ...] for each input
     (torch_backend.reconstruction.reconstruct).
 
