@@ -64,8 +64,8 @@ def transferred(
     n, m the new sizes, what is left is U[:n, :n]·S[:n, :m]·V[:m, :m]ᵀ. `evbmf`: the same of the matrix that empirical
     variational Bayes takes for what is not noise (metrics.evbmf). What a layer is, and how it is unfolded, is said by
     metrics.unfolding: groups each by itself. Quantised weights, those that a width's change does not reach, and
-    matrices in which evbmf finds nothing but noise are not replaced. `least-squares`: sliced, and then fitted to what the
-    source says on the `calibration` batches: an array [batch, ...] for each input
+    matrices in which evbmf finds nothing but noise are not replaced. `least-squares`: sliced, and then fitted to what
+    the source says on the `calibration` batches: an array [batch, ...] for each input
     (torch_backend.reconstruction.reconstruct).
 
     Raises as `plan`, UsageError for least-squares without calibration (or another policy with it), ModelError for
