@@ -78,12 +78,16 @@ class Costs:
 
     def price(self, widths: Mapping[str, int]) -> Price:
         """The price at some widths; those not named keep their size. Raises UsageError for an unknown id."""
+        return Price(*(int(v) for v in self.price_many(self.row(widths)[None])[0]))
+
+    def row(self, widths: Mapping[str, int]) -> NDArray[np.int64]:
+        """Sizes as `price_many` takes them; widths not named keep theirs. Raises UsageError for an unknown id."""
         row = self._sizes.copy()
         for name, size in widths.items():
             if name not in self._ids:
                 raise UsageError(f"{name!r} is not a width of this model; it has {', '.join(self._ids) or 'none'}.")
             row[self._ids[name]] = size
-        return Price(*(int(v) for v in self.price_many(row[None])[0]))
+        return row
 
     def price_many(self, widths: NDArray[Any]) -> NDArray[np.int64]:
         """[trials, widths in the order of coupling.widths] -> [trials, (params, MACs, bytes)]."""

@@ -34,7 +34,7 @@ class Finetuned:
     there are labels, in the user's task, where there is one, or else in saying what the teacher says.
 
     `history` holds an epoch's mean losses each (torch_backend.train.Fitted); `untrained` the model's outputs that no
-    gradient reaches, with the reason.
+    gradient reaches, with the reason; `undropped` the widths that channel dropout left alone.
     """
 
     graph: Graph
@@ -44,6 +44,7 @@ class Finetuned:
     before: Mapping[str, Judged] = field(default_factory=dict)
     after: Mapping[str, Judged] = field(default_factory=dict)
     untrained: Mapping[str, str] = field(default_factory=dict)
+    undropped: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As `finetune --json` prints it."""
@@ -55,6 +56,7 @@ class Finetuned:
             "before": {name: found.as_json() for name, found in self.before.items()},
             "after": {name: found.as_json() for name, found in self.after.items()},
             "untrained": dict(self.untrained),
+            "undropped": dict(self.undropped),
         }
 
 
@@ -116,7 +118,8 @@ def finetune(
         return found
 
     before, after = worth(graph), worth(fitted.graph)
-    return Finetuned(fitted.graph, choice, fitted.history, fitted.seconds, before, after, fitted.untrained)
+    told = fitted.untrained, fitted.undropped
+    return Finetuned(fitted.graph, choice, fitted.history, fitted.seconds, before, after, *told)
 
 
 def uses_labels(dataset: DataSet, *, wanted: bool, teacher: bool, task: bool = False) -> bool:

@@ -15,7 +15,7 @@ from conet_onnx.data.fitting import fixed_batch, padded
 from conet_onnx.errors import DataError, ModelError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.metrics.evbmf import shrink
-from conet_onnx.metrics.layers import layers
+from conet_onnx.metrics import layers
 from conet_onnx.planning import plan as make_plan
 from conet_onnx.plans import Take, WidthPlan
 from conet_onnx.rewriting import rewrite
@@ -63,7 +63,7 @@ def transferred(
     nearest matrix of a rank that the resized one can have, before its first rows and columns are taken: with U·S·Vᵀ and
     n, m the new sizes, what is left is U[:n, :n]·S[:n, :m]·V[:m, :m]ᵀ. `evbmf`: the same of the matrix that empirical
     variational Bayes takes for what is not noise (metrics.evbmf). What a layer is, and how it is unfolded, is said by
-    metrics.layers: groups each by itself. Quantised weights, those that a width's change does not reach, and matrices
+    metrics.unfolding: groups each by itself. Quantised weights, those that a width's change does not reach, and matrices
     in which evbmf finds nothing but noise are not replaced. `least-squares`: sliced, and then fitted to what the
     source says on the `calibration` batches: an array [batch, ...] for each input
     (torch_backend.reconstruction.reconstruct).

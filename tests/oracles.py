@@ -7,7 +7,7 @@ masked source's tensor, taken along its axes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -222,11 +222,13 @@ def compare_with(
     feeds: Tensors | None = None,
     tolerance: float = TOLERANCE,
     noise: Mapping[str, float] | None = None,
+    apart: Collection[str] = (),
 ) -> Outcome:
     """Compare every tensor of a resized model with the masked source's, taken along its axes.
 
     Two activations that are multiplied share their copies: there a tensor may be divided, if only the model's outputs
-    are not. Where `noise` (see `rounding`) is above a third of the tolerance, three times it is allowed.
+    are not. Where `noise` (see `rounding`) is above a third of the tolerance, three times it is allowed. Tensors that
+    are set `apart` (see `undecided`) are not compared.
     """
     graph = analysis.graph
     feeds = feeds_of(graph) if feeds is None else feeds
@@ -246,6 +248,8 @@ def compare_with(
         for name in node.outputs:
             if not name or node.index in analysis.region.nodes or (grown and name in constants):
                 continue  # integers that carry sizes; weights whose copies are divided
+            if name in apart:
+                continue
             if name in constants and analysis.graph.producer(name).op == "Constant":  # type: ignore[union-attr]  # constants have producers
                 continue
             if name in constants and analysis.is_alias(node):
@@ -286,6 +290,28 @@ def rounding(graph: Graph, feeds: Tensors | None = None, seed: int = 5) -> dict[
 
     Sums over twice as many terms are rounded otherwise, and deep random networks amplify that: this says by how much.
     """
+    before, after = nudged(graph, feeds, seed)
+    floats = {name: array for name, array in before.items() if array.dtype.kind == "f"}
+    same = {name: after[name].shape == array.shape for name, array in floats.items()}
+    return {name: distance(after[name], array) if same[name] else np.inf for name, array in floats.items()}
+
+
+def undecided(graph: Graph, seeds: Iterable[int]) -> frozenset[str]:
+    """Tensors that hang on a choice which rounding decides: whole numbers and truth values that are others when weights
+    move to neighbouring floats (the order of nearly equal scores, say), and all that is computed from them."""
+    found: set[str] = set()
+    for seed in seeds:
+        before, after = nudged(graph, None, seed)
+        whole = {name: array for name, array in before.items() if array.dtype.kind != "f"}
+        found.update(name for name, array in whole.items() if not np.array_equal(array, after[name]))
+    for node in graph.nodes:
+        if not found.isdisjoint((*node.inputs, *node.captured)):
+            found.update(node.outputs)
+    return frozenset(found - {""})
+
+
+def nudged(graph: Graph, feeds: Tensors | None, seed: int) -> tuple[Tensors, Tensors]:
+    """Every tensor, and every tensor when every weight of two axes or more moves to a neighbouring float."""
     feeds = feeds_of(graph) if feeds is None else feeds
     rng = np.random.default_rng(seed)
 
@@ -296,7 +322,7 @@ def rounding(graph: Graph, feeds: Tensors | None = None, seed: int = 5) -> dict[
     floats = {n: graph.array(n) for n, t in graph.weights.items() if t.data_type in kinds and len(t.dims) > 1}
     moved = graph.with_arrays({name: neighbour(array) for name, array in floats.items()})
     before, after = (run_all(some, feeds, threads=1) for some in (graph, moved))
-    return {name: distance(after[name], array) for name, array in before.items() if array.dtype.kind == "f"}
+    return before, after
 
 
 # Selections

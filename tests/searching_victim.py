@@ -13,7 +13,7 @@ from typing import Any
 from searching_fakes import FakeEvaluate, chain
 
 from conet_onnx.records.study import TrialStudy, locked
-from conet_onnx.searching.algorithms import make_searcher
+from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget
 from conet_onnx.searching.loop import Clock, Loop, Report, TrialOutcome, TrialTask
 from conet_onnx.searching.space import WidthSpace
@@ -44,7 +44,7 @@ def main(folder: Path, *, die_at: str | None = None, delay: float = 0.0) -> None
 
     space = WidthSpace(chain(16, 32, 64))
     limits = Budget(macs=0.5).resolve(space.price(space.source))
-    searcher = make_searcher("anneal", space, limits, trials=TRIALS, seed=5)
+    searcher = find_method("anneal").searcher(space, limits, trials=TRIALS, seed=5)
     evaluate = FakeEvaluate({"w0": 24, "w1": 20, "w2": 50}, noise=0.05)
 
     def recorded(task: TrialTask, report: Report) -> TrialOutcome:

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from searching_fakes import chain, ideal_loss
 
-from conet_onnx.errors import NotYet, UsageError
+from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
-from conet_onnx.searching.algorithms import ALGORITHMS, make_searcher
+from conet_onnx.searching.algorithms import ALGORITHMS, find_method
 from conet_onnx.searching.anneal import Anneal
-from conet_onnx.searching.budget import Budget
+from conet_onnx.searching.budget import Budget, Limits
 from conet_onnx.searching.searcher import Searcher, moves, objective
 from conet_onnx.searching.space import WidthSpace
 
 TRIALS = 14
+MEASURED = ("qc", "fur")  # what methods ask for
+OPTIONS = {"network-adjustment": {"floor": 1}}  # so that a budget may ask for anything
+CHANCE = ("auto", "anneal", "random", "conet-sa")  # those in which it has a part
 
 
 def play(
@@ -33,7 +36,9 @@ def play(
         trial = Trial(
             number, proposal.widths, price.params, price.macs, price.bytes, proposal.parent, proposal.reason, "complete"
         )
-        trial = replace(trial, objective=ideal_loss(proposal.widths, ideal) + noise * float(rng.standard_normal()))
+        loss = ideal_loss(proposal.widths, ideal) + noise * float(rng.standard_normal())
+        measured = {name: dict(zip(proposal.widths, rng.random(len(ideal)).tolist(), strict=True)) for name in MEASURED}
+        trial = replace(trial, objective=loss, validation={"loss": loss}, measured=measured)
         trial = replace(trial, accepted=searcher.accepts(trial))
         searcher.tell(trial)
         played.append(trial)
@@ -43,16 +48,17 @@ def play(
 def searcher_of(
     algorithm: str, *sizes: int, budget: float = 0.5, trials: int = TRIALS, seed: int = 0
 ) -> tuple[Searcher, WidthSpace]:
-    space = WidthSpace(chain(*sizes))
-    limits = Budget(macs=budget).resolve(space.price(space.source))
-    return make_searcher(algorithm, space, limits, trials=trials, seed=seed), space
+    method, analysis = find_method(algorithm, OPTIONS.get(algorithm, {})), chain(*sizes)
+    limits = Budget(macs=budget).resolve(analysis.costs.price({}))
+    space = method.space(analysis, limits)
+    return method.searcher(space, limits, trials=trials, seed=seed), space
 
 
 SIZES = (16, 32, 64, 64)
 IDEAL = {"w0": 24, "w1": 40, "w2": 30, "w3": 30}
 
 
-@pytest.mark.parametrize("algorithm", [name for name, maker in ALGORITHMS.items() if maker])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 class TestEverySearcher:
     @pytest.mark.parametrize("sizes", [SIZES, (16,), (2, 3), (64, 64)])
     @pytest.mark.parametrize("budget", [0.5, 1.0, 1.7])
@@ -69,7 +75,7 @@ class TestEverySearcher:
             play(*searcher_of(algorithm, *SIZES, seed=seed), IDEAL, noise=0.01) for seed in (3, 3, 4)
         )
         assert first == second
-        assert [trial.widths for trial in first] != [trial.widths for trial in other]
+        assert ([trial.widths for trial in first] != [trial.widths for trial in other]) == (algorithm in CHANCE)
 
     def test_told_again_it_is_where_it_was(self, algorithm: str) -> None:
         searcher, space = searcher_of(algorithm, *SIZES)
@@ -94,6 +100,12 @@ class TestEverySearcher:
             assert not searcher.accepts(trial)
             assert proposal.parent is None
             searcher.tell(trial)
+
+    def test_the_answer_is_one_of_the_trials(self, algorithm: str) -> None:
+        searcher, space = searcher_of(algorithm, *SIZES)
+        played = play(searcher, space, IDEAL, noise=0.05)
+        assert searcher.choose(played) in played
+        assert searcher.choose(played[3:4]) == played[3]
 
 
 class TestAnneal:
@@ -184,11 +196,49 @@ class TestObjective:
         assert moves({"a": 8}, {"a": 8}) == "no change"
 
 
+class TestWithoutABudget:
+    @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not find_method(name).needs_budget])
+    def test_every_proposal_is_allowed(self, algorithm: str) -> None:
+        method, analysis = find_method(algorithm), chain(*SIZES)
+        space = method.space(analysis, Limits({}))
+        played = play(method.searcher(space, Limits({}), trials=TRIALS, seed=0), space, IDEAL)
+        assert len({tuple(trial.widths.values()) for trial in played}) > 4
+        for trial in played:
+            assert all(low <= trial.widths[name] <= high for name, (low, high) in space.bounds.items())
+
+    def test_compound_is_one_multiplier(self) -> None:
+        method = find_method("compound", ["step=0.5", "largest=2"])
+        space = method.space(chain(64, 128, 256), Limits({}))
+        searcher = method.searcher(space, Limits({}), trials=4, seed=0)
+        assert [tuple(searcher.ask(k).widths.values()) for k in range(4)] == [
+            (128, 256, 512),
+            (64, 128, 256),
+            (32, 64, 128),
+            (16, 32, 64),
+        ]
+
+
 class TestNames:
-    @pytest.mark.parametrize("name", [name for name, maker in ALGORITHMS.items() if maker is None])
-    def test_an_algorithm_of_a_later_release_says_so(self, name: str) -> None:
-        with pytest.raises(NotYet, match=name):
-            searcher_of(name, *SIZES)
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            (["gama=0.9"], "did you mean 'gamma'"),
+            (["gamma"], "NAME=VALUE"),
+            (["gamma=much"], "a number"),
+            (["start=1.5"], "a whole number"),
+            (["metric=size"], "qc, newqc"),
+            (["gamma=0.5", "gamma=0.6"], "twice"),
+            (["trials=3"], "no option 'trials'"),
+        ],
+    )
+    def test_options_are_checked(self, given: list[str], expected: str) -> None:
+        with pytest.raises(UsageError, match=expected):
+            find_method("conet-sa", given)
+
+    def test_options_may_be_values(self) -> None:
+        assert find_method("conet-sa", {"gamma": 0.5}) == find_method("conet-sa", ["gamma=0.5"])
+        with pytest.raises(UsageError, match="a whole number"):
+            find_method("conet-sa", {"start": 16.5})
 
     def test_an_unknown_algorithm_is_a_usage_error(self) -> None:
         with pytest.raises(UsageError, match="'anneal'"):

@@ -139,11 +139,10 @@ class TestRequest:
     @pytest.mark.parametrize(
         ("option", "expected"),
         [
-            ("--algorithm conet-sa", "later release"),
-            ("--algorithm conet-greedy", "later release"),
-            ("--algorithm network-adjustment", "later release"),
-            ("--algorithm compound", "later release"),
             ("--algorithm annael", "anneal"),
+            ("--algorithm conet-sa --option gama=1", "did you mean 'gamma'"),
+            ("--algorithm network-adjustment --cost latency", "latency tables"),
+            ("--cost macs", "no option 'cost'"),
             ("--backend jax", "jax"),
             ("--transfer magic", "magic"),
             ("--storage sqlite:///x.db", "later release"),
@@ -171,13 +170,13 @@ class TestRequest:
         assert "is not a time" not in call(f"search missing.onnx {QUICK} --time-limit {text}").err
 
     def test_the_defaults_that_help_tells_are_the_searchs(self) -> None:
-        from conet_onnx.searching import job
+        from conet_onnx.searching.anneal import Annealing
 
         text = " ".join(call("search --help").out.split())
         for option, default in (
-            ("--trials N Sets of widths to try", job.TRIALS),
-            ("--epochs-per-trial E Training of each", job.EPOCHS_PER_TRIAL),
-            ("--epochs E Further training of the best", job.EPOCHS),
+            ("--trials N Sets of widths to try", Annealing().trials),
+            ("--epochs-per-trial E Training of each", Annealing().epochs_per_trial),
+            ("--epochs E Further training of the best", Annealing().epochs),
         ):
             assert f"{option} (default: {default})" in text
 

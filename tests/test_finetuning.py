@@ -47,7 +47,16 @@ class TestLearning:
         assert result.code == 0
         found = json.loads((folder / "out.json").read_text())
         assert found["format"] == "conet-onnx-finetune/1"
-        assert set(found) == {"format", "normalisation", "epochs", "seconds", "before", "after", "untrained"}
+        assert set(found) == {
+            "format",
+            "normalisation",
+            "epochs",
+            "seconds",
+            "before",
+            "after",
+            "untrained",
+            "undropped",
+        }
         assert found["before"]["test"]["top1"] < 0.6
         assert found["after"]["test"]["top1"] > 0.9
         assert len(found["epochs"]) == 15

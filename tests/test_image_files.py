@@ -257,7 +257,7 @@ class TestCommands:
         outcomes = []
         for number in range(2):
             weights, plan = (str(folder / f"{number}.{kind}") for kind in ("onnx", "json"))
-            task = TrialTask(0, widths, None, weights, plan, seed=7)
+            task = TrialTask(0, widths, None, weights, plan, "", seed=7)
             outcomes.append(evaluate_trial(task, pickle.loads(pickle.dumps(trial))).validation)
         assert outcomes[0] == outcomes[1] != {}
         assert (folder / "0.onnx").read_bytes() == (folder / "1.onnx").read_bytes()

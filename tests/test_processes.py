@@ -46,7 +46,10 @@ def start(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
-@pytest.mark.parametrize("more", ["", "--teacher teacher.onnx --loss mse --accumulate 2 --ema 0.5 --optimizer adamw"])
+TEACHER = "--teacher teacher.onnx --loss mse --accumulate 2 --ema 0.5 --optimizer adamw"
+
+
+@pytest.mark.parametrize("more", ["", TEACHER, "--channel-dropout 0.3"])
 def test_two_devices_end_where_one_does(folder: Path, more: str) -> None:
     assert call(f"{LINE} {PLAIN} {more} -o one.onnx --json one.json").code == 0
     words = [*LINE.split(), *PLAIN.split(), *more.split(), "-o", "two.onnx", "--json", "two.json"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import onnx
 import plain_evbmf as plain
 import pytest
+import strategies
 import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +44,11 @@ def model(nodes: Nodes, arrays: Arrays, shape: tuple[int | str, ...], *, opset: 
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     y = helper.make_tensor_value_info(out, TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "g", [x], [y], tensors)
-    return Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+    return Graph(
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)], ir_version=8
+        )
+    )
 
 
 def one(op: str, arrays: Arrays, shape: tuple[int | str, ...], **attributes: object) -> Graph:
@@ -220,6 +226,15 @@ class TestLayers:
             np.testing.assert_allclose(fields(found[tensor].outs), expected(list(array)), rtol=1e-4)
             np.testing.assert_allclose(fields(found[tensor].ins), expected([m.T for m in array]), rtol=1e-4)
 
+    def test_queries_keys_and_values_in_one_weight_are_one_layer(self) -> None:
+        w = weight(12, 36)
+        nodes = [helper.make_node("Attention", ["x", "w", "b"], ["y"], "n", domain="com.microsoft", num_heads=3)]
+        graph = model(nodes, {"w": w, "b": np.zeros(36, np.float32)}, (2, 5, 12))
+        check(graph, [w.T], [w], "linear")
+
+    def test_a_weight_without_channels_is_no_layer(self) -> None:
+        assert layers(analyze(one("MatMul", {"w": np.zeros((4, 0), np.float32)}, ("n", 4)))) == ()
+
     def test_layers_come_in_the_order_of_the_graph_and_once(self) -> None:
         nodes = [
             helper.make_node("MatMul", ["x", "b"], ["1"], "first"),
@@ -239,6 +254,20 @@ class TestLayers:
         for layer in found:
             assert layer.shape == tuple(graph.weights[layer.tensor].dims)
             assert (layer.groups * layer.outs, layer.ins) == layer.shape[:2]
+
+    @pytest.mark.parametrize("grammar", ["maps", "mixed"])
+    def test_weights_that_are_summed_over_in_random_graphs_are_layers(self, grammar: str) -> None:
+        found = 0
+        for seed in range(12):
+            analysis = analyze(Graph(strategies.random_model(random.Random(f"{grammar} {seed}"), 12, grammar)))
+            facing = [f for f in analysis.contractions if analysis.follows_input(f.node) and len(f.parts) == 1]
+            known = {layer.tensor: layer for layer in layers(analysis)}
+            for part in (f.parts[0] for f in facing):
+                layer = known[part.tensor]
+                assert layer.unfolded(analysis.graph.array(part.tensor)).size == math.prod(layer.shape)
+                found += 1
+            assert all(np.isfinite(fields(q.ins) + fields(q.outs)).all() for q in score(analysis))
+        assert found > 20
 
 
 class TestViews:
@@ -286,13 +315,33 @@ class TestViews:
         arrays = {"w": steps, "s": scale, "z": np.zeros(12, np.int8)}
         check(model(nodes, arrays, ("n", 30)), [stored], [stored.T], "linear")
 
-    def test_what_is_joined_or_cut_or_repeated_is_no_layer(self) -> None:
+    def test_a_reshape_across_groups_is_no_layer(self) -> None:
+        w = weight(2, 5 * 5 * 9)  # two rows of five channels, while the groups are five of two
+        nodes = [
+            helper.make_node("Reshape", ["w", "to"], ["v"], "r"),
+            helper.make_node("Conv", ["x", "v"], ["y"], "conv", group=5),
+        ]
+        arrays = {"w": w, "to": np.array([10, 5, 3, 3])}
+        assert layers(analyze(model(nodes, arrays, (1, 25, 8, 8)))) == ()
+
+    def test_what_is_joined_or_cut_is_no_layer(self) -> None:
         arrays = {"a": weight(6, 9), "b": weight(5, 9), "to": np.array([11, 9])}
         joined = [helper.make_node("Concat", ["a", "b"], ["v"], "c", axis=0)]
         cut = [helper.make_node("Split", ["a"], ["v", "other"], "s", axis=1, num_outputs=2)]
         for first, size in ((joined, 11), (cut, 6)):
             nodes = [*first, helper.make_node("MatMul", ["x", "v"], ["y"], "m")]
             assert layers(analyze(model(nodes, arrays, ("n", size), opset=18))) == ()
+
+    @pytest.mark.parametrize(("op", "argument"), [("Expand", [4, 6, 9]), ("Tile", [4, 1, 1]), ("Gather", [0, 0, 0, 0])])
+    def test_what_is_repeated_is_no_layer(self, op: str, argument: list[int]) -> None:
+        attributes = {"axis": 0} if op == "Gather" else {}
+        nodes = [
+            helper.make_node(op, ["w", "by"], ["v"], "r", **attributes),
+            helper.make_node("MatMul", ["x", "v"], ["y"], "m"),
+        ]
+        analysis = analyze(model(nodes, {"w": weight(1, 6, 9), "by": np.array(argument)}, (4, "n", 6)))
+        assert analysis.roots("v") == ("w",)
+        assert layers(analysis) == ()
 
     def test_tables_and_products_of_constants_and_of_activations_are_no_layers(self) -> None:
         nodes = [

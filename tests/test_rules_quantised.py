@@ -329,7 +329,7 @@ def test_a_search_that_grows_again_starts_from_the_source(tmp_path: Path) -> Non
     analysis = quantised("a weight cast and scaled", 13)
     small, again = ({name: width.size - less for name, width in analysis.widths.items()} for less in (3, 1))
     rewrite(analysis.graph, plan(analysis, small)).save(tmp_path / "small.onnx")
-    task = TrialTask(1, again, Parent(str(tmp_path / "small.onnx"), small), "", "", seed=0)
+    task = TrialTask(1, again, Parent(str(tmp_path / "small.onnx"), small), "", "", "", seed=0)
     resized = rewrite(analysis.graph, plan(analysis, again))
     assert inherit(resized, analysis.graph, task, analysis=analysis) is resized
 

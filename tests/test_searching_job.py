@@ -31,7 +31,9 @@ class Untouchable(Exception):
     """The test split was read too early."""
 
 
-def touch(self: Workshop, student: Graph, *, epochs: int, seed: int, report: Report) -> tuple[Graph, float]:
+def touch(
+    self: Workshop, student: Graph, *, epochs: int, seed: int, report: Report, **_: object
+) -> tuple[Graph, float]:
     """In place of training: shrink the last weights a little, by the seed."""
     report(0.5)
     name = next(reversed([n for n, t in student.weights.items() if len(t.dims) == 2]))
@@ -132,7 +134,9 @@ class TestResult:
         assert all(model["test"] is None for model in document["pareto"])
 
     def test_a_last_training_that_harms_is_not_kept(self, searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
-        def train(self: Workshop, student: Graph, *, epochs: int, seed: int, report: Report) -> tuple[Graph, float]:
+        def train(
+            self: Workshop, student: Graph, *, epochs: int, seed: int, report: Report, **_: object
+        ) -> tuple[Graph, float]:
             name = next(reversed([n for n, t in student.weights.items() if len(t.dims) == 2]))
             return (student if epochs == 1 else student.with_arrays({name: -student.array(name)})), 0.0
 
@@ -296,7 +300,12 @@ class TestRefusals:
             ({"budget": "macs=1e-6"}, BudgetUnreachable),
             ({"budget": "latency=5ms"}, NotYet),
             ({"budget": "macs=-1"}, UsageError),
-            ({"algorithm": "conet-sa"}, NotYet),
+            ({"budget": None}, UsageError),
+            ({"options": {"gamma": 0.5}}, UsageError),
+            ({"algorithm": "conet-sa", "options": ["gamma=2"]}, UsageError),
+            ({"algorithm": "network-adjustment", "options": ["cost=latency"]}, NotYet),
+            ({"final": "later"}, UsageError),
+            ({"augment": ["magic"]}, UsageError),
             ({"algorithm": "magic"}, UsageError),
             ({"backend": "jax"}, UsageError),
             ({"transfer": "magic"}, UsageError),

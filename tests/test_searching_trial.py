@@ -47,8 +47,8 @@ def images() -> Array:
 
 
 def task(folder: Path, widths: Mapping[str, int], parent: Parent | None = None, *, number: int = 0) -> TrialTask:
-    weights, plan = folder / f"{number}.onnx", folder / f"{number}.json"
-    return TrialTask(number, {**SOURCE, **widths}, parent, str(weights), str(plan), seed=7 + number)
+    weights, plan, measures = (folder / f"{number}.{kind}" for kind in ("onnx", "json", "measures.json"))
+    return TrialTask(number, {**SOURCE, **widths}, parent, str(weights), str(plan), str(measures), seed=7 + number)
 
 
 def start_of(source: Graph, one: TrialTask) -> Graph:
@@ -139,7 +139,7 @@ class TestInheritance:
         small = co.rewrite(source, co.plan(analysis, widths))
         trained = small.with_arrays({n: small.array(n) // 2 for n, t in small.weights.items() if len(t.dims) == 2})
         trained.save(tmp_path / "small.onnx")
-        one = TrialTask(1, widths, Parent(str(tmp_path / "small.onnx"), widths), "", "", seed=0)
+        one = TrialTask(1, widths, Parent(str(tmp_path / "small.onnx"), widths), "", "", "", seed=0)
         start = inherit(small, source, one, analysis=analysis)
         assert sum(t.dims[1:] != [] for t in start.weights.values()) == 3
         for name in trained.weights:

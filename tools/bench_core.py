@@ -182,7 +182,8 @@ def metrics(setting: Setting) -> Iterator[Row]:
     """Scoring ResNet-34 against numpy.linalg.svd on both unfoldings of every layer, and the same EVBMF, with singular
     vectors (as it is called without more words) and without; not part of a run of all."""
     import conet_onnx as co
-    from conet_onnx.metrics import evbmf, layers
+    from conet_onnx.metrics import layers
+    from conet_onnx.metrics.evbmf import evbmf
 
     found = co.analyze(co.load(setting.file("resnet34")))
     weights = [layer.unfolded(found.graph.array(layer.tensor))[0] for layer in layers(found)]

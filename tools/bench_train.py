@@ -18,7 +18,6 @@ import os
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -41,6 +40,7 @@ from conet_onnx.evaluation import evaluate  # noqa: E402 - found through the pat
 from conet_onnx.files import atomic_write  # noqa: E402 - found through the path above
 from conet_onnx.torch_backend import fit  # noqa: E402 - found through the path above
 from conet_onnx.torch_backend.weights import to_tensor  # noqa: E402 - found through the path above
+from models.exporting import save  # noqa: E402 - found through the path above
 from models.resnet_cifar import resnet20  # noqa: E402 - found through the path above
 from tools.measuring import compared, facts, heading, in_turns, line, markdown, timed  # noqa: E402 - likewise
 
@@ -105,8 +105,7 @@ def _steps(arguments: argparse.Namespace) -> int:
         module = build().train()
         size = arguments.batch * (8 if shape[1] < 64 else 1)
         file = RUNS / f"{name}.onnx"
-        _export(module, shape, file, keep_norms=True)
-        graph = co.load(file)
+        graph = save(module, shape, file, keep_norms=True)
         batch = torch.randn(size, *shape, device=device)
         labels = torch.randint(0, 10, (size,), device=device)
         lowered = co.to_torch(graph).to(device)
@@ -146,24 +145,6 @@ def _step(module: Any, batch: torch.Tensor, labels: torch.Tensor) -> Callable[[]
     return step
 
 
-def _export(module: nn.Module, shape: tuple[int, ...], file: Path, *, keep_norms: bool) -> None:
-    mode = torch.onnx.TrainingMode.PRESERVE if keep_norms else torch.onnx.TrainingMode.EVAL
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            copy.deepcopy(module).cpu().eval(),
-            (torch.zeros(2, *shape),),
-            os.fspath(file),
-            dynamo=False,
-            opset_version=17,
-            training=mode,
-            do_constant_folding=not keep_norms,
-            input_names=["image"],
-            output_names=["scores"],
-            dynamic_axes={"image": {0: "batch"}, "scores": {0: "batch"}},
-        )
-
-
 def _norms(arguments: argparse.Namespace) -> int:
     RUNS.mkdir(parents=True, exist_ok=True)
     data = load_data(arguments.data)
@@ -189,8 +170,7 @@ def _source(data: DataSet, arguments: argparse.Namespace) -> Path:
     torch.manual_seed(0)
     module = resnet20()
     begun = RUNS / "begun.onnx"
-    _export(module, (3, 32, 32), begun, keep_norms=True)
-    graph = co.load(begun)
+    graph = save(module, (3, 32, 32), begun, keep_norms=True)
     fitted = fit(
         graph,
         data.split("train"),
@@ -208,9 +188,7 @@ def _source(data: DataSet, arguments: argparse.Namespace) -> Path:
     )
     state = {name: to_tensor(fitted.graph.array(name)) for name in fitted.graph.weights}
     module.load_state_dict({**module.state_dict(), **{n: t for n, t in state.items() if n in module.state_dict()}})
-    part = file.with_suffix(".part")
-    _export(module, (3, 32, 32), part, keep_norms=False)
-    part.rename(file)
+    save(module, (3, 32, 32), file)
     return file
 
 

@@ -6,11 +6,9 @@ import argparse
 import math
 import re
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,10 +20,10 @@ from conet_onnx.data import DataSet, Normalisation, load_data  # noqa: E402  (af
 from conet_onnx.evaluation import Evaluation, evaluate  # noqa: E402 - found through the line above
 from conet_onnx.files import atomic_write, sha256_of  # noqa: E402 - found through the line above
 from conet_onnx.loading import load  # noqa: E402 - found through the line above
+from models.exporting import save  # noqa: E402 - found through the line above
 from models.resnet_cifar import ResNet, resnet8  # noqa: E402 - found through the line above
 
 NORMALISATION = Normalisation(scale=1 / 16)  # the digits' pixels are 0..16
-OPSET = 18
 
 
 def main() -> None:
@@ -41,7 +39,7 @@ def main() -> None:
     model = resnet8(channels=1, classes=10, shortcut="B")
     train(model, digits, epochs=arguments.epochs, seed=arguments.seed)
     path = arguments.out / "digits_resnet8.onnx"
-    export(model, torch.zeros(2, 1, 8, 8), path)
+    save(model, (1, 8, 8), path, keep_norms=True)  # fine-tuning needs the norms
     NORMALISATION.save_beside(path)
     row = table_row(path, model, (1, 8, 8), check(model, path, digits))
     describe(arguments.out / "README.md", {"digits_resnet8.onnx": row})
@@ -92,36 +90,6 @@ def tensors(data: DataSet, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A split's normalised images and labels."""
     found = data.split(split)
     return torch.from_numpy(NORMALISATION.apply(found.images[:])), torch.from_numpy(np.asarray(found.labels))
-
-
-def export(model: nn.Module, example: torch.Tensor, path: Path) -> None:
-    """ONNX with a dynamic batch; BatchNormalization stays in the graph, in inference mode, since fine-tuning needs it.
-
-    The older exporter names the weights as torch does and folds nothing when told to preserve the mode; its aliases of
-    equal weights (the two biases that are summed after a shortcut always are) become weights of their own again.
-    """
-    model.eval()
-    with atomic_write(path) as part, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the older exporter is deprecated
-        torch.onnx.export(
-            model,
-            (example,),
-            str(part),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
-            training=torch.onnx.TrainingMode.PRESERVE,
-            do_constant_folding=False,
-        )
-        exported = onnx.load(part)
-        weights = {weight.name: weight for weight in exported.graph.initializer}
-        for node in [n for n in exported.graph.node if n.op_type == "Identity" and n.input[0] in weights]:
-            exported.graph.initializer.add().CopyFrom(weights[node.input[0]])
-            exported.graph.initializer[-1].name = node.output[0]
-            exported.graph.node.remove(node)
-        onnx.save(exported, part)
 
 
 def check(model: nn.Module, path: Path, data: DataSet) -> Evaluation:

@@ -12,6 +12,7 @@ from conet_onnx.cli.command import Command, Interrupted, State
 from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation, noun
 from conet_onnx.cli.freeing import free
 from conet_onnx.cli.options import (
+    augment_option,
     batchnorm_option,
     data_options,
     data_words,
@@ -50,11 +51,6 @@ def _pairs(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     return found
 
 
-def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """a,b,c."""
-    return None if value is None else tuple(part for part in value.split(",") if part)
-
-
 @click.command(cls=Command)
 @model_argument
 @click.option("-o", "--output", "out", required=True, metavar="OUT.onnx", help="Where the trained model goes.")
@@ -89,12 +85,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option(
     "--task", "task_of", metavar="module:Class", help="Your own loss, metric and collate, in place of labels."
 )
-@click.option(
-    "--augment",
-    callback=_names,
-    metavar="A,...",
-    help="Change images at random: crop, flip, cutout, mixup, randaugment.",
-)
+@augment_option
 @click.option(
     "--init",
     type=click.Choice(["inherit", "fresh"]),
@@ -107,15 +98,23 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--weight-decay", type=click.FloatRange(min=0), metavar="W", help="(sgd: 0.0005, adamw: 0.01.)")
 @click.option(
     "--schedule",
-    type=click.Choice(["cosine", "onecycle", "step", "constant"]),
+    type=click.Choice(["cosine", "onecycle", "step", "decay", "adas", "constant"]),
     default="cosine",
     show_default=True,
     help="How the learning rate falls.",
 )
+@click.option("--decay-every", callback=positive, metavar="E", help="Epochs, of --schedule decay (25).")
+@click.option("--decay-factor", type=click.FloatRange(0, 1, min_open=True), metavar="F", help="Of each (0.5).")
 @click.option("--warmup", type=click.FloatRange(0, 1), metavar="W", help="Share of the steps in which it rises (0.1).")
 @click.option("--accumulate", type=click.IntRange(min=1), metavar="N", help="Batches that make one step (1).")
 @click.option("--clip", callback=positive, metavar="C", help="Longest gradient (5).")
 @click.option("--ema", callback=positive, metavar="D", help="Keep the moving average of the weights: 0.999, say.")
+@click.option(
+    "--channel-dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="P",
+    help="Drop this share of all widths' channels; it grows from epoch to epoch up to that (0).",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Batch size.")
 @batchnorm_option
 @click.option("--accelerator", default="auto", show_default=True, metavar="A", help="Fabric's: cpu, cuda, mps.")
@@ -257,6 +256,8 @@ def _report(found: Finetuned, model: str, out: str, data: list[str]) -> None:
     says()
     for name, why in found.untrained.items():
         says(f"Not trained: output {name!r}. {why}")
+    for name, why in found.undropped.items():
+        says(f"Not dropped: channels of {name}. {why}")
     says(f"{several(len(found.history), 'epoch')} in {duration(found.seconds)}. Written: {out}.")
     says()
     says("What next")

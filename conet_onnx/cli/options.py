@@ -118,13 +118,23 @@ def batchnorm_option(function: F) -> F:
     )(function)
 
 
-def transfer_option(default: str) -> Callable[[F], F]:
+def augment_option(function: F) -> F:
+    """--augment A,..."""
+    return click.option(
+        "--augment",
+        callback=_names,
+        metavar="A,...",
+        help="Change images at random: crop, flip, cutout, mixup, randaugment.",
+    )(function)
+
+
+def transfer_option(default: str | None) -> Callable[[F], F]:
     """--transfer T."""
     return click.option(
         "--transfer",
         type=click.Choice(TRANSFERS),
         default=default,
-        show_default=True,
+        show_default=default is not None,
         help="What becomes of trained weights when widths change (docs/transfer.md).",
     )
 
@@ -189,3 +199,8 @@ def _input_shapes(_ctx: click.Context, _param: click.Parameter, values: Iterable
             raise click.BadParameter(f"{value!r} is not a name and positive sizes; write it as x=1x3x224x224.")
         found[name] = tuple(int(p) for p in parts)
     return found
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """a,b,c."""
+    return None if value is None else tuple(part for part in value.split(",") if part)

@@ -13,6 +13,7 @@ import click
 from conet_onnx.cli.command import Command, Interrupted, State
 from conet_onnx.cli.evaluate import check_pair, describe_choice, given_normalisation, noun
 from conet_onnx.cli.options import (
+    augment_option,
     batchnorm_option,
     data_options,
     input_shape_option,
@@ -60,15 +61,25 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.command(cls=Command)
 @model_argument
 @data_options
-@click.option("--budget", multiple=True, required=True, metavar="KIND=V", help="macs=0.5, bytes=4MB... (repeatable).")
+@click.option("--budget", multiple=True, metavar="KIND=V", help="macs=0.5, bytes=4MB... (repeatable).")
 @click.option("--backend", default="torch", show_default=True, metavar="B", help="What trains: torch.")
-@click.option("--algorithm", default="auto", show_default=True, metavar="A", help="auto (anneal), anneal or random.")
+@click.option(
+    "--algorithm",
+    default="auto",
+    show_default=True,
+    metavar="A",
+    help="auto (anneal), anneal, conet-sa, conet-greedy, network-adjustment, compound or random.",
+)
+@click.option("--option", "options", multiple=True, metavar="NAME=V", help="A constant of the algorithm: gamma=0.9.")
+@click.option("--cost", metavar="C", help="What network-adjustment keeps: macs.")
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Sets of widths to try (default: 24).")
 @click.option("--epochs-per-trial", type=click.IntRange(min=1), metavar="E", help="Training of each (default: 4).")
 @click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 40).")
+@click.option("--final", type=click.Choice(("inherit", "fresh")), help="Train the best further, or anew.")
+@augment_option
 @click.option("--time-limit", metavar="T", callback=_seconds, help="Ends the trials in time: 90s, 10min, 2h.")
 @batchnorm_option
-@transfer_option("net2net")
+@transfer_option(None)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same models.")
 @provider_option
 @threads_option
@@ -89,6 +100,8 @@ def search(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     budget: tuple[str, ...],
+    options: tuple[str, ...],
+    cost: str | None,
     trials: int | None,
     epochs_per_trial: int | None,
     epochs: int | None,
@@ -97,15 +110,20 @@ def search(
     jobs: str | None,
     json_to: str | None,
     input_shapes: dict[str, tuple[int, ...]],
+    augment: tuple[str, ...] | None,
     **settings: Any,
 ) -> None:
-    """Search for better widths within a budget, training on data. Says how long it takes after the first trial."""
+    """Search for better widths within a budget, training on data. Says how long it takes after the first trial.
+
+    The defaults are those of auto; published algorithms have their own, and need no budget (docs/methods.md).
+    """
     not_yet(storage=storage, jobs=jobs)
     check_pair(mean, std)
     check_writable(json_to)
     from conet_onnx.searching import Budget
 
-    limits = Budget.parse(budget)
+    limits = Budget.parse(budget) if budget else None
+    chosen = [*options, *([] if cost is None else [f"cost={cost}"])]
     from conet_onnx.data import load_data
     from conet_onnx.loading import load
     from conet_onnx.searching import search as run_search
@@ -113,14 +131,15 @@ def search(
     graph = load(model, input_shapes=input_shapes)
     dataset = load_data(data, resize=resize, crop=crop)
     folder = Path(out) if out is not None else Path("runs") / (Path(model).stem or "model")
-    lengths = {"trials": trials, "epochs_per_trial": epochs_per_trial, "epochs": epochs}
-    settings |= {name: value for name, value in lengths.items() if value is not None}
+    settings |= {"trials": trials, "epochs_per_trial": epochs_per_trial, "epochs": epochs}
     try:
-        with Show(folder, dataset, f"{model} within {limits}") as show:
+        with Show(folder, dataset, f"{model} within {limits}" if limits else model) as show:
             result = run_search(
                 graph,
                 data=dataset,
                 budget=limits,
+                options=chosen,
+                augment=augment or (),
                 normalisation=given_normalisation(dataset, mean, std, "train"),
                 out=folder,
                 progress=show,
@@ -187,7 +206,7 @@ class Show:
         trained = f"{several(chosen['trials'], 'trial')} of {several(chosen['epochs_per_trial'], 'epoch')}"
         for line in (
             f"Source: {count(run.source.params)} parameters, {count(run.source.macs)} MACs, "
-            f"{_source_score(run.source)} Budget: {limits}.",
+            f"{_source_score(run.source)} Budget: {limits or 'none'}.",
             describe_choice(chosen["normalisation"]),
             f"{trained}{f' ({finished} done already)' if finished else ''}, then "
             f"{several(chosen['epochs'], 'epoch')} on the best; all in {self._folder}. How long it takes is said soon.",

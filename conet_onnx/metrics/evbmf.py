@@ -128,9 +128,7 @@ class _Costs:
         """The rank and the variance of the least cost, of each matrix: [B] and [B]."""
         rows, short = self.y.shape
         most = math.ceil(short / (1 + self.alpha)) - 1  # no more than so many are signal
-        high = self.tails[:, 0] / short
-        low = np.maximum(self.y[:, most] / self.edge, self.tails[:, most] / (short - most))
-        low = np.minimum(low, high)
+        low, high = self.tails[:, most] / (short - most), self.tails[:, 0] / short
         # Piece k has k signals, and goes from where the next would be one to where the last is one no more.
         left = np.clip(self.y[:, : most + 1] / self.edge, low[:, None], high[:, None])
         right = np.concatenate([high[:, None], left[:, :-1]], axis=1)

@@ -13,7 +13,7 @@ from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.errors import ModelError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.metrics.evbmf import Shrunk, shrink
-from conet_onnx.metrics.layers import Layer, layers
+from conet_onnx.metrics.unfolding import Layer, layers
 from conet_onnx.scoring import real_values
 
 __all__ = ["FORMAT", "METRICS", "LayerQuality", "Quality", "as_json", "by_width", "measured", "score", "spectrum"]
@@ -87,7 +87,7 @@ def score(
     weights: Mapping[str, NDArray[Any]] | None = None,
     progress: Progress | None = None,
 ) -> tuple[LayerQuality, ...]:
-    """The quality of every layer, in the order of the graph (see `metrics.layers` for what is a layer).
+    """The quality of every layer, in the order of the graph (see `layers` for what is a layer).
 
     `weights` are other values of some of its weights, by name, in the file's shapes: what they have become in training,
     say. `progress` is called with the share of the layers that is done and the next one's name. Raises UsageError for a
@@ -113,7 +113,7 @@ def by_width(analysis: Analysis, qualities: Iterable[LayerQuality], metric: str 
 
     A layer whose input or output channels are several widths (behind a Concat, say) counts for each of them. One that
     has a single such channel in each group, as a depthwise convolution has, does not count: a matrix of one row has
-    rank 0 whatever is in it. A width without a layer that counts is 0. Raises UsageError for an unknown metric.
+    rank 0 whatever is in it. A width without a layer that counts is left out. Raises UsageError for an unknown metric.
     """
     if metric not in METRICS:
         raise UsageError(f"metric {metric!r} is not known; choose one of {', '.join(METRICS)}.")
@@ -124,7 +124,8 @@ def by_width(analysis: Analysis, qualities: Iterable[LayerQuality], metric: str 
     found = {}
     for name, width in analysis.widths.items():
         held = [sides[key] for m in width.members if (key := (m.tensor, m.role)) in sides]
-        found[name] = sum(held) / len(held) if held else 0.0
+        if held:
+            found[name] = sum(held) / len(held)
     return found
 
 

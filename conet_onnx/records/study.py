@@ -24,7 +24,7 @@ NAME = "conet-onnx"
 STATES: Mapping[str, State] = {"COMPLETE": "complete", "FAIL": "failed"}  # in Optuna and here; all else is running
 LOCK_FILE = ".lock"
 BEGUN = ("params", "macs", "bytes", "parent", "reason")  # user attributes, written with the trial
-FINISHED = ("validation", "accepted", "seconds", "evaluation_seconds")  # written before it is told
+FINISHED = ("validation", "measured", "accepted", "seconds", "evaluation_seconds")  # written before it is told
 
 
 class TrialStudy:
@@ -199,4 +199,5 @@ def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
     if state == "running":
         return begun
     objective = math.nan if frozen.value is None else frozen.value
-    return replace(begun, state=state, objective=objective, **{key: attributes[key] for key in FINISHED})
+    told = {key: attributes[key] for key in FINISHED if key in attributes}  # earlier releases noted less
+    return replace(begun, state=state, objective=objective, **told)

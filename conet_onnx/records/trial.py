@@ -17,7 +17,8 @@ class Trial:
     """One set of widths, what it costs and, once it has been trained, how good it is.
 
     `objective` is what the searcher minimises (nan until it is known), `parent` the trial whose weights this one
-    started from (None: the source's), `reason` what the searcher did in words ("w3 48→40").
+    started from (None: the source's), `reason` what the searcher did in words ("w3 48→40"). `measured` is what its
+    method asked for, by the quantity and the width ({"qc": {"w3": 0.8}}).
     """
 
     number: int
@@ -33,6 +34,7 @@ class Trial:
     accepted: bool = False
     seconds: float = 0.0  # training
     evaluation_seconds: float = 0.0
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The fields by name; an unknown objective is null."""

@@ -1,45 +1,38 @@
-"""Searchers by the name that a user gives."""
+"""Methods of search by the name that a user gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
-from conet_onnx.errors import NotYet, UsageError
-from conet_onnx.searching.anneal import Anneal
-from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.random import RandomSearch
-from conet_onnx.searching.searcher import Searcher
-from conet_onnx.searching.space import WidthSpace
+from conet_onnx.errors import UsageError
+from conet_onnx.searching.adjustment import NetworkAdjustment
+from conet_onnx.searching.anneal import Annealing
+from conet_onnx.searching.conet import ConetAnnealing, ConetGreedy
+from conet_onnx.searching.method import Method, configured
+from conet_onnx.searching.random import Compound, Random
 
-__all__ = ["ALGORITHMS", "find_maker", "make_searcher"]
+__all__ = ["ALGORITHMS", "find_method"]
 
-Maker = Callable[..., Searcher]
-
-ALGORITHMS: dict[str, Maker | None] = {  # None: in the contract, and not in this release
-    "auto": Anneal,
-    "anneal": Anneal,
-    "conet-sa": None,
-    "conet-greedy": None,
-    "network-adjustment": None,
-    "compound": None,
-    "random": RandomSearch,
+ALGORITHMS: Mapping[str, Callable[[], Method]] = {
+    "auto": Annealing,
+    "anneal": Annealing,
+    "conet-sa": ConetAnnealing,
+    "conet-greedy": ConetGreedy,
+    "network-adjustment": NetworkAdjustment,
+    "compound": Compound,
+    "random": Random,
 }
 
 
-def make_searcher(algorithm: str, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> Searcher:
-    """The searcher of that name. Raises UsageError for an unknown one, NotYet for one of a later release."""
-    return find_maker(algorithm)(space, limits, trials=trials, seed=seed)
+def find_method(algorithm: str, given: Mapping[str, Any] | Iterable[str] = ()) -> Method:
+    """The method of that name, with these constants (NAME=VALUE, or a mapping) instead of its own.
 
-
-def find_maker(algorithm: str) -> Maker:
-    """The searcher's class. Raises as `make_searcher`."""
-    ready = ", ".join(name for name, maker in ALGORITHMS.items() if maker)
+    Raises UsageError for an unknown one and for constants that it does not have.
+    """
     if algorithm not in ALGORITHMS:
         close = get_close_matches(algorithm, ALGORITHMS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {ready}."
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(ALGORITHMS)}."
         raise UsageError(f"no algorithm {algorithm!r}: {hint}")
-    maker = ALGORITHMS[algorithm]
-    if maker is None:
-        raise NotYet(f"algorithm {algorithm!r} comes in a later release; this one has {ready}.")
-    return maker
+    return configured(ALGORITHMS[algorithm](), given, name=algorithm)

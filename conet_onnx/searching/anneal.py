@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.searcher import Proposal, moves
-from conet_onnx.searching.space import WidthSpace
+from conet_onnx.searching.recipe import Recipe
+from conet_onnx.searching.searcher import Proposal, least_objective, moves
+from conet_onnx.searching.space import Priceable, WidthSpace
 
-__all__ = ["Anneal"]
+__all__ = ["Anneal", "Annealing"]
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -25,6 +27,32 @@ COOLING = 0.1
 CHEAPER = 0.15  # share of moves that only shrink, so that the front has more than one price
 FLOOR = 1 / 8  # of the source's size: no trade takes a width below that, though a budget may
 ATTEMPTS = 32  # draws before a set of widths is tried a second time
+
+
+@dataclass(frozen=True, slots=True)
+class Annealing:
+    """Our own method: trained weights are inherited and followed by distillation, trial after trial."""
+
+    trials: int = 24
+    epochs_per_trial: int = 4
+    epochs: int = 40
+
+    @property
+    def needs_budget(self) -> bool:
+        """Its trades are at a constant price."""
+        return True
+
+    def space(self, analysis: Priceable, limits: Limits) -> WidthSpace:
+        """Round widths, up to twice the source's."""
+        return WidthSpace(analysis)
+
+    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> Anneal:
+        """Simulated annealing."""
+        return Anneal(space, limits, trials=trials, seed=seed)
+
+    def recipe(self) -> Recipe:
+        """Trials begin with the source's weights."""
+        return Recipe()
 
 
 class Anneal:
@@ -88,6 +116,10 @@ class Anneal:
         self._told[trial.number] = trial
         if trial.accepted:
             self._current = trial
+
+    def choose(self, trials: Sequence[Trial]) -> Trial:
+        """The one of least objective."""
+        return least_objective(trials)
 
     def temperature(self, number: int, changes: list[float]) -> float:
         """In units of the objective, at trial `number`, after these changes of the objective."""

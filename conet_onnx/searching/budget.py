@@ -88,7 +88,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Absolute upper limits by kind."""
+    """Absolute upper limits by kind; there may be none."""
 
     by_kind: Mapping[str, float]
 
@@ -97,13 +97,14 @@ class Limits:
         return self.utilisation(price) <= 1
 
     def utilisation(self, price: Priced) -> float:
-        """The largest share of a limit that is used; above 1 the budget is exceeded."""
-        return max(float(getattr(price, kind)) / limit for kind, limit in self.by_kind.items())
+        """The largest share of a limit that is used; above 1 the budget is exceeded. 0 where there is no limit."""
+        return max((float(getattr(price, kind)) / limit for kind, limit in self.by_kind.items()), default=0.0)
 
     def utilisations(self, prices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The same for each row of [trials, 3] prices, in the order of KINDS."""
         columns = [KINDS.index(kind) for kind in self.by_kind]
-        shares: np.ndarray[Any, Any] = np.max(prices[:, columns] / np.array([*self.by_kind.values()]), axis=1)
+        used = prices[:, columns] / np.array([*self.by_kind.values()])
+        shares: np.ndarray[Any, Any] = np.max(used, axis=1, initial=0.0)
         return shares
 
     def scaled(self, factor: float) -> Limits:

@@ -8,22 +8,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
 from conet_onnx.latency import compare
 from conet_onnx.loading import load
+from conet_onnx.planning import check_transfer
 from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, ModelRecord, Run, read_run, write_run
 from conet_onnx.records.study import LOCK_FILE, TrialStudy, locked
 from conet_onnx.records.trial import Trial
 from conet_onnx.report import write_report
-from conet_onnx.searching.algorithms import find_maker
-from conet_onnx.searching.budget import Budget, Limits
+from conet_onnx.searching.algorithms import find_method
+from conet_onnx.searching.budget import KINDS, Budget, Limits
 from conet_onnx.searching.loop import Clock, Loop, Progress, seed_of
+from conet_onnx.searching.method import Method
+from conet_onnx.searching.method import options as constants
+from conet_onnx.searching.recipe import Recipe
 from conet_onnx.searching.space import WidthSpace
 from conet_onnx.searching.trial import Workshop
+from conet_onnx.torch_backend.settings import Settings
 
 if TYPE_CHECKING:
     from conet_onnx.data import DataSet, DataSpec, Normalisation
@@ -31,16 +36,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchResult", "front", "search"]
 
-TRIALS = 24
-EPOCHS_PER_TRIAL = 4
-EPOCHS = 40
 BACKENDS = ("torch",)
 # What a resumed run cannot change without becoming another one.
 FIXED = (
-    *("source", "data", "normalisation", "backend", "algorithm", "budget", "seed", "epochs_per_trial", "batchnorm"),
-    "transfer",
+    *("source", "data", "normalisation", "backend", "algorithm", "options", "budget", "seed", "epochs_per_trial"),
+    *("batchnorm", "transfer", "augment"),
 )
-FOLDERS = ("weights", "plans", "pareto")
+FOLDERS = ("weights", "plans", "pareto", "measures")
 REPORT_FILE = "report.html"
 LATENCY_SECONDS = 4.0
 
@@ -68,18 +70,21 @@ def search(
     graph: Graph,
     *,
     data: str | os.PathLike[str] | DataSpec | DataSet,
-    budget: Budget | str | Iterable[str],
+    budget: Budget | str | Iterable[str] | None = None,
     backend: str = "torch",
     algorithm: str = "auto",
-    trials: int = TRIALS,
-    epochs_per_trial: int = EPOCHS_PER_TRIAL,
-    epochs: int = EPOCHS,
+    options: Mapping[str, Any] | Iterable[str] = (),
+    trials: int | None = None,
+    epochs_per_trial: int | None = None,
+    epochs: int | None = None,
+    final: Literal["inherit", "fresh"] | None = None,
+    transfer: str | None = None,
+    augment: Sequence[str] = (),
     time_limit: float | None = None,
     seed: int = 0,
     provider: str = "auto",
     threads: int | None = None,
     batchnorm: BatchNorm = "auto",
-    transfer: str = "net2net",
     normalisation: Normalisation | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -89,8 +94,11 @@ def search(
 
     Every trial trains for `epochs_per_trial` against the labels and the source model, and is judged on validation
     data; the best one then trains for `epochs` more. Test data is read once, at the end, for the source and the best.
-    `batchnorm` says whether folded convolutions are trained with one (torch_backend.norms), `transfer` how weights pass
-    from trial to trial (conet_onnx.transfer). `time_limit`, in seconds,
+    `algorithm` is one of searching.algorithms; published ones train otherwise, as their docstrings say, have `options`
+    (their constants, by name), other defaults for `trials` and both epochs, and need no `budget`. `final` says whether
+    the last training goes on from what the best trial learned or begins anew, `transfer` how weights survive a resize
+    (conet_onnx.transfer), `augment` how training images are varied (torch_backend.augment): none of them need be said.
+    `batchnorm` says whether folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds,
     ends the trials early enough for that last training, never before one has ended. The same seed on the same machine
     gives the same models. `out` defaults to runs/MODEL_STEM; `resume` goes on with what is there, finished or killed,
     and may change `trials` and `epochs`.
@@ -99,8 +107,16 @@ def search(
     settings; NotYet for those of a later release; BudgetUnreachable; DataError where the data does not fit the model;
     OutputError where `out` cannot be written. A KeyboardInterrupt leaves a folder that can be resumed.
     """
-    budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
-    _check(algorithm, backend, {"trials": trials, "epochs_per_trial": epochs_per_trial}, epochs, time_limit)
+    if budget is not None and not isinstance(budget, Budget):
+        budget = Budget.parse(budget)
+    method = find_method(algorithm, options)
+    if budget is None and method.needs_budget:
+        raise UsageError(f"algorithm {algorithm!r} needs a budget: macs=0.5, say.")
+    trials = method.trials if trials is None else trials
+    epochs_per_trial = method.epochs_per_trial if epochs_per_trial is None else epochs_per_trial
+    epochs = method.epochs if epochs is None else epochs
+    recipe = _recipe(method, final, transfer, augment)
+    _check(backend, {"trials": trials, "epochs_per_trial": epochs_per_trial}, epochs, time_limit)
     folder = Path(out) if out is not None else Path("runs") / (Path(graph.file).stem or "model")
     _check_folder(folder, resume=resume)
     clock = Clock(trials + epochs / epochs_per_trial, time_limit, progress)
@@ -113,12 +129,12 @@ def search(
         provider=provider,
         threads=threads,
         batchnorm=batchnorm,
-        transfer=transfer,
+        recipe=recipe,
     )
-    space = WidthSpace(workshop.analysis)
-    if not space.names:
+    if not workshop.analysis.widths:
         raise UsageError(f"{graph.file or 'the model'} has no width that may change; `conet-onnx analyze` says why.")
-    limits = budget.resolve(space.price(space.source))
+    limits = budget.resolve(workshop.analysis.costs.source) if budget else Limits({})
+    space = method.space(workshop.analysis, limits)
     space.project(space.source, limits)  # an unreachable budget is found before anything is written
     settings = {
         "source": graph.sha256,
@@ -126,7 +142,8 @@ def search(
         "normalisation": workshop.choice.as_json(),
         "backend": backend,
         "algorithm": algorithm,
-        "budget": str(budget),
+        "options": constants(method),
+        "budget": str(budget or ""),
         "trials": trials,
         "epochs_per_trial": epochs_per_trial,
         "epochs": epochs,
@@ -135,11 +152,13 @@ def search(
         "provider": provider,
         "threads": threads,
         "batchnorm": batchnorm,
-        "transfer": transfer,
+        "final": recipe.final,
+        "transfer": recipe.transfer,
+        "augment": list(augment),
     }
     _make_folder(folder, resume=resume)
     with locked(folder):
-        return SearchResult(graph, _Job(folder, workshop, space, limits, settings, clock).run())
+        return SearchResult(graph, _Job(folder, workshop, method, space, limits, settings, clock).run())
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +167,7 @@ class _Job:
 
     folder: Path
     workshop: Workshop
+    method: Method
     space: WidthSpace
     limits: Limits
     settings: Mapping[str, Any]
@@ -165,7 +185,7 @@ class _Job:
                     write_report(self.folder)
                 return run
             write_run(run)
-            searcher = find_maker(self.settings["algorithm"])(self.space, self.limits, trials=trials, seed=seed)
+            searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed)
             loop = Loop(self.folder, self.space, self.limits, searcher, study, self.workshop, seed)
             finished = loop.run(trials, self.clock, reserve=self.clock.work - trials)
         finally:
@@ -185,7 +205,7 @@ class _Job:
                     f"{self.folder} holds a search with another {key} ({before[key]!r}, now {now[key]!r}): resume with "
                     "the same, or choose another --out."
                 )
-        same_end = run.settings.get("epochs") == self.settings["epochs"]
+        same_end = all(run.settings.get(key) == self.settings[key] for key in ("epochs", "final"))
         return replace(run, settings=self.settings, best=run.best if same_end else None)
 
     def _begun(self) -> Run:
@@ -208,7 +228,7 @@ class _Job:
                 f"none of {len(run.trials)} trials within the budget ended with a finite loss: was the model trained "
                 "on such data, normalised so?"
             )
-        chosen = min(fitting, key=lambda trial: (trial.objective, trial.number))
+        chosen = loop.searcher.choose(fitting)
         best, training, evaluation = self._train(chosen, loop)
         pareto = self._save(front(fitting, self.limits), loop)
         run = self._measured(replace(run, best=best, pareto=pareto))
@@ -232,6 +252,7 @@ class _Job:
                 model,
                 epochs=self.settings["epochs"],
                 seed=seed_of(self.settings["seed"], -1),
+                last=True,
                 report=lambda share: self.clock.says(phase, start + (self.clock.work - start) * share),
             )
             after, evaluation = self.workshop.judge(trained)
@@ -272,8 +293,10 @@ class _Job:
 
 
 def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
-    """The trials that no other one beats in what the budget limits and in loss, cheapest first; of equals, one."""
-    rows = [(*(getattr(t, kind) for kind in limits.by_kind), t.validation["loss"], t.number, t) for t in trials]
+    """The trials that no other one beats in loss and in what the budget limits (all there is to pay, where it limits
+    nothing), cheapest first; of equals, one."""
+    kinds = tuple(limits.by_kind) or KINDS
+    rows = [(*(getattr(t, kind) for kind in kinds), t.validation["loss"], t.number, t) for t in trials]
     rows.sort(key=lambda row: row[:-1])
 
     def beats(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -305,10 +328,29 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, part)
 
 
-def _check(
-    algorithm: str, backend: str, at_least_one: Mapping[str, int], epochs: int, time_limit: float | None
-) -> None:
-    find_maker(algorithm)
+def _recipe(
+    method: Method, final: Literal["inherit", "fresh"] | None, transfer: str | None, augment: Sequence[str]
+) -> Recipe:
+    """The method's, with what the user wants otherwise."""
+    recipe = method.recipe()
+    if final not in (None, "inherit", "fresh"):
+        raise UsageError(f"final={final!r}: the last training goes on (inherit) or begins anew (fresh).")
+    if transfer is not None:
+        check_transfer(transfer)
+    varied = {"augment": tuple(augment)} if augment else {}
+    made = replace(
+        recipe,
+        final=final or recipe.final,
+        transfer=transfer or recipe.transfer,
+        training={**recipe.training, **varied},
+        final_training={**recipe.final_training, **varied},
+    )
+    for training in (made.training, made.final_training):
+        Settings(epochs=0, **training)  # what makes no sense is said before anything is read
+    return made
+
+
+def _check(backend: str, at_least_one: Mapping[str, int], epochs: int, time_limit: float | None) -> None:
     if backend not in BACKENDS:
         raise UsageError(f"no backend {backend!r}: there is {', '.join(BACKENDS)}.")
     for name, count in (*at_least_one.items(), ("epochs", epochs)):

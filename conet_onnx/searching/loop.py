@@ -44,16 +44,19 @@ class TrialTask:
     parent: Parent | None  # None: the source
     weights: str  # where the trained model goes, whole or not at all
     plan: str  # where the plan from the source to these widths goes
+    measures: str  # where what was measured of it goes, epoch by epoch and layer by layer, if its method asks for that
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
-    """What came of a trial: validation numbers (a finite `loss`, or it failed), seconds of training and evaluation."""
+    """What came of a trial: validation numbers (a finite `loss`, or it failed), seconds of training and evaluation,
+    and what its method asked to be measured, by quantity and width."""
 
     validation: Mapping[str, float]
     seconds: float
     evaluation_seconds: float
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class Evaluate(Protocol):
@@ -97,7 +100,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What the trials of one run share. Files: DIR/weights/N.onnx, DIR/plans/N.json, and the study."""
+    """What the trials of one run share. Files: DIR/weights/N.onnx, plans/N.json, measures/N.json, and the study."""
 
     directory: Path
     space: WidthSpace
@@ -164,6 +167,7 @@ class Loop:
             parent=Parent(os.fspath(self.weights(parent.number)), parent.widths) if parent else None,
             weights=os.fspath(self.weights(trial.number)),
             plan=os.fspath(self.plan(trial.number)),
+            measures=os.fspath(self.directory / "measures" / f"{trial.number}.json"),
             seed=seed_of(self.seed, trial.number),
         )
         clock.says(phase, trial.number)
@@ -173,13 +177,19 @@ class Loop:
             trial,
             state="complete" if math.isfinite(loss) else "failed",
             validation={name: value for name, value in outcome.validation.items() if math.isfinite(value)},
-            objective=objective(loss, self.limits.utilisation(trial)) if math.isfinite(loss) else math.nan,
+            objective=self._objective(loss, trial),
+            measured=outcome.measured,
             seconds=outcome.seconds,
             evaluation_seconds=outcome.evaluation_seconds,
         )
         done = replace(done, accepted=self.searcher.accepts(done))
         self.study.finish(done)
         return done
+
+    def _objective(self, loss: float, trial: Trial) -> float:
+        if not math.isfinite(loss):
+            return math.nan
+        return objective(loss, self.limits.utilisation(trial)) if self.limits.by_kind else loss
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from conet_onnx.records.trial import Trial
 
-__all__ = ["Proposal", "Searcher", "moves", "objective"]
+__all__ = ["Proposal", "Searcher", "least_objective", "moves", "objective"]
 
 WITHIN = 0.05  # a model at half the budget may have 3.5% more loss and count as equal
 BEYOND = 1.0  # one at twice the budget counts as one with twice the loss
@@ -39,6 +39,14 @@ class Searcher(Protocol):
 
     def tell(self, trial: Trial) -> None:
         """Learn from a finished trial, whose `accepted` has been decided."""
+
+    def choose(self, trials: Sequence[Trial]) -> Trial:
+        """Which of some complete trials, at least one, is the search's answer and trained to the end."""
+
+
+def least_objective(trials: Sequence[Trial]) -> Trial:
+    """The trial of least objective; of equals the earliest."""
+    return min(trials, key=lambda trial: (trial.objective, trial.number))
 
 
 def objective(loss: float, utilisation: float) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from conet_onnx.searching.budget import Limits, Priced
 
-__all__ = ["WidthSpace"]
+__all__ = ["Priceable", "WidthSpace"]
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -35,7 +35,7 @@ class _Costs(Protocol):
     def price_many(self, widths: Any) -> np.ndarray[Any, Any]: ...
 
 
-class _Priceable(Protocol):
+class Priceable(Protocol):
     """What a space needs of an analysis."""
 
     @property
@@ -50,10 +50,18 @@ class WidthSpace:
 
     Allowed are multiples of `multiple` (8: what onnxruntime's blocked convolutions and tensor cores want; odd widths
     run slower than larger even ones), below that powers of two, each times the width's own multiple; and always the
-    source's size and the bounds. With a `multiple` of 1 every width is allowed.
+    source's size and the bounds. With a `multiple` of 1 every width is allowed. `between` gives all widths the same
+    bounds, whatever their sizes, as far as they may grow; mixed ones too, for trials that do not inherit.
     """
 
-    def __init__(self, analysis: _Priceable, *, multiple: int = 8, growth: float = 2.0) -> None:
+    def __init__(
+        self,
+        analysis: Priceable,
+        *,
+        multiple: int = 8,
+        growth: float = 2.0,
+        between: tuple[int, int] | None = None,
+    ) -> None:
         widths: Mapping[str, _Width] = analysis.widths
         self.names = tuple(widths)
         self.source = {name: width.size for name, width in widths.items()}
@@ -64,6 +72,11 @@ class WidthSpace:
         self._low = np.array([-(-max(w.min, 1) // w.multiple) * w.multiple for w in widths.values()], dtype=np.int64)
         grown = np.array([w.size * growth if w.exact and w.max is None else w.size for w in widths.values()])
         self._high = np.maximum(self._sizes, (grown // self._steps(grown) * self._steps(grown)).astype(np.int64))
+        if between is not None:
+            most = np.array([np.inf if w.max is None else w.max for w in widths.values()])
+            low, high = (np.maximum(bound // self._own, 1) * self._own for bound in between)
+            self._high = np.minimum(high, most).astype(np.int64)
+            self._low = np.minimum(np.maximum(self._low, low), self._high)
 
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:
@@ -81,9 +94,12 @@ class WidthSpace:
     def project(self, wish: Mapping[str, float], limits: Limits) -> dict[str, int]:
         """The wish times one multiplier, as large as the limits allow, snapped; then what rounding left is given back.
 
-        Deterministic. Raises BudgetUnreachable where even the smallest widths cost more than the limits.
+        Without limits the wish itself, snapped. Deterministic. Raises BudgetUnreachable where even the smallest
+        widths cost more than the limits.
         """
         wanted = self._array(wish)
+        if not limits.by_kind:
+            return self._named(self._snap(wanted))
         smallest = self.price(self._named(self._low))
         if not limits.fits(smallest):
             raise limits.unreachable(smallest, self.price(self.source))
@@ -149,7 +165,7 @@ class WidthSpace:
         steps = self._steps(widths)
         rounded = np.clip(np.floor(widths / steps + 0.5) * steps, self._low, self._high)
         nearest = rounded
-        for special in (self._sizes, self._low, self._high):
+        for special in (np.clip(self._sizes, self._low, self._high), self._low, self._high):
             nearest = np.where(np.abs(widths - special) < np.abs(widths - nearest), special, nearest)
         snapped: Ints = nearest.astype(np.int64)
         return snapped

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,22 +18,24 @@ from conet_onnx.data.dataset import Array
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
 from conet_onnx.graph import REALS, Graph
 from conet_onnx.loading import load
-from conet_onnx.planning import check_transfer, plan
+from conet_onnx.planning import plan
 from conet_onnx.rewriting import rewrite
 from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
+from conet_onnx.searching.recipe import Recipe
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
-from conet_onnx.torch_backend.train import Diverged, fit
+from conet_onnx.torch_backend.train import After, Diverged, fit
 from conet_onnx.transfer import calibration_batches, transferred
+
+if TYPE_CHECKING:
+    from conet_onnx.searching.measuring import Measured, Measuring
 
 __all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit"]
 
 MOST_SCORES = 2**28  # bytes of a teacher's scores that are kept
 BATCH = 64
 GRAIN = 10**9  # MACs of a batch that are worth a thread
-# Share of the teacher in the loss, as Cho and Hariharan (2019) have it: the source knows more than a label says.
-DISTILL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class TrialSettings:
     provider: str = "auto"
     threads: int | None = None
     batchnorm: BatchNorm = "auto"
-    transfer: str = "net2net"
+    recipe: Recipe = field(default_factory=Recipe)
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
@@ -61,7 +63,7 @@ def evaluate_trial(task: TrialTask, settings: TrialSettings) -> TrialOutcome:
         provider=settings.provider,
         threads=settings.threads,
         batchnorm=settings.batchnorm,
-        transfer=settings.transfer,
+        recipe=settings.recipe,
     )
     return workshop(task, lambda _: None)
 
@@ -79,7 +81,7 @@ class Workshop:
     provider: str
     threads: int | None
     batchnorm: BatchNorm = "auto"
-    transfer: str = "net2net"
+    recipe: Recipe = field(default_factory=Recipe)
 
     @classmethod
     def open(
@@ -92,49 +94,98 @@ class Workshop:
         provider: str,
         threads: int | None,
         batchnorm: BatchNorm = "auto",
-        transfer: str = "net2net",
+        recipe: Recipe | None = None,
     ) -> Workshop:
         """Read the data and check that it fits; `test` is left alone. Raises DataError, UsageError."""
         wanted(graph, batchnorm)  # a wrong word is said now
-        check_transfer(transfer)
         if isinstance(data, DataSet):
             dataset, name = data.with_validation(), data.name
         else:
             dataset, name = load_data(data), str(data)
         check_fits(graph, dataset, "train", "validation")
         choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads)
-        return cls(graph, analyze(graph), dataset, name, choice, epochs, provider, threads, batchnorm, transfer)
+        recipe = recipe or Recipe()
+        return cls(graph, analyze(graph), dataset, name, choice, epochs, provider, threads, batchnorm, recipe)
 
     def __call__(self, task: TrialTask, report: Report) -> TrialOutcome:
         """The outcome of a task. Its weights and its plan are written, whole, before this returns."""
         begun = time.perf_counter()
         structure = plan(self.analysis, task.widths, inexact=True).changed()
-        how: dict[str, Any] = {"transfer": self.transfer, "calibration": self.calibration}
-        student = inherit(rewrite(self.source, structure), self.source, task, analysis=self.analysis, **how)
+        student = rewrite(self.source, structure)
+        anew = task.parent is None and self.recipe.start == "fresh"
+        if not anew:
+            how: dict[str, Any] = {"transfer": self.recipe.transfer, "calibration": self.calibration}
+            student = inherit(student, self.source, task, analysis=self.analysis, **how)
+        measuring = self.measuring(student)
         try:
-            trained, seconds = self.train(student, epochs=self.epochs, seed=task.seed, report=report)
+            trained, seconds = self.train(
+                student,
+                epochs=self.epochs,
+                seed=task.seed,
+                report=report,
+                anew=anew,
+                after=None if measuring is None else measuring.after,
+            )
         except Diverged:
             return TrialOutcome({}, time.perf_counter() - begun, 0.0)
         validation, evaluation_seconds = self.judge(trained)
+        measured: Measured = {}
+        if measuring is not None:
+            asked = time.perf_counter()
+            measured = measuring.measured(
+                trained,
+                self.dataset.split("validation"),
+                normalise=self.normalise,
+                seed=task.seed,
+                threads=self.training_threads,
+            )
+            measuring.save(task.measures, measured)
+            evaluation_seconds += time.perf_counter() - asked
         structure.save(task.plan)
         trained.save(task.weights, durable=True)
-        return TrialOutcome(validation, seconds, evaluation_seconds)
+        return TrialOutcome(validation, seconds, evaluation_seconds, measured)
 
-    def train(self, student: Graph, *, epochs: int, seed: int, report: Report) -> tuple[Graph, float]:
-        """Train on the train split, against labels and the source; also the seconds that it took. Raises Diverged."""
+    def measuring(self, student: Graph) -> Measuring | None:
+        """What the method wants to know of a trial's model, if anything."""
+        if self.recipe.measure is None:
+            return None
+        from conet_onnx.searching.measuring import Measuring  # most methods measure nothing
+
+        return Measuring(self.recipe.measure, analyze(student))
+
+    def train(
+        self,
+        student: Graph,
+        *,
+        epochs: int,
+        seed: int,
+        report: Report,
+        anew: bool = False,
+        last: bool = False,
+        after: After | None = None,
+    ) -> tuple[Graph, float]:
+        """Train on the train split, against labels and the source; also the seconds that it took. Raises Diverged.
+
+        `anew` begins with fresh weights, `last` is the answer's training, `after` each epoch the weights are shown.
+        """
+        recipe, data = self.recipe, self.dataset.split("train")
+        settings = {"batch": BATCH, **(recipe.final_training if last else recipe.training)}
+        anew = anew or (last and recipe.final == "fresh")
+        taught = data.labels is None or settings["distill"] > 0
         fitted = fit(
             student,
-            self.dataset.split("train"),
+            data,
             epochs=epochs,
-            batch=BATCH,
-            teacher=self.teacher,
+            teacher=self.teacher if taught else None,
             normalise=self.normalise,
-            distill=DISTILL,
-            labels=self.dataset.split("train").labels is not None,
+            labels=data.labels is not None,
             seed=seed,
             threads=self.training_threads,
             batchnorm=self.batchnorm,
+            init="fresh" if anew else "inherit",
             progress=report,
+            after=after,
+            **settings,
         )
         return fitted.graph, fitted.seconds
 
@@ -157,7 +208,7 @@ class Workshop:
     @cached_property
     def calibration(self) -> Sequence[Mapping[str, Array]] | None:
         """Training samples that weights are fitted on, by the policy that does so."""
-        if self.transfer != "least-squares":
+        if self.recipe.transfer != "least-squares":
             return None
         return calibration_batches(self.source, self.dataset.split("train"), self.choice.normalisation)
 

@@ -28,7 +28,7 @@ def blame(learner: Learner, inputs: Sequence[torch.Tensor]) -> str:
     found = next(filter(None, (watch.nan, watch.infinite)), None)
     if found is None:
         return ""
-    node = learner.graph.producer(found.meta.get("value", ""))
+    node = learner.graph.producer(next(iter(found.meta.get("values", ())), ""))
     what = "nan" if found is watch.nan else "inf"
     return f" It began at {node or found.format_node()}, the first whose result holds {what}."
 

@@ -158,11 +158,11 @@ class Builder:
         made = self.fx.create_node("call_function", function, args, kwargs, name=self._hint())
         # fx retraces the code of a module that is unpickled, and must not look into our own functions.
         made.meta["is_wrapped"] = getattr(function, "__module__", "").startswith(__package__)
-        return made
+        return self._marked(made)
 
     def method(self, name: str, x: fx.Node, *args: Any) -> fx.Node:
         """A call of a tensor's method."""
-        return self.fx.create_node("call_method", name, (x, *args), name=self._hint())
+        return self._marked(self.fx.create_node("call_method", name, (x, *args), name=self._hint()))
 
     def module(self, module: nn.Module, *args: Any) -> fx.Node:
         """A call of a module without weights of its own: something that differs between training and inference."""
@@ -172,7 +172,7 @@ class Builder:
             name = f"{type(module).__name__.lower()}_{self._modules}"
         self.root.add_module(name, module)
         self._modules += 1
-        return self.fx.create_node("call_module", name, args, name=self._hint())
+        return self._marked(self.fx.create_node("call_module", name, args, name=self._hint()))
 
     def buffer(self, array: Array) -> fx.Node:
         """A constant tensor that is no weight of the file."""
@@ -198,13 +198,23 @@ class Builder:
 
     def assign(self, name: str, value: fx.Node | Known) -> None:
         """What a value has become."""
-        if isinstance(value, fx.Node):
-            value.meta.setdefault("value", name)
+        self._note(value, name)
         self._values[name] = value
 
     def alias(self, name: str, source: str) -> None:
         """One value under two names."""
         self._aliases[name] = self._aliases.get(source, source)
+        self._note(self._values.get(self._aliases[name]), name)
+
+    def _note(self, value: fx.Node | Known | None, name: str) -> None:
+        """Let an fx node tell under which names the graph knows it."""
+        if isinstance(value, fx.Node):
+            value.meta["values"] = (*value.meta.get("values", ()), name)
+
+    def _marked(self, made: fx.Node) -> fx.Node:
+        """Let an fx node tell to which node of the graph it belongs, by index."""
+        made.meta["nodes"] = frozenset(() if self._node is None else (self._node.index,))
+        return made
 
     def _hint(self) -> str | None:
         return identifier(self._node.outputs[0]) if self._node is not None else None

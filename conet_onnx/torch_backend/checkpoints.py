@@ -5,13 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from conet_onnx.errors import UsageError
 from conet_onnx.files import atomic_write
@@ -30,7 +28,8 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass(slots=True)
 class Progressed:
-    """How far a training is: epochs that are finished, and batches of the one that is not, with their sums."""
+    """How far a training is: epochs that are finished, and batches of the one that is not, with their sums; and what
+    the layers had gained when the last epoch ended (adas)."""
 
     epoch: int = 0
     batch: int = 0
@@ -38,6 +37,7 @@ class Progressed:
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    gains: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class Checkpoint:
     about: Mapping[str, Any]
 
     def save(self, fabric: Fabric, state: Mapping[str, Any]) -> None:
-        """Write the state, whole or not at all. All processes of a training call it."""
-        if fabric.world_size == 1 or fabric.is_global_zero:
-            with atomic_write(self.path) as part:
-                torch.save({"format": FORMAT, "about": dict(self.about), **state}, part)
+        """Write the state, whole or not at all. All processes of a training call it; the first one writes."""
+        whole = {"format": FORMAT, "about": dict(self.about), **state}
+        with atomic_write(self.path) if fabric.is_global_zero else nullcontext(self.path) as path:
+            fabric.save(path, whole)
         fabric.barrier()
 
     def load(self, fabric: Fabric) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.path, map_location=fabric.device, weights_only=True)
+            state = fabric.load(self.path, weights_only=True)
             found = state["about"]
             if state["format"] != FORMAT:
                 raise ValueError(f"its format is {state['format']!r}")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from conet_onnx.errors import DataError, UsageError
-from conet_onnx.torch_backend.settings import Schedule, Settings
+from conet_onnx.torch_backend.settings import Settings
 
 __all__ = ["Course", "optimizer"]
 
@@ -51,33 +51,41 @@ class Course:
         count = last if last and at > self.batches - last else self.accumulate
         return (at - 1) % self.accumulate + 1 == count, count
 
-    def share(self, schedule: Schedule, step: int) -> float:
+    def share(self, settings: Settings, step: int) -> float:
         """The learning rate's share of its height at a step."""
         if step < self.rising:
             return (step + 1) / (self.rising + 1)
         done = (step - self.rising) / max(1, self.total - self.rising)
-        if schedule == "step":
+        if settings.schedule == "step":
             return 0.1 ** sum(step >= part * self.total for part in (0.5, 0.75))
-        return 1.0 if schedule == "constant" else 0.5 + 0.5 * math.cos(math.pi * done)
+        if settings.schedule == "decay":
+            return float(settings.decay_factor ** (step // (self.each * settings.decay_every)))
+        return 0.5 + 0.5 * math.cos(math.pi * done) if settings.schedule == "cosine" else 1.0
 
-    def scheduler(self, optimizer: torch.optim.Optimizer, schedule: Schedule, lr: float) -> LRScheduler:
+    def scheduler(self, optimizer: torch.optim.Optimizer, settings: Settings) -> LRScheduler:
         """What sets the learning rate, step by step."""
-        if schedule == "onecycle":
-            total = max(2, self.total)
-            return OneCycleLR(optimizer, lr, total, pct_start=max(1, self.rising) / total, cycle_momentum=False)
-        return LambdaLR(optimizer, partial(self.share, schedule))
+        if settings.schedule == "onecycle":
+            total, rising = max(2, self.total), max(1, self.rising)
+            return OneCycleLR(optimizer, settings.rate, total, pct_start=rising / total, cycle_momentum=False)
+        return LambdaLR(optimizer, partial(self.share, settings))
 
 
-def optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW. Raises UsageError where there are no parameters."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in parameters:
-        axes = sum(size > 1 for size in parameter.shape)
-        (decayed if axes > 1 else plain).append(parameter)
-    if not decayed and not plain:
+def optimizer(parts: Iterable[Iterable[nn.Parameter]], settings: Settings) -> torch.optim.Optimizer:
+    """SGD or AdamW; what is in different parts can have different learning rates. Weights with one axis do not decay.
+
+    Raises UsageError where there are no parameters.
+    """
+    groups = []
+    for part in parts:
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for parameter in part:
+            axes = sum(size > 1 for size in parameter.shape)
+            (decayed if axes > 1 else plain).append(parameter)
+        groups += [{"params": decayed, "weight_decay": settings.decay}, {"params": plain, "weight_decay": 0.0}]
+    if not any(group["params"] for group in groups):
         raise UsageError("the model has no weights that training could change.")
-    groups = [{"params": decayed, "weight_decay": settings.decay}, {"params": plain, "weight_decay": 0.0}]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, settings.rate, momentum=0.9, nesterov=True)
+        nesterov = settings.nesterov and settings.momentum > 0
+        return torch.optim.SGD(groups, settings.rate, momentum=settings.momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, settings.rate)

@@ -155,6 +155,7 @@ def _run_outside(b: Builder, nodes: Sequence[Node], outputs: Sequence[str], obst
     except ModelError:
         raise obstacle from None
     made = b.module(outside, *(_as_declared(b, name) for name in outside.inputs))
+    made.meta["nodes"] = frozenset(node.index for node in nodes)
     for k, name in enumerate(outputs):
         b.assign(name, b.call(operator.getitem, made, k))
 

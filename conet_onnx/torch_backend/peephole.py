@@ -113,7 +113,8 @@ def _fuse_attention(graph: fx.Graph, product: fx.Node, root: nn.Module, source: 
     if not _called(turned, torch.permute) or turned.args[1] != (0, 1, 3, 2):
         return
     k, inner = _multiple(turned.args[0], root)
-    sizes = [source.sizes(value.meta.get("value", "")) for value in (q, k, v) if isinstance(value, fx.Node)]
+    names = [next(iter(value.meta.get("values", ())), "") for value in (q, k, v) if isinstance(value, fx.Node)]
+    sizes = [source.sizes(name) for name in names]
     known = [found for found in sizes if found is not None and len(found) == 4]
     if len(known) == 3 and all(found[:2] == known[0][:2] for found in known):
         attention = F.scaled_dot_product_attention
@@ -183,8 +184,35 @@ def _replace(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...],
     with graph.inserting_before(node):
         made = graph.create_node("call_function", target, args, more, name=node.name)
     made.meta.update(node.meta)
+    gone = _between(node, args)
+    made.meta["nodes"] = frozenset[int]().union(*(one.meta.get("nodes", ()) for one in gone))
+    made.meta["multiples"] = {n: k for one in gone[1:] for k, arg in enumerate(args) for n in _multiples_of(arg, one)}
     node.replace_all_uses_with(made)
     graph.erase_node(node)
+
+
+def _between(node: fx.Node, args: tuple[Any, ...]) -> list[fx.Node]:
+    """A node, and what it is computed from: all that one call with these arguments takes the place of."""
+    found: dict[fx.Node, None] = {}
+    waiting = [node]
+    while waiting:
+        at = waiting.pop()
+        if at not in found and at not in args and at.op != "get_attr":
+            found[at] = None
+            waiting.extend(at.all_input_nodes)
+    return list(found)
+
+
+def _multiples_of(arg: Any, node: fx.Node) -> tuple[str, ...]:
+    """The names of a node that is an argument times numbers: what is done to the one's channels is done to its."""
+    at = node
+    while at is not arg:
+        varying = [one for one in at.all_input_nodes if one.op != "get_attr"]
+        if at.target not in (operator.mul, operator.truediv) or len(varying) != 1 or at.args.count(varying[0]) != 1:
+            return ()
+        at = varying[0]
+    names: tuple[str, ...] = node.meta.get("values", ())
+    return names
 
 
 def _may_overwrite(node: fx.Node, root: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from conet_onnx.torch_backend.norms import HOW, BatchNorm
 __all__ = ["AUGMENTATIONS", "Init", "LossKind", "Optimizer", "Schedule", "Settings"]
 
 Optimizer = Literal["sgd", "adamw"]
-Schedule = Literal["cosine", "onecycle", "step", "constant"]
+Schedule = Literal["cosine", "onecycle", "step", "decay", "adas", "constant"]
 LossKind = Literal["auto", "kl", "mse", "cosine", "none"]
 Init = Literal["inherit", "fresh"]
 AUGMENTATIONS = ("crop", "flip", "cutout", "mixup", "randaugment")
@@ -27,12 +27,13 @@ CLIP = 5.0  # gradients longer than this are shortened: without BatchNormalizati
 class Settings:
     """How to train; raises UsageError where that makes no sense.
 
-    Steps. SGD with Nesterov momentum or AdamW; `lr` and `weight_decay` are theirs by default. The learning rate rises
-    over the first `warmup` of the steps, then falls to zero along a cosine, or as `schedule` says: to a tenth at half
-    and again at three quarters of the steps ("step"; He et al., 2016), along torch's OneCycleLR ("onecycle"; Smith and
-    Topin, 2017, arXiv:1708.07120), not at all ("constant"). `accumulate` batches make one step; with `ema` the result
-    is the moving average of the weights over the steps, with that decay. Weights with one axis (biases, norms) do not
-    decay. Gradients longer than `clip` are shortened.
+    Steps. SGD with (Nesterov's) `momentum` or AdamW; `lr` and `weight_decay` are theirs by default. The learning rate
+    rises over the first `warmup` of the steps, then falls to zero along a cosine, or as `schedule` says: to a tenth at
+    half and again at three quarters of the steps ("step"; He et al., 2016), times `decay_factor` every `decay_every`
+    epochs ("decay"), along torch's OneCycleLR ("onecycle"; Smith and Topin, 2017, arXiv:1708.07120), each layer's by
+    what it gained in the last epoch ("adas", adas.py), not at all ("constant"). `accumulate` batches make one step;
+    with `ema` the result is the moving average of the weights over the steps, with that decay. Weights with one axis
+    (biases, norms) do not decay. Gradients longer than `clip` are shortened.
 
     Losses. (1 - distill) · labels + distill · teacher, where there are both. `loss` says how an output follows the
     teacher's, by name or for all: "kl", the divergence of classes at a `temperature`; "mse", the square of the
@@ -44,7 +45,11 @@ class Settings:
 
     Model. With `batchnorm="reinsert"` folded convolutions are trained with a BatchNormalization, which begins as the
     identity and is folded away again; "auto" does so where the graph has no norms at all (norms.py). `init="fresh"`
-    forgets the weights (fresh.py). `augment`: of AUGMENTATIONS, in that order (augment.py).
+    forgets the weights (fresh.py). `augment`: of AUGMENTATIONS, in that order (augment.py). `channel_dropout` is a
+    regulariser (Network Adjustment, arXiv:2004.02767, with 0.05): channels are dropped wherever they are summed over
+    (dropping.py), in epoch e of E, from 0, at the rate channel_dropout · (e + 1) / E, all widths alike. With
+    `dropout_by_depth` width k of the n that can be dropped, from 0, in the order in which the graph makes them, is
+    dropped at (k + 1) / n of that.
 
     Machine. `accelerator`, `devices`, `strategy` and `precision` are Fabric's, `compile` is torch's. `channels_last` is
     how images are held: faster on most networks of convolutions, and not the default, because torch 2.13 was seen to
@@ -57,8 +62,13 @@ class Settings:
     optimizer: Optimizer = "sgd"
     lr: float | None = None
     weight_decay: float | None = None
+    momentum: float = 0.9
+    nesterov: bool = True
     warmup: float = 0.1
     schedule: Schedule = "cosine"
+    decay_every: float = 25.0
+    decay_factor: float = 0.5
+    adas_beta: float = 0.8
     accumulate: int = 1
     ema: float | None = None
     clip: float | None = CLIP
@@ -70,6 +80,8 @@ class Settings:
     batchnorm: BatchNorm = "auto"
     init: Init = "inherit"
     augment: tuple[str, ...] = ()
+    channel_dropout: float = 0.0
+    dropout_by_depth: bool = False
     seed: int = 0
     threads: int | None = None
     accelerator: str = "auto"
@@ -88,12 +100,18 @@ class Settings:
             raise UsageError(
                 f"distill {self.distill}, temperature {self.temperature}: a share of 0..1, and a positive number."
             )
+        if not 0 <= self.momentum < 1 or not 0 <= self.adas_beta < 1:
+            raise UsageError(f"momentum {self.momentum}, adas_beta {self.adas_beta}: they lie between 0 and 1.")
+        if not self.decay_every > 0 or not 0 < self.decay_factor <= 1:
+            raise UsageError(f"times {self.decay_factor} every {self.decay_every} epochs: a factor of 0..1, and some.")
         if self.accumulate < 1:
             raise UsageError(f"accumulate={self.accumulate}: expected at least one batch a step.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema {self.ema}: a decay lies between 0 and 1.")
         if not 0 <= self.feature_weight < math.inf:
             raise UsageError(f"feature weight {self.feature_weight}: it must not be negative.")
+        if not 0 <= self.channel_dropout < 1:
+            raise UsageError(f"channel_dropout {self.channel_dropout}: a rate of dropping lies between 0 and 1.")
         if self.sharded and self.ema is not None:
             raise UsageError("an average (ema) of weights that are spread over devices is not kept: leave one out.")
         if self.devices < 1:
@@ -118,6 +136,11 @@ class Settings:
     def decay(self) -> float:
         """The weight decay."""
         return DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay
+
+    def dropping_rate(self, epoch: int, width: int, widths: int) -> float:
+        """The rate at which a width, by its number of so many, is dropped in an epoch; both count from 0."""
+        share = (width + 1) / widths if self.dropout_by_depth else 1.0
+        return self.channel_dropout * (epoch + 1) / self.epochs * share
 
     @property
     def sharded(self) -> bool:

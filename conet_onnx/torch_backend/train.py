@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from conet_onnx.analysis import analyze
 from conet_onnx.data.dataset import Split
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.graph import Graph
@@ -35,6 +36,7 @@ from conet_onnx.torch_backend.distill import (
     known_scores,
     prepared,
 )
+from conet_onnx.torch_backend.dropping import Dropping, insert_drops, seeded
 from conet_onnx.torch_backend.fresh import fresh
 from conet_onnx.torch_backend.known import Array
 from conet_onnx.torch_backend.learner import Inputs, Learner, Tensors
@@ -48,10 +50,12 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from conet_onnx.batches import Freed
+    from conet_onnx.torch_backend.adas import Adas
 
-__all__ = ["Diverged", "Fitted", "Progress", "fit"]
+__all__ = ["After", "Diverged", "Fitted", "Progress", "fit"]
 
 Progress = Callable[[float], None]  # the share of the work that is done, 0..1
+After = Callable[[Mapping[str, Array]], None]  # shown the trained weights by name after an epoch, not to be kept
 
 WINDOW = 16  # batches after which a GPU is asked for its losses: to ask is to wait for it
 
@@ -60,14 +64,16 @@ WINDOW = 16  # batches after which a GPU is asked for its losses: to ask is to w
 class Fitted:
     """A trained graph, and for each epoch its mean losses, accuracy on what it trained on, last rate, and seconds.
 
-    `untrained`: outputs that no gradient reaches, with the reason (lower.untrained_of). `moments`: the optimizer's, by
-    the weight's name (moments.py).
+    `untrained`: outputs that no gradient reaches, with the reason (lower.untrained_of). `undropped`: widths that
+    channel dropout left alone, with the reason (dropping.insert_drops). `moments`: the optimizer's, by the weight's
+    name (moments.py).
     """
 
     graph: Graph
     history: tuple[dict[str, float], ...]
     seconds: float
     untrained: Mapping[str, str] = field(default_factory=dict)
+    undropped: Mapping[str, str] = field(default_factory=dict)
     moments: Moments = field(default_factory=dict, repr=False)
 
 
@@ -87,6 +93,7 @@ def fit(
     normalise: Normalise | None = None,
     moments: Moments | None = None,
     progress: Progress | None = None,
+    after: After | None = None,
     checkpoint: Path | None = None,
     **settings: Any,
 ) -> Fitted:
@@ -96,7 +103,8 @@ def fit(
     alone. `normalise` turns images that `data` yields into what the model takes. A `task` brings a loss of its own.
     A batch size that is baked into the graph is freed for the training (batches.freed); where it cannot be, the graph
     is trained at that. `moments` are an optimizer's to begin with, of the same weights (`Fitted.moments`,
-    `moments.resized`).
+    `moments.resized`). `after` each epoch the weights are shown, as they are in training: convolutions that are trained
+    with a norm (batchnorm) without it.
 
     With a `checkpoint` the state is written there after every epoch, and on SIGTERM and SIGINT, whereupon Stopped is
     raised; where that file is there already, training goes on from it and ends with the same weights as if it had
@@ -111,7 +119,8 @@ def fit(
         fabric = _fabric(wished)
         source = fresh(student, wished.seed) if wished.init == "fresh" else student
         prepare = partial(prepared, normalise=normalise)
-        freed = _freed(source, _sample(data, task, prepare), fabric.device)
+        dropped = wished.channel_dropout > 0
+        freed = _freed(source, _sample(data, task, prepare), fabric.device, always=dropped)
         graph = source if freed is None else freed.graph
         run = _Run.of(fabric, wished, graph, data, teacher, labels, task, prepare)
         run.source, run.freed = student, freed
@@ -125,6 +134,8 @@ def fit(
             with stoppable() if kept is not None else _never() as asked:
                 while run.done.epoch < wished.epochs:
                     run.epoch(progress, kept, asked)
+                    if after is not None:
+                        after(run.weights())
         except Diverged as error:
             if run.good is not None:
                 run.restore(run.good)
@@ -172,6 +183,7 @@ class _Run:
         objective: Objective,
         adapters: Adapters,
         augmentation: Augmentation | None,
+        dropping: Dropping | None,
         prepare: Callable[[Inputs], Inputs],
     ) -> None:
         self.fabric = fabric
@@ -181,13 +193,15 @@ class _Run:
         self.lessons = lessons
         self.objective = objective
         self.augmentation = augmentation
+        self.dropping = dropping
         self.prepare = prepare
         self.course = Course.of(len(lessons.data), learner.batch, settings)
         self.student = _Student(learner, adapters).to(fabric.device).train()
-        trained = (p for p in self.student.parameters() if p.requires_grad)
+        self.adas = _adas(learner, self.student) if settings.schedule == "adas" else None
+        parts = [[p for p in self.student.parameters() if p.requires_grad]] if self.adas is None else self.adas.parts
         module: Any = torch.compile(self.student) if settings.compile else self.student
-        self.module, self.optimizer = fabric.setup(module, optimizer(trained, settings))
-        self.scheduler = self.course.scheduler(self.optimizer, settings.schedule, settings.rate)
+        self.module, self.optimizer = fabric.setup(module, optimizer(parts, settings))
+        self.scheduler = self.course.scheduler(self.optimizer, settings)
         self.average: AveragedModel | None = None
         if settings.ema is not None:
             decay = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]  # torch's has no types
@@ -231,6 +245,7 @@ class _Run:
             one.use_channels_last(settings.channels_last)
             one.settle(sample)
         course = Course.of(len(data), learner.batch, settings)
+        dropping = _dropping(learner) if settings.channel_dropout else None
 
         def drawn() -> Iterator[tuple[torch.Tensor, ...]]:
             for x, y in data.batches(course.size, seed=settings.seed):
@@ -261,7 +276,7 @@ class _Run:
             classes = None if scores is None else flat(scores).shape[1]
             augmentation = Augmentation(settings.augment, shape, classes)
         keeper = None if lessons.told is not None else asked
-        return cls(fabric, settings, learner, keeper, lessons, settled, adapters, augmentation, prepare)
+        return cls(fabric, settings, learner, keeper, lessons, settled, adapters, augmentation, dropping, prepare)
 
     def epoch(self, progress: Progress | None, kept: Checkpoint | None, asked: Any) -> None:
         """All samples once, in an order of the epoch's own; what was done of it before is left out."""
@@ -286,7 +301,10 @@ class _Run:
         means = {name: value / done.seen for name, value in done.sums.items()}
         seconds = done.seconds + time.perf_counter() - begun
         done.history.append({"epoch": float(done.epoch + 1), **means, "lr": rate, "seconds": seconds})
-        self.done = Progressed(epoch=done.epoch + 1, history=done.history)
+        self.done = Progressed(epoch=done.epoch + 1, history=done.history, gains=done.gains)
+        if self.adas is not None:
+            self.done.gains = self.adas.gains(self.weights())
+            self.adas.follow(done.gains, self.done.gains, self.settings.adas_beta, self.scheduler)
         self.good = None if self.settings.sharded else self.snapshot()
         if kept is not None:
             kept.save(self.fabric, self.state())
@@ -304,6 +322,7 @@ class _Run:
         said = None if batch.told is None else as_tensors(batch.told, self.fabric.device)
         if self.teacher is not None:
             said = self.teacher.said(self.teacher.taken(self.learner.named(inputs)))
+        self._drop(batch, at, len(inputs[0]))
         outputs = self._forward(inputs)
         self._check_classes(outputs, batch.targets)
         losses = self.objective(outputs, target, said)
@@ -347,11 +366,17 @@ class _Run:
                 trained = from_torch(self.source, self.learner.module)
             else:
                 trained = self.freed.returned(from_torch(self.freed.graph, self.learner.module))
-        return Fitted(trained, tuple(self.done.history), seconds, self.learner.untrained, moments)
+        undropped = {} if self.dropping is None else self.dropping.missing
+        return Fitted(trained, tuple(self.done.history), seconds, self.learner.untrained, undropped, moments)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights in training, by the name that they have in the graph."""
         return self.learner.parameters()
+
+    def weights(self) -> dict[str, Array]:
+        """The weights in training as arrays, by the same names; views, where they are in the processor's memory."""
+        with self._whole():
+            return {name: one.detach().float().cpu().numpy() for name, one in self.parameters().items()}
 
     def state(self) -> dict[str, Any]:
         """All that training needs to go on as if it had not been stopped."""
@@ -409,11 +434,29 @@ class _Run:
         does not count."""
         if self.fabric.world_size == 1:
             return batch.x, batch.labels, batch.told, length
-        index = np.arange(self.fabric.global_rank, length, self.fabric.world_size)
-        chosen = index if len(index) else np.zeros(1, np.int64)
+        index, chosen = self._rows(length)
         x = {k: v[chosen] for k, v in batch.x.items()} if isinstance(batch.x, Mapping) else batch.x[chosen]
         told = None if batch.told is None else {k: v[chosen] for k, v in batch.told.items()}
         return x, None if batch.labels is None else batch.labels[chosen], told, len(index)
+
+    def _rows(self, length: int) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+        """Which samples of a batch fall to this process, and which it takes: where none do, one that does not count."""
+        index = np.arange(self.fabric.global_rank, length, self.fabric.world_size)
+        return index, index if len(index) else np.zeros(1, np.int64)
+
+    def _drop(self, batch: _Ready, at: int, samples: int) -> None:
+        """Draw which channels the at-th batch of the epoch goes without, from what was asked for and nothing that was
+        done before: a training that is resumed draws the same, and so do several processes together."""
+        if self.dropping is None:
+            return
+        epoch, widths = self.done.epoch, self.dropping.widths
+        rates = {name: self.settings.dropping_rate(epoch, k, len(widths)) for k, name in enumerate(widths)}
+        self.dropping.rates.update(rates)
+        generator = seeded(self.settings.seed, epoch, at)
+        if self.fabric.world_size == 1:
+            self.dropping.draw(samples, generator)
+        else:
+            self.dropping.draw(batch.length, generator, rows=self._rows(batch.length)[1].tolist())
 
     def _forward(self, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         try:
@@ -503,6 +546,12 @@ def _fabric(settings: Settings) -> Fabric:
     return fabric
 
 
+def _adas(learner: Learner, student: nn.Module) -> Adas:
+    from conet_onnx.torch_backend.adas import Adas  # it analyses the graph, which other schedules need not pay
+
+    return Adas(learner, student.parameters())
+
+
 def _collated(task: Task | None, x: Inputs, y: Any) -> tuple[Inputs, Any]:
     collate = getattr(task, "collate", None)
     return (x, y) if collate is None else collate(x, y)
@@ -513,14 +562,26 @@ def _sample(data: Data, task: Task | None, prepare: Callable[[Inputs], Inputs]) 
     return prepare(_collated(task, *first(data))[0])
 
 
-def _freed(graph: Graph, sample: Inputs, device: torch.device) -> Freed | None:
-    """The graph for any batch, where it has one of its own that holds it back, and can be freed from it."""
+def _dropping(learner: Learner) -> Dropping:
+    """Places for channel dropout in a learner's module, before norms are inserted there. Raises UsageError for none."""
+    made = insert_drops(learner.module, analyze(learner.graph))
+    if not made.widths:
+        why = next((f": {name}: {reason}" for name, reason in made.missing.items()), ", which has no widths")
+        raise UsageError(
+            f"no channels can be dropped in {learner.graph.file or 'the model'}{why}. Train without dropout."
+        )
+    return made
+
+
+def _freed(graph: Graph, sample: Inputs, device: torch.device, *, always: bool) -> Freed | None:
+    """The graph for any batch, where it has one of its own that holds it back, and can be freed from it; with `always`
+    also where it takes any batch as it is, which does not tell whose sample a position belongs to."""
     if not any(value.shape and isinstance(value.shape[0], int) for value in graph.inputs):
         return None
     learner = Learner(graph, device)
     learner.keep(learner.outputs)
     learner.settle(sample)
-    if learner.batch is None:
+    if learner.batch is None and not always:
         return None
     from conet_onnx.batches import freed  # it runs the model, in onnxruntime
 

@@ -18,7 +18,7 @@ import torch
 from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.coupling import Width
 from conet_onnx.graph import Graph
-from golden_models import convolutions, transformers, vision
+from golden_models import convolutions, references, transformers, vision
 from tools.zoo_models import hand_made
 from tools.zoo_models.entry import from_torch
 
@@ -56,6 +56,10 @@ def _made(name: str, exporter: str = "onnx", *, laws: bool = True) -> Golden:
     return Golden(hand_made.ONNX[name], exporter, laws)
 
 
+def _reference(name: str, *, laws: bool) -> Golden:
+    return Golden(partial(references.made, name), "torchscript", laws)
+
+
 GOLDEN: dict[str, Golden] = {
     # torchvision
     "swin_v2": _module("swin_v2", "torchscript"),
@@ -82,6 +86,8 @@ GOLDEN: dict[str, Golden] = {
     "eca": _module("eca", "torchscript", 14),
     "standardised": _module("standardised", "torchscript", 17),
     "padded_shortcut": _module("padded_shortcut", "dynamo"),
+    # the reference networks of models/; ShuffleNetV2 stands above, and the laws of ResNet-18 are in test_laws_zoo
+    **{name: _reference(name, laws=name != "resnet_basic") for name in references.MODELS},
     # from source
     "yolo_11": _source("yolo, head as in 11", "torchscript"),
     "u_net": _source("u-net", "torchscript"),

@@ -93,11 +93,10 @@ class _Piece(NamedTuple):
 
 def _layer(findings: Findings, node: Node, index: int, root: str) -> Layer | None:
     moves = _moves(findings, root, node.inputs[index])
-    roles = _roles(findings, node, index)
-    if moves is None or roles is None:
+    if moves is None:
         return None
     stored, read = moves
-    axes = [_refined(named, meant) for named, meant in zip(read, roles, strict=True)]
+    axes = [_refined(named, meant) for named, meant in zip(read, _roles(findings, node, index), strict=True)]
     if any(axis is None for axis in axes):
         return None
     pieces = [piece for axis in axes for piece in axis or ()]
@@ -141,8 +140,8 @@ def _moves(findings: Findings, root: str, name: str) -> tuple[list[Dim], list[li
     return (stored, found[name]) if once and set(stored) == set(read) else None
 
 
-def _roles(findings: Findings, node: Node, index: int) -> list[list[_Meant]] | None:
-    """What each axis of a node's input is, outermost factor first; None where an axis is several things side by side.
+def _roles(findings: Findings, node: Node, index: int) -> list[list[_Meant]]:
+    """What each axis of a node's input is, outermost factor first.
 
     The node's rule is asked once more, about axes of which nothing else is known: in the graph some are tied to each
     other, and some are plain numbers. What is neither summed over as channels nor in the output is the kernel.
@@ -157,10 +156,9 @@ def _roles(findings: Findings, node: Node, index: int) -> list[list[_Meant]] | N
     facts = rule(Op(node, graph, findings.region.origins, findings.shapes), *shapes)
     for left, right in facts.equal:
         solver.equate(left, right, str(node))
-    here = [(c.produces, operand) for c in facts.contracts for operand in c.operands if operand.index == index]
-    (_, operand), *_ = here
-    outer = _dims(solver, (operand.outer,))
-    produced = _dims(solver, (segment for produces, _ in here for segment in produces))
+    sides = ((c.produces, side) for c in facts.contracts for side in c.operands if side.index == index)
+    produces, operand = next(sides)
+    outer, produced = _dims(solver, (operand.outer,)), _dims(solver, produces)
     outputs = _dims(solver, (segment for output in facts.outputs for segment in output or ()))
 
     roles: list[list[_Meant]] = []
@@ -169,8 +167,6 @@ def _roles(findings: Findings, node: Node, index: int) -> list[list[_Meant]] | N
         summed, made = axis == operand.axis, not _dims(solver, ax.segments).isdisjoint(produced)
         plain = "i" if summed else "o" if made else "g"  # numbers: gates beside units, the two directions of a layer
         if len(ax.segments) > 1:  # queries, keys and values, say, in one weight
-            if plain == "g":
-                return None
             roles.append([_Meant(plain, ax.size[0])])
             continue
         meant = []

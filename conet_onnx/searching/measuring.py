@@ -1,0 +1,92 @@
+"""What a method asks to be measured of a trial: metrics of its weights as it is trained, its utilisation afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from conet_onnx.analysis import Analysis
+from conet_onnx.data import Split
+from conet_onnx.data.dataset import Array
+from conet_onnx.files import atomic_write
+from conet_onnx.graph import Graph
+from conet_onnx.metrics import LayerQuality, as_json, by_width, score
+from conet_onnx.searching.recipe import Measure, QualityMeasure, UtilisationMeasure
+
+__all__ = ["Measured", "Measuring"]
+
+FORMAT = "conet-onnx-measures/1"
+OVER: Mapping[str, Callable[[Array], Any]] = {
+    "max": lambda epochs: epochs.max(0),
+    "mean": lambda epochs: epochs.mean(0),
+    "last": lambda epochs: epochs[-1],
+}
+
+Measured = Mapping[str, Mapping[str, float]]  # by the quantity, then the width
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """Of one trial of a model; does nothing where its method asks for nothing."""
+
+    measure: Measure | None
+    analysis: Analysis  # of the model as it is trained
+    epochs: list[tuple[LayerQuality, ...]] = field(default_factory=list)
+
+    @property
+    def after(self) -> Callable[[Mapping[str, Array]], None] | None:
+        """What the training shows its weights to after every epoch."""
+        return self._look if isinstance(self.measure, QualityMeasure) else None
+
+    def measured(self, trained: Graph, data: Split, **how: Any) -> Measured:
+        """What was asked for of each width, after the training; `data` is for validation, `how` it is looked at:
+        normalise, seed and threads of torch_backend.utilisation."""
+        if isinstance(self.measure, QualityMeasure):
+            return self._qualities(self.measure)
+        if isinstance(self.measure, UtilisationMeasure):
+            return self._utilisation(self.measure, trained, data, **how)
+        return {}
+
+    def _qualities(self, asked: QualityMeasure) -> Measured:
+        if not self.epochs:
+            return {}
+        metric, over = asked.metric, OVER[asked.epoch]
+        sides = [[(getattr(one.ins, metric), getattr(one.outs, metric)) for one in epoch] for epoch in self.epochs]
+        layers = [
+            replace(one, ins=replace(one.ins, **{metric: ins}), outs=replace(one.outs, **{metric: outs}))
+            for one, (ins, outs) in zip(self.epochs[-1], over(np.array(sides)).tolist(), strict=True)
+        ]
+        return {metric: by_width(self.analysis, layers, metric)}
+
+    def _utilisation(self, asked: UtilisationMeasure, trained: Graph, data: Split, **how: Any) -> Measured:
+        from conet_onnx.metrics.utilisation import rates_of
+        from conet_onnx.torch_backend.utilisation import utilisation
+
+        rates = rates_of(self.analysis.costs, {name: w.size for name, w in self.analysis.widths.items()}, asked.rate)
+        found = utilisation(
+            trained,
+            self.analysis,
+            data,
+            rates=rates,
+            passes=asked.passes,
+            of=asked.of,
+            noise=asked.noise,
+            **how,
+        )
+        return {"fur": found, "rate": rates}
+
+    def save(self, path: str, measured: Measured) -> None:
+        """All that was measured: after each epoch of each layer, and of the widths in the end."""
+        if self.measure is None:
+            return
+        epochs = [{"layers": as_json(epoch)["layers"]} for epoch in self.epochs]
+        document = {"format": FORMAT, "asked": asdict(self.measure), "epochs": epochs, "widths": measured}
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(document), encoding="utf-8")
+
+    def _look(self, weights: Mapping[str, Array]) -> None:
+        self.epochs.append(score(self.analysis, weights=weights))

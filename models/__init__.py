@@ -1,0 +1,1 @@
+"""Reference networks in torch, their export to ONNX (`python -m models.export --list`), and small trained models."""

@@ -1,0 +1,41 @@
+"""The oracles know what they cannot compare, and nothing more is left out."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import oracles
+from onnx import TensorProto, helper, numpy_helper
+
+from conet_onnx.graph import Graph
+
+
+def picking(*, apart: float) -> Graph:
+    """Eight scores in order of size, and what stands at their places; two of them differ by so much."""
+    weight = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    weight[:, 1] = weight[:, 0] * (1 + apart)
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["scores"]),
+        helper.make_node("TopK", ["scores", "k"], ["sorted", "places"]),
+        helper.make_node("Squeeze", ["places"], ["order"]),
+        helper.make_node("Gather", ["scores", "order"], ["picked"], axis=1),
+        helper.make_node("Relu", ["scores"], ["other"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "picking",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in ("picked", "other")],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array([8]), "k")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return Graph(model)
+
+
+def test_what_rounding_decides_is_undecided_and_so_is_what_follows() -> None:
+    assert oracles.undecided(picking(apart=0.0), range(8)) == {"places", "order", "picked"}
+
+
+def test_what_it_does_not_decide_is_compared() -> None:
+    assert oracles.undecided(picking(apart=0.1), range(8)) == frozenset()
