@@ -528,7 +528,8 @@ class TestLeastSquares:
         """Half precision, and so little to correct that rounding each weight does more harm than good in some rows."""
         rng = np.random.default_rng(1)
         first = rng.standard_normal((12, 16)).astype(np.float16)
-        last = rng.standard_normal((16, 64)) * np.where(np.arange(16) < 9, 1, 1e-3)[:, None]
+        first[:, 1:9] = first[:, :1] + first[:, 1:9] / 10  # so that errors of rounding add up
+        last = rng.standard_normal((16, 64)) * np.where(np.arange(16) < 9, 1, 3e-4)[:, None]
         analysis = self.mixed_up(bias=False, held={"a": first, "c": last.astype(np.float16)})
         x = images(200, 12).astype(np.float16)
         made = fitted(analysis, {"w0": 9}, x, {"w0": -np.arange(16.0)}, batch=200)
@@ -538,7 +539,7 @@ class TestLeastSquares:
             np.square(hidden[:, :9] @ weight.astype(np.float64) - target).sum(0)
             for weight in (analysis.graph.array("c")[:9], made.graph.array("c"))
         ]
-        assert (errors[1] <= 1.05 * errors[0]).all()
+        assert (errors[1] <= 1.1 * errors[0]).all()
         assert (errors[1] < 0.9 * errors[0]).any()
 
     def test_a_bias_that_others_read_stays(self) -> None:

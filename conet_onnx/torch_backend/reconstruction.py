@@ -212,7 +212,7 @@ def _layer(module: fx.GraphModule, tensor: str) -> _Layer | str:
         if not held:
             return "its bias is computed"
         bias = getattr(module, str(given[2].target))
-        free = given[2].target in parameters and _alone(module, str(given[2].target))[1] is user
+        free = _alone(module, str(given[2].target))[1] is user
     return _Layer(tensor, user, given[0], weight, bias, free, turned)
 
 
