@@ -60,6 +60,8 @@ class TestTheRule:
         published = {"u": 6, "decay": 0.5, "a": 0.15, "decay_a": 0.01, "p0": 0.05, "passes": 5, "floor": 4}
         published |= {"lr": 0.15, "batch": 128, "weight_decay": 3e-4, "dropout": 0.05}
         assert published.items() <= options(method).items()
+        assert method.recipe().training["dropout_by_depth"] is True
+        assert find_method("network-adjustment", ["by_depth=no"]).recipe().training["dropout_by_depth"] is False
         assert method.recipe().measure == UtilisationMeasure(0.05, 5, "loss", "bernoulli", "macs")
 
     def test_the_first_trial_has_the_original_widths(self) -> None:

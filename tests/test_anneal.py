@@ -235,6 +235,13 @@ class TestNames:
         with pytest.raises(UsageError, match=expected):
             find_method("conet-sa", given)
 
+    def test_yes_and_no_are_words(self) -> None:
+        assert find_method("network-adjustment", ["by_depth=no"]) == find_method(
+            "network-adjustment", {"by_depth": False}
+        )
+        with pytest.raises(UsageError, match="yes or no"):
+            find_method("network-adjustment", ["by_depth=2"])
+
     def test_options_may_be_values(self) -> None:
         assert find_method("conet-sa", {"gamma": 0.5}) == find_method("conet-sa", ["gamma=0.5"])
         with pytest.raises(UsageError, match="a whole number"):

@@ -21,7 +21,8 @@ __all__ = ["Adjustment", "NetworkAdjustment"]
 class NetworkAdjustment:
     """Network Adjustment (arXiv:2004.02767) and its authors' constants for CIFAR.
 
-    Every trial is trained from scratch, with channels dropped at rate `dropout`. Then each width's FLOPs utilisation
+    Every trial is trained from scratch, with channels dropped at a rate that grows to `dropout` over the epochs and,
+    `by_depth`, from the first width to the last. Then each width's FLOPs utilisation
     ratio is measured on validation data: what dropping its channels at rate p_i = p0 · mean(F) / F_i does to the loss,
     F_i being its channels times the derivative of the cost by them; `passes` over the data. After trial t, of the
     widths in that order, the first u = round(u0 - t · decay) grow by a_j times their original size and the last u
@@ -29,7 +30,7 @@ class NetworkAdjustment:
     half of the widths, and u = 0 changes nothing (the published code then grew every layer). One multiplier brings all
     widths back to the original cost, or to the budget. The trial of least validation loss is the answer, trained from
     scratch again if there are `epochs`. The published setting for ImageNet: decay=0, a=0.1, decay_a=0, p0=0.2, lr=0.2,
-    weight_decay=4e-5, 10 epochs a trial.
+    weight_decay=4e-5, by_depth=no, 10 epochs a trial.
     """
 
     trials: int = 10
@@ -47,6 +48,7 @@ class NetworkAdjustment:
     floor: int = 4
     growth: float = 4.0
     dropout: float = 0.05
+    by_depth: bool = True
     lr: float = 0.15
     momentum: float = 0.9
     batch: int = 128
@@ -82,7 +84,7 @@ class NetworkAdjustment:
             "nesterov": False,
         }
         training |= {"weight_decay": self.weight_decay, "schedule": "cosine", "warmup": 0.0, "clip": None}
-        training |= {"channel_dropout": self.dropout}
+        training |= {"channel_dropout": self.dropout, "dropout_by_depth": self.by_depth}
         measure = UtilisationMeasure(self.p0, self.passes, self.of, self.noise, self.cost)
         return Recipe(start="fresh", final="fresh", training=training, final_training=training, measure=measure)
 

@@ -15,6 +15,7 @@ from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Method", "configured", "options"]
 
+WORDS = {"yes": True, "true": True, "no": False, "false": False}
 LENGTHS = ("trials", "epochs_per_trial", "epochs")  # have flags of their own
 
 
@@ -91,6 +92,10 @@ def _value(key: str, value: Any, kind: Any) -> Any:
         if value not in words:
             raise UsageError(f"option {key}={value}: it is one of {', '.join(map(str, words))}.")
         return value
+    if kind is bool:
+        if str(value).lower() not in WORDS:
+            raise UsageError(f"option {key}={value}: it is yes or no.")
+        return WORDS[str(value).lower()]
     try:
         made = kind(value)
     except (TypeError, ValueError):
