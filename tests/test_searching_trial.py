@@ -27,6 +27,7 @@ from conet_onnx.records.trial import Trial
 from conet_onnx.runtime import run
 from conet_onnx.searching import read_run
 from conet_onnx.searching.loop import Parent, TrialTask
+from conet_onnx.searching.recipe import Recipe
 from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial, inherit
 from conet_onnx.torch_backend.train import Diverged, Fitted
 from conet_onnx.transfer import calibration_batches, transferred
@@ -119,7 +120,7 @@ class TestInheritance:
         monkeypatch.setattr("conet_onnx.searching.trial.fit", fit)
         again = task(tmp_path, {"w1": 12, "w4": 20}, Parent(small.weights, small.widths), number=1)
         for one in (small, again):
-            evaluate_trial(one, replace(SETTINGS, transfer=transfer))
+            evaluate_trial(one, replace(SETTINGS, recipe=Recipe(transfer=transfer)))
             co.verify(source, co.load(one.weights), WidthPlan.load(one.plan), provider="cpu")
         workshop = Workshop.open(source, "digits", normalisation=None, epochs=1, provider="auto", threads=1)
         batches = None

@@ -28,7 +28,7 @@ from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.data import RAW, Feeds, Split
 from conet_onnx.errors import DataError, ModelError, UsageError
 from conet_onnx.graph import Graph
-from conet_onnx.metrics import evbmf
+from conet_onnx.metrics.evbmf import evbmf
 from conet_onnx.planning import TRANSFERS, scaled
 from conet_onnx.runtime import run_all
 from conet_onnx.torch_backend.reconstruction import RIDGES
