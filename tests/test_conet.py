@@ -139,6 +139,11 @@ class TestTheRule:
         assert 0.2 < expected / steps < 0.8
         assert doubled == pytest.approx(expected, abs=3 * math.sqrt(expected * (1 - expected / steps)))
 
+    def test_a_width_at_most_doubles_or_halves(self) -> None:
+        jumps = {2: 3.0, 4: 0.0}
+        _, played = play(ConetGreedy(gamma=0.0, start=32), lambda number, *_: jumps.get(number, 1.0), trials=6)
+        assert widths_of(played) == [32, 48, 48, 96, 48, 24]
+
     def test_no_change_is_never_doubled(self) -> None:
         method = ConetAnnealing(gamma=0.0, first_step=0)
         _, played = play(method, lambda *_: 0.7)
@@ -161,6 +166,7 @@ class TestHere:
         _, played = play(ConetGreedy(), lambda *_: 0.4, trials=8, failing=frozenset({0, 4}))
         assert [trial.parent for trial in played] == [None, None, 1, 2, 3, 3, 5, 6]
         assert played[1].widths == played[0].widths
+        assert set(played[2].widths.values()) == {32}
         assert played[5].widths == played[4].widths
 
     def test_a_width_that_is_not_measured_stays(self) -> None:
