@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from conet_onnx.files import atomic_write
+from conet_onnx.records.trial import Trial
 from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
+from conet_onnx.searching.searcher import Searcher
+from conet_onnx.searching.space import WidthSpace
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,19 @@ def chain(*sizes: int, **settings: Any) -> FakeAnalysis:
 def ideal_loss(widths: Mapping[str, int], ideal: Mapping[str, int]) -> float:
     """Small where the widths are proportioned as the ideal ones, and as large."""
     return 0.1 + sum(math.exp(1.5 * math.log(ideal[name] / widths[name])) for name in widths) / (10 * len(widths))
+
+
+def tried(searcher: Searcher, space: WidthSpace, number: int, **outcome: Any) -> Trial:
+    """A trial as it comes back: what the searcher asked for, with this outcome, judged and told."""
+    proposal = searcher.ask(number)
+    price = space.price(proposal.widths)
+    begun = Trial(
+        number, proposal.widths, price.params, price.macs, price.bytes, proposal.parent, proposal.reason, "complete"
+    )
+    ended = replace(begun, **{key: make(begun.widths) if callable(make) else make for key, make in outcome.items()})
+    judged = replace(ended, accepted=searcher.accepts(ended))
+    searcher.tell(judged)
+    return judged
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from searching_fakes import FakeAnalysis, FakeWidth, chain
+from searching_fakes import FakeAnalysis, FakeWidth, chain, tried
 
 from conet_onnx.errors import NotYet, UsageError
 from conet_onnx.records.trial import Trial
@@ -30,22 +29,17 @@ def play(
     limits = Budget(macs=budget).resolve(analysis.costs.price({})) if budget else Limits({})
     space = method.space(analysis, limits)
     searcher = method.searcher(space, limits, trials=trials, seed=0)
-    played = []
-    for number in range(trials):
-        proposal = searcher.ask(number)
-        price = space.price(proposal.widths)
-        trial = Trial(
-            number, proposal.widths, price.params, price.macs, price.bytes, proposal.parent, proposal.reason, "complete"
-        )
-        trial = replace(
-            trial,
+    played = [
+        tried(
+            searcher,
+            space,
+            number,
             objective=1.0,
             validation={"loss": 1 + abs(number - 4)},
-            measured={"fur": {name: ratio(number, name) for name in proposal.widths}},
+            measured=lambda widths, at=number: {"fur": {name: ratio(at, name) for name in widths}},
         )
-        trial = replace(trial, accepted=searcher.accepts(trial))
-        searcher.tell(trial)
-        played.append(trial)
+        for number in range(trials)
+    ]
     return searcher, played
 
 

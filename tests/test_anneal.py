@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from searching_fakes import chain, ideal_loss
+from searching_fakes import chain, ideal_loss, tried
 
 from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
@@ -31,16 +31,14 @@ def play(
     rng = np.random.default_rng(7)
     played = []
     for number in range(trials):
-        proposal = searcher.ask(number)
-        price = space.price(proposal.widths)
-        trial = Trial(
-            number, proposal.widths, price.params, price.macs, price.bytes, proposal.parent, proposal.reason, "complete"
-        )
-        loss = ideal_loss(proposal.widths, ideal) + noise * float(rng.standard_normal())
-        measured = {name: dict(zip(proposal.widths, rng.random(len(ideal)).tolist(), strict=True)) for name in MEASURED}
-        trial = replace(trial, objective=loss, validation={"loss": loss}, measured=measured)
-        trial = replace(trial, accepted=searcher.accepts(trial))
-        searcher.tell(trial)
+        draws, error = rng.random((len(MEASURED), len(ideal))).tolist(), noise * float(rng.standard_normal())
+        measured = {name: dict(zip(ideal, row, strict=True)) for name, row in zip(MEASURED, draws, strict=True)}
+
+        def loss(widths: Mapping[str, int], error: float = error) -> float:
+            return ideal_loss(widths, ideal) + error
+
+        validation = {"loss": float(number)}
+        trial = tried(searcher, space, number, objective=loss, validation=validation, measured=measured)
         played.append(trial)
     return played
 

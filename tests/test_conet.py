@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from searching_fakes import chain
+from searching_fakes import chain, tried
 
 from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
@@ -35,19 +34,18 @@ def play(
     limits = limits or Limits({})
     space = method.space(chain(*sizes), limits)
     searcher = method.searcher(space, limits, trials=trials, seed=seed)
-    played = []
-    for number in range(trials):
-        proposal = searcher.ask(number)
-        price = space.price(proposal.widths)
-        loss = math.nan if number in failing else 1.0
-        measured = {method.metric: {name: metric(number, name, size) for name, size in proposal.widths.items()}}
-        trial = Trial(
-            number, proposal.widths, price.params, price.macs, price.bytes, proposal.parent, proposal.reason, "complete"
+    played = [
+        tried(
+            searcher,
+            space,
+            number,
+            objective=math.nan if number in failing else 1.0,
+            measured=lambda widths, at=number: {
+                method.metric: {name: metric(at, name, widths[name]) for name in widths}
+            },
         )
-        trial = replace(trial, objective=loss, measured=measured)
-        trial = replace(trial, accepted=searcher.accepts(trial))
-        searcher.tell(trial)
-        played.append(trial)
+        for number in range(trials)
+    ]
     return searcher, played
 
 

@@ -161,6 +161,19 @@ class TestNetworkAdjustment:
         assert run.best.trial == int(np.argmin(losses))
 
 
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """The settings of every training from now on; images are not varied, for which torchvision would be needed."""
+    asked: list[Mapping[str, Any]] = []
+    real = trial.fit
+
+    def fit(*arguments: Any, **settings: Any) -> Any:
+        asked.append(settings)
+        return real(*arguments, **{**settings, "augment": ()})
+
+    monkeypatch.setattr(trial, "fit", fit)
+    return asked
+
+
 class TestTraining:
     @pytest.mark.parametrize(
         ("algorithm", "expected"),
@@ -179,14 +192,7 @@ class TestTraining:
         algorithm: str,
         expected: Mapping[str, Any],
     ) -> None:
-        asked: list[Mapping[str, Any]] = []
-        real = trial.fit
-
-        def fit(*arguments: Any, **settings: Any) -> Any:
-            asked.append(settings)
-            return real(*arguments, **{**settings, "augment": ()})
-
-        monkeypatch.setattr(trial, "fit", fit)
+        asked = trainings(monkeypatch)
         searched(
             source,
             digits,
@@ -223,15 +229,8 @@ class TestTraining:
         algorithm: str,
         final: str,
     ) -> None:
-        begun: list[str] = []
-        real = trial.fit
-
-        def fit(*arguments: Any, **settings: Any) -> Any:
-            begun.append(settings["init"])
-            return real(*arguments, **settings)
-
-        monkeypatch.setattr(trial, "fit", fit)
+        asked = trainings(monkeypatch)
         lengths = {"trials": 1, "epochs_per_trial": 1, "budget": "macs=0.5"}
         run = searched(source, digits, tmp_path / "run", algorithm, **lengths, final=final)
-        assert begun[-1] == final
+        assert asked[-1]["init"] == final
         assert run.settings["final"] == final

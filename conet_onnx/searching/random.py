@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from conet_onnx.searching.recipe import Recipe, from_scratch
 from conet_onnx.searching.searcher import Proposal, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
-__all__ = ["Compound", "CompoundSearch", "Random", "RandomSearch"]
+__all__ = ["Compound", "Independent", "Random"]
 
 Start = Literal["source", "fresh"]
 
@@ -49,9 +49,19 @@ class Random:
         """Round widths."""
         return WidthSpace(analysis, growth=max(2.0, self.spread))
 
-    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> RandomSearch:
+    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> Independent:
         """Chance alone."""
-        return RandomSearch(space, limits, self.spread, seed=seed)
+        source = space.source
+
+        def wish(number: int) -> dict[str, int]:
+            rng = np.random.default_rng([seed, number, 0])
+            draw = rng.uniform(-1, 1, len(source)) if number else np.zeros(len(source))
+            drawn = {
+                name: source[name] * math.pow(self.spread, x) for name, x in zip(source, draw.tolist(), strict=True)
+            }
+            return space.project(drawn, limits)
+
+        return Independent(space, wish)
 
     def recipe(self) -> Recipe:
         """Trials begin with the source's weights, or from scratch."""
@@ -86,68 +96,35 @@ class Compound:
         """Round widths."""
         return WidthSpace(analysis, growth=max(2.0, self.largest))
 
-    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> CompoundSearch:
-        """No chance at all."""
-        return CompoundSearch(space, limits, self)
+    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> Independent:
+        """Smaller and smaller; as small as it gets, in the end."""
+        smallest = space.price({name: low for name, (low, _) in space.bounds.items()})
+
+        def wish(number: int) -> dict[str, int]:
+            share = math.pow(self.step, number)
+            if limits.by_kind:
+                return space.project(space.source, limits.scaled(max(share, limits.utilisation(smallest))))
+            return space.snap({name: width * self.largest * share for name, width in space.source.items()})
+
+        return Independent(space, wish)
 
     def recipe(self) -> Recipe:
         """Trials begin with the source's weights, or from scratch."""
         return _recipe(self.start, self.lr, self.every)
 
 
-class CompoundSearch:
-    """Independent trials, each from the source's weights: all widths times one factor."""
+class Independent:
+    """Trials that do not learn from each other: what each one tries follows from its number alone."""
 
-    def __init__(self, space: WidthSpace, limits: Limits, method: Compound) -> None:
-        self._space = space
-        self._limits = limits
-        self._method = method
+    def __init__(self, space: WidthSpace, wish: Callable[[int], Mapping[str, int]]) -> None:
+        self._source = space.source
+        self._wish = wish
         self._best = math.inf
 
     def ask(self, number: int) -> Proposal:
-        """Smaller and smaller; as small as it gets, in the end."""
-        source, share = self._space.source, math.pow(self._method.step, number)
-        if self._limits.by_kind:
-            smallest = self._space.price({name: low for name, (low, _) in self._space.bounds.items()})
-            limits = self._limits.scaled(max(share, self._limits.utilisation(smallest)))
-            widths = self._space.project(source, limits)
-        else:
-            factor = self._method.largest * share
-            widths = self._space.snap({name: width * factor for name, width in source.items()})
-        return Proposal(widths, None, moves(source, widths))
-
-    def accepts(self, trial: Trial) -> bool:
-        """Whether it is the best so far."""
-        return trial.objective < self._best
-
-    def tell(self, trial: Trial) -> None:
-        """Remember the best."""
-        if trial.accepted:
-            self._best = trial.objective
-
-    def choose(self, trials: Sequence[Trial]) -> Trial:
-        """The one of least objective."""
-        return least_objective(trials)
-
-
-class RandomSearch:
-    """Independent trials, each from the source's weights: widths times log-uniform factors, scaled onto the budget."""
-
-    def __init__(self, space: WidthSpace, limits: Limits, spread: float, *, seed: int = 0) -> None:
-        self._space = space
-        self._limits = limits
-        self._spread = spread
-        self._seed = seed
-        self._best = math.inf
-
-    def ask(self, number: int) -> Proposal:
-        """The first trial is the source scaled, the others are drawn."""
-        rng = np.random.default_rng([self._seed, number, 0])
-        draw = rng.uniform(-1, 1, len(self._space.names)) if number else np.zeros(len(self._space.names))
-        source = self._space.source
-        wish = {name: source[name] * math.pow(self._spread, x) for name, x in zip(source, draw.tolist(), strict=True)}
-        widths = self._space.project(wish, self._limits)
-        return Proposal(widths, None, moves(source, widths))
+        """As the method says, from where its recipe begins."""
+        widths = self._wish(number)
+        return Proposal(widths, None, moves(self._source, widths))
 
     def accepts(self, trial: Trial) -> bool:
         """Whether it is the best so far."""
