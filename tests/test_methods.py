@@ -15,6 +15,7 @@ from conet_onnx.data import DataSet, load_data
 from conet_onnx.graph import Graph
 from conet_onnx.metrics import score
 from conet_onnx.searching import Run, job, trial
+from conet_onnx.searching.loop import Parent, TrialTask
 from conet_onnx.searching.measuring import Measuring
 from conet_onnx.searching.recipe import QualityMeasure
 
@@ -106,7 +107,7 @@ class TestConet:
 def test_a_widths_value_is_the_mean_over_its_layers_of_the_epochs(source: Graph, metric: str, epoch: str) -> None:
     """Weights of known ranks, epoch after epoch; computed here again from what is noted of the layers."""
     analysis = co.analyze(source)
-    measuring = Measuring(QualityMeasure(metric, epoch), analysis)
+    measuring = Measuring(QualityMeasure(metric, epoch), analysis, analysis)
     assert measuring.after is not None
     rng = np.random.default_rng(0)
     shapes = {layer.tensor: tuple(source.weights[layer.tensor].dims) for layer in score(analysis)}
@@ -127,6 +128,50 @@ def test_a_widths_value_is_the_mean_over_its_layers_of_the_epochs(source: Graph,
         held = [over(sides[m.tensor, m.role]) for m in width.members if (m.tensor, m.role) in sides]
         assert found[name] == pytest.approx(np.mean(held))
         assert found[name] > 0
+
+
+def test_a_width_of_one_channel_does_not_shift_the_others(source: Graph) -> None:
+    """The model that is trained has one width less then, and numbers them otherwise."""
+    analysis = co.analyze(source)
+    student = co.rewrite(source, co.plan(analysis, {"w1": 1}))
+    trained = co.analyze(student)
+    assert len(trained.widths) == len(analysis.widths) - 1
+    rng = np.random.default_rng(0)
+    weights = {}
+    for layer in score(trained):
+        shape = tuple(student.weights[layer.tensor].dims)
+        rows = rng.standard_normal((shape[0], 1)) * rng.standard_normal((1, int(np.prod(shape[1:]))))
+        weights[layer.tensor] = (rows + 0.02 * rng.standard_normal(rows.shape)).reshape(shape).astype(np.float32)
+    measuring = Measuring(QualityMeasure(), analysis, trained)
+    assert measuring.after is not None
+    measuring.after(weights)
+    found = measuring.measured(student, load_data("digits").split("validation"))["qc"]
+    assert found.keys() == analysis.widths.keys() - {"w1"}
+    sides = {
+        (q.tensor, side): one.qc
+        for q in score(trained, weights=weights)
+        for side, one in (("in", q.ins), ("out", q.outs))
+    }
+    for name, value in found.items():
+        held = [sides[m.tensor, m.role] for m in analysis.widths[name].members if (m.tensor, m.role) in sides]
+        assert value == pytest.approx(np.mean(held))
+
+
+@pytest.mark.parametrize("algorithm", ["anneal", "conet-sa", "network-adjustment"])
+def test_a_frozen_width_stays_and_trials_inherit_all_the_same(
+    source: Graph, digits: DataSet, tmp_path: Path, algorithm: str
+) -> None:
+    settings = {"trials": 3, "epochs_per_trial": 1, "epochs": 0, "budget": "macs=0.6"}
+    run = searched(source, digits, tmp_path / "run", algorithm, **settings, freeze=["w0"])
+    assert all("w0" not in t.widths for t in run.trials)
+    assert all(co.analyze(co.load(run.directory / "weights" / f"{k}.onnx")).widths["w0"].size == 16 for k in range(3))
+    if algorithm != "network-adjustment":
+        one, other = (co.load(run.directory / "weights" / f"{k}.onnx") for k in (0, 1))
+        task = TrialTask(1, run.trials[1].widths, Parent(one.file, run.trials[0].widths), "", "", "", seed=0)
+        analysis = co.analyze(source, freeze=["w0"])
+        skeleton = co.rewrite(source, co.plan(analysis, task.widths, inexact=True))
+        assert trial.inherit(skeleton, source, task, analysis=analysis) is not skeleton
+        assert other.weights.keys() == skeleton.weights.keys()
 
 
 class TestNetworkAdjustment:

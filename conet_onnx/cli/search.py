@@ -16,6 +16,7 @@ from conet_onnx.cli.options import (
     augment_option,
     batchnorm_option,
     data_options,
+    freeze_option,
     input_shape_option,
     json_option,
     model_argument,
@@ -77,6 +78,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 40).")
 @click.option("--final", type=click.Choice(("inherit", "fresh")), help="Train the best further, or anew.")
 @augment_option
+@freeze_option
 @click.option("--time-limit", metavar="T", callback=_seconds, help="Ends the trials in time: 90s, 10min, 2h.")
 @batchnorm_option
 @transfer_option(None)

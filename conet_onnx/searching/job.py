@@ -40,7 +40,7 @@ BACKENDS = ("torch",)
 # What a resumed run cannot change without becoming another one.
 FIXED = (
     *("source", "data", "normalisation", "backend", "algorithm", "options", "budget", "seed", "epochs_per_trial"),
-    *("batchnorm", "transfer", "augment"),
+    *("batchnorm", "transfer", "augment", "freeze"),
 )
 FOLDERS = ("weights", "plans", "pareto", "measures")
 REPORT_FILE = "report.html"
@@ -80,6 +80,7 @@ def search(
     final: Literal["inherit", "fresh"] | None = None,
     transfer: str | None = None,
     augment: Sequence[str] = (),
+    freeze: Iterable[str] = (),
     time_limit: float | None = None,
     seed: int = 0,
     provider: str = "auto",
@@ -98,7 +99,7 @@ def search(
     (their constants, by name), other defaults for `trials` and both epochs, and need no `budget`. `final` says whether
     the last training goes on from what the best trial learned or begins anew, `transfer` how weights survive a resize
     (conet_onnx.transfer), `augment` how training images are varied (torch_backend.augment): none of them need be said.
-    `batchnorm` says whether folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds,
+    `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds,
     ends the trials early enough for that last training, never before one has ended. The same seed on the same machine
     gives the same models. `out` defaults to runs/MODEL_STEM; `resume` goes on with what is there, finished or killed,
     and may change `trials` and `epochs`.
@@ -116,6 +117,7 @@ def search(
     epochs_per_trial = method.epochs_per_trial if epochs_per_trial is None else epochs_per_trial
     epochs = method.epochs if epochs is None else epochs
     recipe = _recipe(method, final, transfer, augment)
+    freeze = tuple(freeze)
     _check(backend, {"trials": trials, "epochs_per_trial": epochs_per_trial}, epochs, time_limit)
     folder = Path(out) if out is not None else Path("runs") / (Path(graph.file).stem or "model")
     _check_folder(folder, resume=resume)
@@ -130,6 +132,7 @@ def search(
         threads=threads,
         batchnorm=batchnorm,
         recipe=recipe,
+        freeze=freeze,
     )
     if not workshop.analysis.widths:
         raise UsageError(f"{graph.file or 'the model'} has no width that may change; `conet-onnx analyze` says why.")
@@ -155,6 +158,7 @@ def search(
         "final": recipe.final,
         "transfer": recipe.transfer,
         "augment": list(augment),
+        "freeze": sorted(freeze),
     }
     _make_folder(folder, resume=resume)
     with locked(folder):

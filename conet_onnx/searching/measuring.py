@@ -31,9 +31,13 @@ Measured = Mapping[str, Mapping[str, float]]  # by the quantity, then the width
 
 @dataclass(frozen=True, slots=True)
 class Measuring:
-    """Of one trial of a model; does nothing where its method asks for nothing."""
+    """Of one trial of a model; does nothing where its method asks for nothing.
+
+    Widths are the source's: a model in which one has a single channel has one less, and counts them otherwise.
+    """
 
     measure: Measure | None
+    source: Analysis
     analysis: Analysis  # of the model as it is trained
     epochs: list[tuple[LayerQuality, ...]] = field(default_factory=list)
 
@@ -60,13 +64,16 @@ class Measuring:
             replace(one, ins=replace(one.ins, **{metric: ins}), outs=replace(one.outs, **{metric: outs}))
             for one, (ins, outs) in zip(self.epochs[-1], over(np.array(sides)).tolist(), strict=True)
         ]
-        return {metric: by_width(self.analysis, layers, metric)}
+        return {metric: by_width(self.source, layers, metric)}
 
     def _utilisation(self, asked: UtilisationMeasure, trained: Graph, data: Split, **how: Any) -> Measured:
         from conet_onnx.metrics.utilisation import rates_of
         from conet_onnx.torch_backend.utilisation import utilisation
 
-        rates = rates_of(self.analysis.costs, {name: w.size for name, w in self.analysis.widths.items()}, asked.rate)
+        if self.analysis.all_widths.keys() != self.source.all_widths.keys():
+            return {}
+        sizes = {name: self.analysis.all_widths[name].size for name in self.source.widths}
+        rates = rates_of(self.analysis.costs, sizes, asked.rate)
         found = utilisation(
             trained,
             self.analysis,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ class TrialSettings:
     threads: int | None = None
     batchnorm: BatchNorm = "auto"
     recipe: Recipe = field(default_factory=Recipe)
+    freeze: Sequence[str] = ()
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
@@ -64,6 +65,7 @@ def evaluate_trial(task: TrialTask, settings: TrialSettings) -> TrialOutcome:
         threads=settings.threads,
         batchnorm=settings.batchnorm,
         recipe=settings.recipe,
+        freeze=settings.freeze,
     )
     return workshop(task, lambda _: None)
 
@@ -95,6 +97,7 @@ class Workshop:
         threads: int | None,
         batchnorm: BatchNorm = "auto",
         recipe: Recipe | None = None,
+        freeze: Iterable[str] = (),
     ) -> Workshop:
         """Read the data and check that it fits; `test` is left alone. Raises DataError, UsageError."""
         wanted(graph, batchnorm)  # a wrong word is said now
@@ -105,7 +108,9 @@ class Workshop:
         check_fits(graph, dataset, "train", "validation")
         choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads)
         recipe = recipe or Recipe()
-        return cls(graph, analyze(graph), dataset, name, choice, epochs, provider, threads, batchnorm, recipe)
+        return cls(
+            graph, analyze(graph, freeze=freeze), dataset, name, choice, epochs, provider, threads, batchnorm, recipe
+        )
 
     def __call__(self, task: TrialTask, report: Report) -> TrialOutcome:
         """The outcome of a task. Its weights and its plan are written, whole, before this returns."""
@@ -151,7 +156,7 @@ class Workshop:
             return None
         from conet_onnx.searching.measuring import Measuring  # most methods measure nothing
 
-        return Measuring(self.recipe.measure, analyze(student))
+        return Measuring(self.recipe.measure, self.analysis, analyze(student))
 
     def train(
         self,
@@ -252,10 +257,11 @@ def inherit(
     parent = source
     if task.parent is not None:
         parent = load(task.parent.file, input_shapes=source.input_shapes)
+        known = {name: width.size for name, width in analysis.all_widths.items()} | dict(task.parent.widths)
         analysis = analyze(parent)
         sizes = {name: width.size for name, width in analysis.widths.items()}
         bounded = (name for name, width in analysis.widths.items() if width.max is not None)
-        if any(task.widths.get(name, 0) > sizes[name] for name in bounded) or sizes != task.parent.widths:
+        if any(task.widths.get(name, 0) > sizes[name] for name in bounded) or sizes != known:
             return skeleton
     made = transferred(analysis, task.widths, transfer, seed=task.seed, inexact=True, calibration=calibration)
     resized = made.graph
