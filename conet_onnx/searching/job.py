@@ -99,10 +99,10 @@ def search(
     (their constants, by name), other defaults for `trials` and both epochs, and need no `budget`. `final` says whether
     the last training goes on from what the best trial learned or begins anew, `transfer` how weights survive a resize
     (conet_onnx.transfer), `augment` how training images are varied (torch_backend.augment): none of them need be said.
-    `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds,
-    ends the trials early enough for that last training, never before one has ended. The same seed on the same machine
-    gives the same models. `out` defaults to runs/MODEL_STEM; `resume` goes on with what is there, finished or killed,
-    and may change `trials` and `epochs`.
+    `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether folded convolutions are trained
+    with one (torch_backend.norms). `time_limit`, in seconds, ends the trials early enough for that last training, never
+    before one has ended. The same seed on the same machine gives the same models. `out` defaults to runs/MODEL_STEM;
+    `resume` goes on with what is there, finished or killed, and may change `trials` and `epochs`.
 
     Raises UsageError for settings that make no sense, an existing `out` without `resume`, or a `resume` with other
     settings; NotYet for those of a later release; BudgetUnreachable; DataError where the data does not fit the model;
