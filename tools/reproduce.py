@@ -324,9 +324,9 @@ def _markdown(document: Mapping[str, Any], figures: Iterable[Path]) -> Iterator[
     settings = document["settings"]
     yield f"# {document['network']} on CIFAR-10: published methods and their baselines"
     yield ""
-    words = [
-        f"--{name.replace('_', '-')} {_word(value)}" for name, value in settings.items() if value not in (None, [])
-    ]
+    given = {name.replace("_", "-"): value for name, value in settings.items() if value not in (None, [])}
+    options = given.pop("option", [])
+    words = [*(f"--{name} {_word(value)}" for name, value in given.items()), *(f"--option {one}" for one in options)]
     yield f"    python tools/reproduce.py all {document['network']} --data DIR {' '.join(words)}"
     yield ""
     for key, value in document["machine"].items():
