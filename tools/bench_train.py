@@ -249,16 +249,15 @@ def _norms_table(source: Path, half: Path, data: DataSet, runs: list[dict[str, A
         "",
         *(f"- {key}: {value}" for key, value in machine.items()),
         "",
-        "| norms while it is trained | test accuracy, each seed | mean | deviation | seconds |",
-        "|---|---|---|---|---|",
+        "| norms while it is trained | test accuracy, each seed | mean | deviation |",
+        "|---|---|---|---|",
     ]
     for how, words in (("none", "none (folded)"), ("reinsert", "put back")):
         own = [run for run in runs if run["how"] == how]
         scores = [run["top1"] for run in own]
         spread = f"{100 * statistics.stdev(scores):.2f} points" if len(scores) > 1 else ""
-        seconds = statistics.median(run["seconds"] for run in own)
         each = ", ".join(f"{score:.2%}" for score in scores)
-        lines.append(f"| {words} | {each} | {statistics.mean(scores):.2%} | {spread} | {seconds:.0f} |")
+        lines.append(f"| {words} | {each} | {statistics.mean(scores):.2%} | {spread} |")
     return "\n".join(lines) + "\n"
 
 
