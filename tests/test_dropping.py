@@ -244,7 +244,7 @@ class TestExpectation:
     def test_factors_have_the_published_mean_and_variance(self) -> None:
         for noise in ("bernoulli", "gaussian"):
             analysis = analyze(residual())
-            dropping = insert_drops(lower(analysis.graph), analysis, noise=noise)  # type: ignore[arg-type]
+            dropping = insert_drops(lower(analysis.graph), analysis, noise=noise)  # type: ignore[arg-type]  # one of the two words
             dropping.rates["w0"] = 0.2
             dropping.draw(50_000, seeded(0))
             factor = dropping.factors["w0"].double()
@@ -307,7 +307,7 @@ class TestDraws:
         with pytest.raises(UsageError, match=r"factors of shape \(3, 5\) for width 'w0'.*w0 \(6\), w1 \(5\)"):
             dropping.use({"w0": torch.ones(3, 5)})
         with pytest.raises(UsageError, match="noise 'salt': it is one of bernoulli, gaussian"):
-            insert_drops(lower(analysis.graph), analysis, noise="salt")  # type: ignore[arg-type]
+            insert_drops(lower(analysis.graph), analysis, noise="salt")  # type: ignore[arg-type]  # wrong on purpose
         dropping.use({"w0": torch.ones(2, 6)})
         with pytest.raises(UsageError, match="drawn for 2 samples, and 3 positions"):
             module(*in_torch(analysis.graph))
