@@ -26,7 +26,18 @@ from conet_onnx.storing import Data, flowing, pieces
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["PROVIDERS", "Model", "available", "random_feeds", "resolve", "run", "run_all", "run_session", "session"]
+__all__ = [
+    "PROVIDERS",
+    "Model",
+    "available",
+    "optimised",
+    "random_feeds",
+    "resolve",
+    "run",
+    "run_all",
+    "run_session",
+    "session",
+]
 
 Array = np.ndarray[Any, Any]
 Model = Graph | onnx.ModelProto | bytes | str | os.PathLike[str]
@@ -91,16 +102,11 @@ def session(
     float32 exact where a provider would round (TF32 on CUDA). Raises ModelError where onnxruntime refuses the model,
     UsageError for a provider that does not start here.
     """
-    import onnxruntime as ort
-
     name = resolve(provider, exact=exact)
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}.")
-    options = ort.SessionOptions()
-    options.log_severity_level = SILENT
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = _options(threads)
     if not optimise:
+        import onnxruntime as ort
+
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers: list[Any] = [PROVIDERS[name]]
     if name == "cuda" and exact:
@@ -108,6 +114,36 @@ def session(
     if name != "cpu":
         providers.append(PROVIDERS["cpu"])  # for the operators that the provider lacks
     return _start(model, outputs, lambda source: _create(source, options, providers))
+
+
+def optimised(model: Model, *, provider: str = "auto", threads: int | None = None) -> onnx.ModelProto:
+    """The model that onnxruntime really runs: after all of its fusions and changes of layout, as it writes it.
+
+    Meant for the provider and the machine it was made on, and to be run with `optimise=False`. Raises ModelError where
+    onnxruntime refuses the model or cannot write what it made.
+    """
+    name = resolve(provider)
+    options = _options(threads)
+    providers = [PROVIDERS[name], *([] if name == "cpu" else [PROVIDERS["cpu"]])]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        written = os.path.join(folder, "optimised.onnx")
+        options.optimized_model_filepath = written
+        _start(model, (), lambda source: _create(source, options, providers))
+        if not os.path.exists(written):
+            raise ModelError(f"onnxruntime does not write the model that it runs on {name}.")
+        return onnx.load(written)
+
+
+def _options(threads: int | None) -> ort.SessionOptions:
+    import onnxruntime as ort
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, got {threads}.")
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
 
 
 def run(

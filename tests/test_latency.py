@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from conet_onnx.errors import UsageError
 from conet_onnx.graph import Graph
-from conet_onnx.latency import FORMAT, _interval, _latency, _take_turns, compare, measure
+from conet_onnx.latency.timing import FORMAT, _interval, _latency, _take_turns, compare, measure
 
 
 class Machine:

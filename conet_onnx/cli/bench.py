@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +9,7 @@ import click
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.options import input_shape_option, json_option, provider_option, threads_option
 from conet_onnx.cli.output import Bar, check_writable, command, log, says, table, write
+from conet_onnx.cli.profile import where
 
 if TYPE_CHECKING:
     from conet_onnx.latency import Comparison, Latency
@@ -44,7 +44,7 @@ def bench(
 
     graphs = [load(file, input_shapes=input_shapes) for file in (a, b) if file is not None]
     provider = resolve(provider)
-    log(f"Measuring {' and '.join(g.file for g in graphs)} on {_where(provider, threads)}, {SECONDS:.0f} s at most.")
+    log(f"Measuring {' and '.join(g.file for g in graphs)} on {where(provider, threads)}, {SECONDS:.0f} s at most.")
     with Bar() as bar:
         bar.at(0.0, "Measuring")
         settings: dict[str, Any] = {"provider": provider, "threads": threads, "batch": batch, "seconds": SECONDS}
@@ -90,9 +90,3 @@ def _show(*found: Latency) -> None:
         ((x.file, f"{x.p50_ms:.3f} ms", f"{x.p95_ms:.3f} ms", str(x.runs)) for x in found),
         right=("p50", "p95", "runs"),
     )
-
-
-def _where(provider: str, threads: int | None) -> str:
-    if threads is None:
-        return f"{provider} ({os.cpu_count()} processors)"
-    return f"{provider} ({threads} {'thread' if threads == 1 else 'threads'})"

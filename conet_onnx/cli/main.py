@@ -25,7 +25,7 @@ COMMANDS = {
     "report": "report",
     "score": "score",
     "finetune": "finetune",
-    "profile": "later",
+    "profile": "profile",
 }
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "numbers",
     "positive",
     "provider_option",
+    "table_option",
     "threads_option",
     "transfer_option",
 ]
@@ -155,6 +156,17 @@ def threads_option(function: F) -> F:
     return click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (default: all).")(
         function
     )
+
+
+def table_option(function: F) -> F:
+    """--table F, repeatable."""
+    return click.option(
+        "--table",
+        "tables",
+        multiple=True,
+        metavar="F",
+        help="A latency table that `profile` has made (repeatable).",
+    )(function)
 
 
 def not_yet(**asked: Any) -> None:

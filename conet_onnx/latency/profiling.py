@@ -1,0 +1,198 @@
+"""Fill a table: a model's operators at a grid of sizes, and the model as a whole at random widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import product
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conet_onnx.analysis import Analysis
+from conet_onnx.latency.isolated import LEAST_TURNS, MOST_TURNS, time_all
+from conet_onnx.latency.nodes import NULL, Made, make
+from conet_onnx.latency.operators import STEP, Kind, Operators, find_operators, resized
+from conet_onnx.latency.prediction import PLANE, usable
+from conet_onnx.latency.table import Anchor, Anchors, Entry, Host, Point, Sizes, Table, merged
+from conet_onnx.latency.timing import Comparison, compare
+
+__all__ = ["Profile", "random_widths"]
+
+Ints: TypeAlias = NDArray[np.int64]
+Progress = Callable[[float], None]
+Compare = Callable[..., Comparison]
+
+SMALLEST, LARGEST = 1 / 8, 2.0  # widths that the table covers, as shares of the source's
+RAYS = 6  # points along a line, where there are too many free sizes for a grid
+ANCHORS = 12
+ANCHOR_SECONDS = 2.0
+NULLS = 8  # turns of the empty call, spread over all groups
+SESSION = 0.01  # seconds that making one takes, for the estimate
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is to be measured of one model on one provider, and what is known already."""
+
+    analysis: Analysis
+    operators: Operators
+    host: Host
+    known: Table | None = None
+    anchors: int = ANCHORS
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        analysis: Analysis,
+        *,
+        provider: str,
+        threads: int | None = None,
+        known: Table | None = None,
+        anchors: int = ANCHORS,
+        seed: int = 0,
+    ) -> Profile:
+        """Find a model's operators. `provider` is a real one's name; `known` was measured on this host.
+
+        Raises ModelError where the model does not run, UsageError for a table of another host.
+        """
+        operators = find_operators(analysis, provider=provider, threads=threads, seed=seed)
+        return cls(analysis, operators, Host.here(provider, threads), known, anchors, seed)
+
+    @cached_property
+    def points(self) -> dict[Kind, list[Sizes]]:
+        """What is to be measured of each kind of operator: what the table lacks."""
+        low, high = bounds(self.analysis)
+        grouped: dict[Kind, list[tuple[int, ...]]] = {}
+        for one in self.operators.listed:
+            grouped.setdefault(one.kind, []).append(one.columns)
+        made = {}
+        for kind, columns in grouped.items():
+            wanted = list(_points(kind, columns, self.operators, low, high))
+            entry = self.known.kinds.get(kind.key) if self.known else None
+            made[kind] = [sizes for sizes in wanted if entry is None or sizes not in entry.points]
+        return made
+
+    @property
+    def missing_anchors(self) -> int:
+        """Whole models that are to be measured."""
+        model = usable(self.analysis, self.known) if self.known else None
+        return max(self.anchors - (len(model.measured) if model else 0), 0)
+
+    def estimate(self, source_seconds: float) -> float:
+        """Seconds that it takes, where a run of the source takes so long: for telling users beforehand."""
+        each = source_seconds / max(len(self.operators.listed), 1)
+        turns = float(np.clip(0.1 / each, LEAST_TURNS, MOST_TURNS))
+        return sum(map(len, self.points.values())) * (SESSION + turns * each) + self.missing_anchors * (
+            ANCHOR_SECONDS + 20 * source_seconds
+        )
+
+    def run(self, progress: Progress | None = None, *, compare: Compare = compare) -> Table:
+        """Measure, and return the table with what was known."""
+        tell = progress or (lambda _: None)
+        share = 0.6 if self.missing_anchors else 1.0
+        table = self._operators(lambda done: tell(share * done))
+        if self.known is not None:
+            table = merged([self.known, table])
+        anchors = self._anchors(table, lambda done: tell(share + (1 - share) * done), compare)
+        tell(1.0)
+        return replace(table, models={**table.models, self.analysis.graph.sha256: anchors})
+
+    def _operators(self, progress: Progress) -> Table:
+        asked: list[tuple[Kind | None, Sizes]] = [(kind, sizes) for kind, all_ in self.points.items() for sizes in all_]
+        asked += [(None, ())] * NULLS
+        jobs = [partial(_made, kind, sizes) for kind, sizes in asked]
+        found: dict[Kind, dict[Sizes, Point]] = {}
+        calls = []
+        how: dict[str, Any] = {"provider": self.host.provider, "threads": self.host.threads, "seed": self.seed}
+        for place, sample in time_all(jobs, **how, progress=progress):
+            kind, sizes = asked[place]
+            if sample is None:
+                continue
+            if kind is None:
+                calls.append(sample.seconds)
+            else:
+                found.setdefault(kind, {})[sizes] = Point(sample.seconds, sample.spread, sample.runs)
+        kinds = {kind.key: Entry(kind.op, kind.inputs, points) for kind, points in found.items()}
+        return Table(self.host, float(np.median(calls)) if calls else 0.0, kinds)
+
+    def _anchors(self, table: Table, progress: Progress, compare: Compare) -> Anchors:
+        """The source, and models at random widths in turns with it."""
+        graph = self.analysis.graph
+        known = usable(self.analysis, table)
+        measured = list(known.measured) if known else []
+        seconds = [known.seconds] if known else []
+        rng = np.random.default_rng([self.seed, len(measured)])
+        many = self.missing_anchors
+        for k in range(many):
+            widths = random_widths(self.analysis, rng)
+            other = resized(self.analysis, widths)
+            how: dict[str, Any] = {"provider": self.host.provider, "threads": self.host.threads}
+            found = compare(graph, other, **how, seconds=ANCHOR_SECONDS)
+            row = tuple(self.analysis.costs.row(widths).tolist())
+            measured.append(Anchor(row, found.ratio.p50, found.ratio.low, found.ratio.high))
+            seconds.append(found.a.p50_ms / 1e3)
+            progress((k + 1) / many)
+        sizes = {name: width.size for name, width in self.analysis.widths.items()}
+        return Anchors(graph.file, float(np.median(seconds)), sizes, tuple(measured))
+
+
+def bounds(analysis: Analysis) -> tuple[Ints, Ints]:
+    """The widths between which the table is made: an eighth of each, and twice as much where it may grow."""
+    low = {name: max(1, math.floor(width.size * SMALLEST)) for name, width in analysis.widths.items()}
+    high = {
+        name: math.ceil(width.size * LARGEST) if width.max is None and width.exact else width.size
+        for name, width in analysis.widths.items()
+    }
+    return analysis.costs.row(low), analysis.costs.row(high)
+
+
+def random_widths(analysis: Analysis, rng: np.random.Generator, *, multiple: int = STEP) -> dict[str, int]:
+    """Widths as a search meets them: a common factor of 0.4 to 1 times one of 0.5 to 2 for each width, to multiples
+    of `multiple` where there is room."""
+    common = np.exp(rng.uniform(np.log(0.4), 0))
+    made = {}
+    for name, width in analysis.widths.items():
+        size = width.size * common * np.exp(rng.uniform(np.log(0.5), np.log(2)))
+        most = width.size if width.max is not None or not width.exact else 2 * width.size
+        step = multiple if most >= multiple and width.size >= multiple else 1
+        made[name] = int(np.clip(round(size / step), 1, max(most // step, 1))) * step
+    return made
+
+
+def _made(kind: Kind | None, sizes: Sizes) -> Made:
+    return NULL if kind is None else make(kind.example, kind.numbers(sizes))
+
+
+def _points(
+    kind: Kind, columns: Sequence[tuple[int, ...]], operators: Operators, low: Ints, high: Ints
+) -> Iterator[Sizes]:
+    """Sizes at which a kind is measured: powers of two that span what its operators have, the same for all models, so
+    that tables fit together; with many free sizes, those of widths that grow together."""
+    if kind.symbols == 0:
+        yield ()
+        return
+    (smallest,), (largest,) = operators.sizes(low[None]), operators.sizes(high[None])
+    if kind.symbols <= PLANE:
+        lines = []
+        for symbol in range(kind.symbols):
+            first = min(int(smallest[place[symbol]]) for place in columns)
+            last = max(int(largest[place[symbol]]) for place in columns)
+            lines.append(_powers(first, last))
+        yield from product(*lines)
+        return
+    rows = np.geomspace(low.astype(float), high.astype(float), RAYS)
+    rows = np.where(rows >= STEP, np.round(rows / STEP) * STEP, np.maximum(np.round(rows), 1)).astype(np.int64)
+    sizes = operators.sizes(rows)
+    yield from dict.fromkeys(tuple(row[list(place)].tolist()) for place in columns for row in sizes)
+
+
+def _powers(first: int, last: int) -> list[int]:
+    """Powers of two from the last below `first` (and at least 16, if `last` is) to the first above `last`."""
+    low = max(math.floor(math.log2(max(first, 1))), min(int(math.log2(STEP)), math.ceil(math.log2(max(last, 1)))))
+    high = max(math.ceil(math.log2(max(last, 1))), low)
+    return [2**k for k in range(low, high + 1)]
