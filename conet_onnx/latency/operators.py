@@ -34,6 +34,7 @@ Expression: TypeAlias = tuple[Fraction, Polynomial, int]
 When: TypeAlias = Literal["always", "aligned", "odd"]
 
 PROBES = 3
+ALIKE = 0.9  # share of the nodes that two models have in common where both are laid out alike
 STEP = 16  # probes have widths of these multiples where they can: layouts in blocks then need no padding
 BLOCKS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -213,14 +214,11 @@ def find_operators(
     aligned, odd, multiple = [probe(STEP) for _ in range(PROBES)], [], STEP
     while multiple > 1:
         finer = probe(multiple // 2)
-        if not _alike(read[finer], read[0]):
-            odd = [finer]
+        if _alike(read[finer], read[0]) < ALIKE:
+            odd = [probe(1) for _ in range(PROBES)]
             break
         aligned.append(finer)
         multiple //= 2
-    if odd:
-        odd += [probe(1) for _ in range(PROBES)]
-        odd = [k for k in odd if _alike(read[k], read[odd[-1]])]
     finder = _Finder(analysis, np.array(rows))
     regular, left = finder.operators(read, aligned)
     irregular, more = finder.operators(read, odd) if odd else ([], [])
@@ -252,8 +250,10 @@ def resized(analysis: Analysis, widths: Mapping[str, int]) -> Graph:
     return rewrite(analysis.graph, plan(analysis, widths, scores, inexact=True))
 
 
-def _alike(a: Mapping[str, Node], b: Mapping[str, Node]) -> bool:
-    return a.keys() == b.keys() and all(node.form == b[name].form for name, node in a.items())
+def _alike(a: Mapping[str, Node], b: Mapping[str, Node]) -> float:
+    """The share of the nodes of either that both have."""
+    both = sum(name in b and node.form == b[name].form for name, node in a.items())
+    return both / max(len(a), len(b), 1)
 
 
 def _joined(aligned: Sequence[Operator], odd: Sequence[Operator]) -> list[Operator]:
@@ -280,13 +280,12 @@ class _Finder:
         self.expressions: list[Expression] = []
         self._columns: dict[tuple[Fraction, int, int], int] = {}
 
-    def operators(
-        self, read: Sequence[Mapping[str, Node]], models: Sequence[int]
-    ) -> tuple[list[Operator], list[str]]:
+    def operators(self, read: Sequence[Mapping[str, Node]], models: Sequence[int]) -> tuple[list[Operator], list[str]]:
         """Those of some models that are optimised alike, and the names of those that are not understood."""
         made, left = [], []
-        for name in read[models[-1]]:
-            one = self.operator(name, [read[k][name] for k in models], models)
+        for name, node in read[models[0]].items():
+            alike = [k for k in models if name in read[k] and read[k][name].form == node.form]
+            one = self.operator(name, [read[k][name] for k in alike], alike) if len(alike) >= PROBES else None
             if one is None:
                 left.append(name)
             else:
@@ -352,4 +351,3 @@ class _Finder:
             return None
         ratio, polynomial = min(made, key=lambda one: (one[0].denominator, one[0].numerator, one[1]))
         return ratio, polynomial, 1
-

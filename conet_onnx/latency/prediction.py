@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from conet_onnx.analysis import Analysis
 from conet_onnx.errors import UsageError
 from conet_onnx.latency.interpolation import Surface, surface
-from conet_onnx.latency.operators import Kind, Operators
+from conet_onnx.latency.operators import Kind, Operator, Operators
 from conet_onnx.latency.table import Anchors, Table
 
 __all__ = ["Accuracy", "Predictor", "Term", "accuracy", "calibrated", "predictor", "usable"]
@@ -74,48 +74,51 @@ class Predictor:
 
     def by_class(self, rows: NDArray[Any]) -> dict[str, Floats]:
         """Seconds of the operators of each class, before any calibration."""
-        sizes = self.operators.sizes(np.atleast_2d(np.asarray(rows, dtype=np.int64)))
+        rows = np.atleast_2d(np.asarray(rows, dtype=np.int64))
+        sizes, there = self.operators.sizes(rows), self.operators.there(rows)
         parts: dict[str, Floats] = {}
-        for kind, columns in self._by_kind.items():
-            curve = self.curves[kind]
+        for kind, (places, columns) in self._by_kind.items():
             taken = sizes[:, columns].reshape(-1, kind.symbols)  # [rows · operators, symbols]
-            seconds = curve(taken).reshape(len(sizes), -1).sum(axis=1)
-            parts[kind.op] = parts.get(kind.op, 0) + seconds
+            seconds = self.curves[kind](taken).reshape(len(sizes), -1) * there[:, places]
+            parts[kind.op] = parts.get(kind.op, 0) + seconds.sum(axis=1)
         return parts
 
     def by_operator(self, rows: NDArray[Any]) -> tuple[tuple[str, ...], Floats]:
-        """Names, and [n, operators]: calibrated seconds of each."""
-        sizes = self.operators.sizes(np.atleast_2d(np.asarray(rows, dtype=np.int64)))
-        known = [one for one in self.operators.listed if one.kind in self.curves]
-        columns = [self.weight(one.kind.op) * self.curves[one.kind](sizes[:, one.columns]) for one in known]
-        return tuple(one.name for one in known), np.stack(columns, axis=1)
+        """Names, and [n, operators]: calibrated seconds of each, nothing where there is no such operator."""
+        rows = np.atleast_2d(np.asarray(rows, dtype=np.int64))
+        sizes, there = self.operators.sizes(rows), self.operators.there(rows)
+        known = [(k, one) for k, one in enumerate(self.operators.listed) if one.kind in self.curves]
+        columns = [self._seconds(one, sizes) * there[:, k] for k, one in known]
+        return tuple(one.name for _, one in known), np.stack(columns, axis=1)
 
     def terms(self) -> list[Term]:
         """The prediction as a sum of functions of few widths each: (their indices, sizes [n, those] -> seconds [n]).
 
         Operators that read the same widths are one term; the constant reads none.
         """
-        groups: dict[tuple[int, ...], list[Any]] = {}
-        for one in self.operators.listed:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for k, (one, reads) in enumerate(zip(self.operators.listed, self.operators.reads, strict=True)):
             if one.kind in self.curves:
-                read = sorted(frozenset().union(*(self.operators.reads[c] for c in one.columns)))
-                groups.setdefault(tuple(read), []).append(one)
+                groups.setdefault(reads, []).append(k)
         constant = self.constant
         made: list[Term] = [((), lambda sizes: np.full(len(sizes), constant))]
         made += [(indices, self._summed(indices, group)) for indices, group in groups.items()]
         return made
 
-    def _summed(self, indices: tuple[int, ...], group: Sequence[Any]) -> Callable[[Ints], Floats]:
+    def _summed(self, indices: tuple[int, ...], group: Sequence[int]) -> Callable[[Ints], Floats]:
         def seconds(sizes: Ints) -> Floats:
             rows = np.tile(self.source, (len(sizes), 1))
             rows[:, list(indices)] = sizes
-            values = self.operators.sizes(rows)
+            values, there = self.operators.sizes(rows), self.operators.there(rows)
             made: Floats = np.zeros(len(sizes))
-            for one in group:
-                made = made + self.weight(one.kind.op) * self.curves[one.kind](values[:, one.columns])
+            for k in group:
+                made = made + self._seconds(self.operators.listed[k], values) * there[:, k]
             return made
 
         return seconds
+
+    def _seconds(self, one: Operator, sizes: Ints) -> Floats:
+        return self.weight(one.kind.op) * self.curves[one.kind](sizes[:, list(one.columns)])
 
     def weight(self, name: str) -> float:
         """What multiplies the seconds of a class of operators."""
@@ -127,12 +130,17 @@ class Predictor:
         return replace(self, coefficients={"": 1.0}, constant=0.0)
 
     @cached_property
-    def _by_kind(self) -> dict[Kind, NDArray[np.intp]]:
-        grouped: dict[Kind, list[tuple[int, ...]]] = {}
-        for one in self.operators.listed:
+    def _by_kind(self) -> dict[Kind, tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """The places of each kind's operators, and their columns, [operators, symbols]."""
+        grouped: dict[Kind, list[int]] = {}
+        for k, one in enumerate(self.operators.listed):
             if one.kind in self.curves:
-                grouped.setdefault(one.kind, []).append(one.columns)
-        return {kind: np.array(columns, dtype=np.intp) for kind, columns in grouped.items()}
+                grouped.setdefault(one.kind, []).append(k)
+        listed = self.operators.listed
+        return {
+            kind: (np.array(places), np.array([listed[k].columns for k in places], dtype=np.intp))
+            for kind, places in grouped.items()
+        }
 
 
 def predictor(analysis: Analysis, operators: Operators, table: Table) -> Predictor:
@@ -182,7 +190,7 @@ def calibrated(plain: Predictor, anchors: Anchors) -> Predictor:
     measured = anchors.seconds * np.array([1.0, *(one.ratio for one in anchors.measured)])
     parts = plain.by_class(rows)
     total = np.sum([*parts.values()], axis=0)
-    large = [name for name, seconds in parts.items() if float(np.mean(seconds / total)) >= SMALL]
+    large = [name for name, seconds in parts.items() if float(np.max(seconds / total)) >= SMALL]
     rest = [name for name in parts if name not in large]
     names = [*large, *([""] if rest else [])]
     columns = [parts[name] for name in large] + ([np.sum([parts[name] for name in rest], axis=0)] if rest else [])
@@ -225,7 +233,7 @@ class Accuracy:
         errors = np.abs(predicted / measured - 1)
         ranks = [_ranks(predicted), _ranks(measured)]
         enough = len(errors) > 2 and all(np.ptp(rank) > 0 for rank in ranks)
-        rho = float(np.corrcoef(ranks)[0, 1]) if enough else math.nan
+        rho = float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if enough else math.nan
         return cls(float(np.median(errors)), float(np.max(errors)), rho, len(errors))
 
 

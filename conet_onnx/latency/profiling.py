@@ -28,7 +28,8 @@ Compare = Callable[..., Comparison]
 
 SMALLEST, LARGEST = 1 / 8, 2.0  # widths that the table covers, as shares of the source's
 RAYS = 6  # points along a line, where there are too many free sizes for a grid
-ANCHORS = 12
+ANCHORS = 16
+EVERY = 4  # of the whole models, one has widths that are no multiples of anything
 ANCHOR_SECONDS = 2.0
 NULLS = 8  # turns of the empty call, spread over all groups
 SESSION = 0.01  # seconds that making one takes, for the estimate
@@ -129,7 +130,9 @@ class Profile:
         rng = np.random.default_rng([self.seed, len(measured)])
         many = self.missing_anchors
         for k in range(many):
-            widths = random_widths(self.analysis, rng)
+            # Where other widths are laid out otherwise, some whole models are such.
+            odd = self.operators.multiple > 1 and (len(measured) + 1) % EVERY == 0
+            widths = random_widths(self.analysis, rng, multiple=1 if odd else STEP)
             other = resized(self.analysis, widths)
             how: dict[str, Any] = {"provider": self.host.provider, "threads": self.host.threads}
             found = compare(graph, other, **how, seconds=ANCHOR_SECONDS)
@@ -165,7 +168,9 @@ def random_widths(analysis: Analysis, rng: np.random.Generator, *, multiple: int
 
 
 def _made(kind: Kind | None, sizes: Sizes) -> Made:
-    return NULL if kind is None else make(kind.example, kind.numbers(sizes))
+    if kind is None or kind.example is None:
+        return NULL
+    return make(kind.example, kind.numbers(sizes))
 
 
 def _points(
