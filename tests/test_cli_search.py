@@ -208,7 +208,8 @@ class TestTogether:
         run = read_run(folder / "run")
         assert [trial.number for trial in run.trials] == [0, 1, 2, 3]
         assert {trial.state for trial in run.trials} == {"complete"}
-        assert [out.splitlines()[1:7] for out, _ in said][0] == [out.splitlines()[1:7] for out, _ in said][1]
+        tables = [out.splitlines()[1:7] for out, _ in said]
+        assert tables[0] == tables[1]
         before = (folder / "run" / "best.onnx").stat().st_mtime_ns
         third = call(line)
         assert third.code == 0, third.err

@@ -15,7 +15,7 @@ from conet_onnx.errors import OutputError, UsageError
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["check_url", "connected", "opened", "quiet", "said", "together"]
+__all__ = ["check_url", "connected", "opened", "prepare", "quiet", "said", "together"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,14 @@ def said(place: Path | str) -> str:
     import sqlalchemy
 
     return sqlalchemy.engine.make_url(place).render_as_string(hide_password=True)
+
+
+def prepare() -> None:
+    """Import what opening a database needs; it takes a second that other work can fill."""
+    import importlib
+
+    for name in ("optuna.storages", "sqlalchemy.dialects.sqlite", "alembic.migration"):
+        importlib.import_module(name)
 
 
 def check_url(url: str) -> None:

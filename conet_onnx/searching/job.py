@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from conet_onnx.ahead import Ahead
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
@@ -19,7 +20,7 @@ from conet_onnx.latency import compare
 from conet_onnx.loading import load
 from conet_onnx.planning import check_transfer
 from conet_onnx.records.claims import Claims, Shared, Sole
-from conet_onnx.records.database import check_url, said
+from conet_onnx.records.database import check_url, prepare, said
 from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, ModelRecord, Run, read_run, write_run
 from conet_onnx.records.study import LOCK_FILE, STUDY_FILE, TrialStudy, copied, locked, study_of
 from conet_onnx.records.trial import Trial
@@ -147,6 +148,7 @@ def search(
     # In units of a trial as long as some are trained at the same time; the last training is one alone.
     clock = Clock(trials + here * epochs / epochs_per_trial, time_limit, progress)
     clock.says("reading the model and the data")
+    Ahead(prepare)
     workshop = Workshop.open(
         graph,
         data,

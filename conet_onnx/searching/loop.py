@@ -41,6 +41,7 @@ class Clock:
     spared: float = 0.0  # work that an earlier process had done,
     earlier: float = 0.0  # and the seconds that it took
     expected: float | None = None  # seconds for a unit of work, until there is something to go by
+    begun: float | None = None  # when the first trial did: what comes before it says nothing of the speed
 
     @property
     def elapsed(self) -> float:
@@ -52,11 +53,11 @@ class Clock:
 
         What was expected counts as much as the share of the first unit that is yet to be done.
         """
-        done = self.done - self.spared
+        done, spent = self.done - self.spared, time.monotonic() - (self.begun or self.started)
         if self.expected is None:
-            return self.elapsed / done * work if done > 0 else None
+            return spent / done * work if done > 0 else None
         weight = min(max(done, 0.0), 1.0)
-        seen = self.elapsed / done if done > 0 else 0.0
+        seen = spent / done if done > 0 else 0.0
         return (weight * seen + (1 - weight) * self.expected) * work
 
     def says(self, phase: str, done: float | None = None) -> None:
@@ -100,6 +101,7 @@ class Loop:
         known = {trial.number: trial for trial in self.study.trials()}
         total = max(trials, len(known))
         finished: dict[int, Trial] = {}
+        clock.begun = time.monotonic()
         for first in range(0, total, self.at_once):
             numbers = range(first, min(first + self.at_once, total))
             missing = sum(number not in known or known[number].state == "running" for number in numbers)
@@ -129,7 +131,8 @@ class Loop:
         work = f"begin {numbers.start} to {numbers.stop}"
         while any(number not in known for number in numbers):
             if self.claims.take(work):
-                known |= self._noted()
+                if self.claims.shared:
+                    known |= self._noted()
                 for number in numbers:
                     if number not in known:
                         beside = [known[other].widths for other in range(numbers.start, number)]
