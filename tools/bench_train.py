@@ -66,6 +66,7 @@ def main() -> int:
     norms.add_argument("--epochs", type=int, default=3)
     norms.add_argument("--seeds", type=int, default=3)
     norms.add_argument("--lr", type=float, default=0.05)
+    norms.add_argument("--precision", default="32-true", help="of all trainings, as Fabric has it: bf16-mixed, say")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     return _steps(arguments) if arguments.what == "steps" else _norms(arguments)
@@ -183,6 +184,7 @@ def _source(data: DataSet, arguments: argparse.Namespace) -> Path:
         normalise=lambda x: fed(graph, x, CIFAR10),
         threads=arguments.threads,
         channels_last=True,
+        precision=arguments.precision,
         checkpoint=RUNS / "source.ckpt",
         progress=_Log("source"),
     )
@@ -208,6 +210,7 @@ def _runs(half: Path, data: DataSet, arguments: argparse.Namespace) -> Iterator[
                     normalise=lambda x: fed(graph, x, CIFAR10),
                     threads=arguments.threads,
                     channels_last=True,
+                    precision=arguments.precision,
                     checkpoint=record.with_suffix(".ckpt"),
                     progress=_Log(record.stem),
                 )
@@ -242,10 +245,11 @@ def _norms_table(source: Path, half: Path, data: DataSet, runs: list[dict[str, A
         f"ResNet-20 on CIFAR-10, trained for {arguments.source_epochs} epochs (crops, flips, one cycle, learning rate "
         f"0.1), exported with folded norms: {before['source']:.2%} on test. Resized to x{small / large:.3f} the MACs "
         f"by L2 scores: {before['half']:.2%}. Then {arguments.epochs} epochs on labels alone, batches of 64, SGD, "
-        f"learning rate {arguments.lr:g}, as it is or with norms that are put back and folded away again.",
+        f"learning rate {arguments.lr:g}, as it is or with norms that are put back and folded away again. Everything was "
+        f"trained with precision {arguments.precision}.",
         "",
         f"    python tools/bench_train.py --threads {arguments.threads} norms --data DIR --seeds {arguments.seeds} "
-        f"--lr {arguments.lr:g}",
+        f"--source-epochs {arguments.source_epochs} --lr {arguments.lr:g} --precision {arguments.precision}",
         "",
         *(f"- {key}: {value}" for key, value in machine.items()),
         "",
