@@ -245,8 +245,8 @@ def _norms_table(source: Path, half: Path, data: DataSet, runs: list[dict[str, A
         f"ResNet-20 on CIFAR-10, trained for {arguments.source_epochs} epochs (crops, flips, one cycle, learning rate "
         f"0.1), exported with folded norms: {before['source']:.2%} on test. Resized to x{small / large:.3f} the MACs "
         f"by L2 scores: {before['half']:.2%}. Then {arguments.epochs} epochs on labels alone, batches of 64, SGD, "
-        f"learning rate {arguments.lr:g}, as it is or with norms that are put back and folded away again. Everything was "
-        f"trained with precision {arguments.precision}.",
+        f"learning rate {arguments.lr:g}, as it is or with norms that are put back and folded away again. All were "
+        f"trained at precision {arguments.precision}.",
         "",
         f"    python tools/bench_train.py --threads {arguments.threads} norms --data DIR --seeds {arguments.seeds} "
         f"--source-epochs {arguments.source_epochs} --lr {arguments.lr:g} --precision {arguments.precision}",
