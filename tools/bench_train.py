@@ -1,12 +1,14 @@
 """What training costs, and what BatchNormalization buys it.
 
 python tools/bench_train.py steps --table tools/results/bench_train_steps.md
+python tools/bench_train.py layout --table tools/results/bench_train_layout.md
 python tools/bench_train.py norms --data DIR --table tools/results/bench_train_norms.md
 
 `steps` times a step of SGD on the lowered graph against the torch module that was exported, in turns; on a GPU where
-there is one. `norms` trains ResNet-20 on CIFAR-10 (DIR: parquet files), folds its norms into
-the convolutions as exporters do, halves its MACs by L2 scores, and trains what is left for three epochs, with and
-without norms put back; each run is a file in runs/bench_train, so that a stopped one goes on.
+there is one. `layout` times a step with channels last against one with channels first. `norms` trains ResNet-20 on
+CIFAR-10 (DIR: parquet files), folds its norms into the convolutions as exporters do, halves its MACs by L2 scores, and
+trains what is left for three epochs, with and without norms put back; each run is a file in runs/bench_train, so that a
+stopped one goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import statistics
 import sys
@@ -60,6 +63,10 @@ def main() -> int:
     steps.add_argument("--only", action="append", choices=MODULES, help="this model; may be given again")
     steps.add_argument("--repeats", type=int, default=15)
     steps.add_argument("--batch", type=int, default=32)
+    layout = what.add_parser("layout")
+    layout.add_argument("--only", action="append", choices=LAYOUTS, help="this model; may be given again")
+    layout.add_argument("--repeats", type=int, default=5)
+    layout.add_argument("--batch", type=int, default=4)
     norms = what.add_parser("norms")
     norms.add_argument("--data", required=True, metavar="DIR")
     norms.add_argument("--source-epochs", type=int, default=6)
@@ -69,7 +76,7 @@ def main() -> int:
     norms.add_argument("--precision", default="32-true", help="of all trainings, as Fabric has it: bf16-mixed, say")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    return _steps(arguments) if arguments.what == "steps" else _norms(arguments)
+    return {"steps": _steps, "layout": _layout, "norms": _norms}[arguments.what](arguments)
 
 
 def _vit_tiny() -> nn.Module:
@@ -91,6 +98,10 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vit_tiny": (_vit_tiny, (3, 224, 224)),
     "resnet20": (resnet20, (3, 32, 32)),
 }
+LAYOUTS = (
+    *("resnet20", "resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0", "efficientnet_b0"),
+    *("squeezenet1_0", "regnet_x_400mf", "vgg11", "convnext_tiny"),
+)
 
 
 def _steps(arguments: argparse.Namespace) -> int:
@@ -130,6 +141,31 @@ def _steps(arguments: argparse.Namespace) -> int:
         command = f"python tools/bench_train.py steps --threads {arguments.threads}"
         arguments.table.write_text(markdown("A step of training", command, machine, rows))
     return int(not all(row.ok for row in rows))
+
+
+def _layout(arguments: argparse.Namespace) -> int:
+    """Ours against ours: what holding channels last does to a step; no limit, but the default follows from it."""
+    machine = facts(PACKAGES, threads=arguments.threads, repeats=arguments.repeats, batch=arguments.batch)
+    print(*(f"{key}: {value}" for key, value in machine.items()), "", heading(), sep="\n")
+    rows = []
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only or LAYOUTS:
+        build, shape = MODULES.get(name, (partial(_vision, name), (3, 224, 224)))
+        torch.manual_seed(0)
+        first = co.to_torch(save(build().train(), shape, RUNS / f"{name}.onnx", keep_norms=True))
+        size = arguments.batch * (8 if shape[1] < 64 else 1)
+        batch, labels = torch.randn(size, *shape), torch.randint(0, 10, (size,))
+        last: dict[str, Any] = {"memory_format": torch.channels_last}
+        one = _step(copy.deepcopy(first).to(**last), batch.to(**last), labels)
+        other = _step(first, batch, labels)
+        timed(one), timed(other)
+        pairs = in_turns(partial(timed, one), partial(timed, other), arguments.repeats)
+        rows.append(compared("channels last", f"{name}, {size} images", pairs, "channels first", math.inf))
+        print(line(rows[-1]), flush=True)
+    if arguments.table:
+        command = f"python tools/bench_train.py layout --threads {arguments.threads}"
+        arguments.table.write_text(markdown("A step of training with channels last", command, machine, rows))
+    return 0
 
 
 def _step(module: Any, batch: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
