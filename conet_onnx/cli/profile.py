@@ -78,8 +78,7 @@ def profile(
     says(f"Written: {out} ({size(os.path.getsize(out))}).")
     says()
     says("What next")
-    says(f"  {command('resize', model, '-o', 'OUT.onnx', '--budget', 'latency=0.5', '--table', out)}")
-    says(f"  {command('search', model, '--data', 'DATA', '--budget', 'latency=0.5', '--table', out)}")
+    says(f"  {command('bench', model, 'OTHER.onnx')}")
 
 
 def read_tables(files: tuple[str, ...], provider: str, threads: int | None, *, strictly: bool = False) -> Any:
