@@ -91,12 +91,6 @@ class TestUsageErrors:
         assert expected in only_line(result)
         assert result.out == ""
 
-    @pytest.mark.parametrize("option", ["--storage", "--jobs"])
-    def test_options_of_a_later_release_say_so(self, option: str) -> None:
-        result = call("search", "m.onnx", "--data", "digits", "--budget", "macs=0.5", option, "x")
-        assert result.code == 2
-        assert f"{option} comes in a later release" in only_line(result)
-
 
 class TestFailures:
     @pytest.fixture
