@@ -99,7 +99,9 @@ def climb(
     """From sizes among the levels that are within the limits, moves that add value, until there is none or time is up:
     one width to any level, or one a step up and another down. The arguments are `allocate`'s; terms are not read."""
     problem = _Problem(levels, values, limits, {}, np.zeros(len(limits)))
-    chosen = np.array([int(np.searchsorted(some, size)) for some, size in zip(levels, start, strict=True)], dtype=np.int64)
+    chosen = np.array(
+        [int(np.searchsorted(some, size)) for some, size in zip(levels, start, strict=True)], dtype=np.int64
+    )
     found = _climbed(problem, chosen, time.perf_counter() + seconds)
     return tuple(problem.sizes(found[None])[0].tolist())
 
@@ -324,7 +326,7 @@ class _Eliminating:
         place = {width: k for k, width in enumerate(order)}
         scopes, tables = [], []
         for scope, table in problem.tables.items():
-            axes = sorted(range(len(scope)), key=lambda a, scope=scope: place[scope[a]])
+            axes = sorted(range(len(scope)), key=[place[w] for w in scope].__getitem__)
             scopes.append(tuple(scope[a] for a in axes))
             tables.append(np.ascontiguousarray(table.transpose(0, *(a + 1 for a in axes))))
         known: list[Scope] = [*((w,) for w in range(len(counts))), *scopes]
@@ -528,7 +530,7 @@ Move: TypeAlias = tuple[tuple[int, int], ...]  # widths and their new levels
 
 def _raises(problem: _Problem, chosen: Ints) -> list[tuple[float, Move]]:
     """Each width to each level that is worth more."""
-    found = []
+    found: list[tuple[float, Move]] = []
     for w, (values, at) in enumerate(zip(problem.values, chosen.tolist(), strict=True)):
         for level in np.flatnonzero(values > values[at]).tolist():
             found.append((float(values[level] - values[at]), ((w, level),)))

@@ -92,5 +92,7 @@ def relative(analysis: Analysis, scores: Scores) -> Scores:
         readers = sum(member.role == "in" for member in analysis.widths[name].members)
         squares = np.square(np.asarray(own, dtype=np.float64))
         total = float(squares.sum())
-        made[name] = max(readers, 1) * (squares / total if total > 0 else np.full(len(squares), 1 / max(len(squares), 1)))
+        made[name] = max(readers, 1) * (
+            squares / total if total > 0 else np.full(len(squares), 1 / max(len(squares), 1))
+        )
     return made
