@@ -48,7 +48,7 @@ FIRST = ("svd", "evbmf")  # they keep the first channels, whatever the scores
 class Allocated:
     """New widths, those that were left alone with the reason, and how far from the best they may be.
 
-    `loss` is what the scores say is lost, `bound` what is lost at least by any choice among the sizes that were weighed.
+    `loss` is what the scores say is lost, `bound` what is lost at least by any choice among the sizes that were tried.
     """
 
     widths: dict[str, int]
@@ -253,8 +253,8 @@ def allocated(
 def _curve(width: Width, scores: Floats) -> Floats:
     """What the best n channels are worth, [size + 1] for n from none to all: total · log(kept / total), never above 0.
 
-    That is minus the sum of what went, where it is little; without any channel the model would be cut. Raises UsageError
-    for another number of scores.
+    That is minus the sum of what went, where it is little; without any channel the model would be cut. Raises
+    UsageError for another number of scores.
     """
     if scores.shape != (width.size,):
         raise UsageError(

@@ -51,7 +51,8 @@ def recalibrate(
     samples and places, of its input. Each layer of the `shrunk` weights that none of them follows is rescaled, weight
     and bias, so that each channel's mean and variance are those of the source (`resized` is `source` by `plan`); that
     needs a bias that nobody else reads, and a layer that torch knows as one (reconstruction.layer_of). Nothing is
-    trained, and labels are not needed. `batches` hold an array for each input. Raises UnsupportedOp where torch cannot compute a model.
+    trained, and labels are not needed. `batches` hold an array for each input. Raises UnsupportedOp where torch
+    cannot compute a model.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher, student = (lower(graph).to(device) for graph in (source, resized))
