@@ -48,8 +48,8 @@ FIRST = ("svd", "evbmf")  # they keep the first channels, whatever the scores
 class Allocated:
     """New widths, and those that were left alone with the reason.
 
-    `loss` is what the scores say is lost by them. `gap` is by how much, as a share, the loss of the choice that they were
-    begun from may exceed the least, among the sizes that were tried for each width (see `allocated`).
+    `loss` is what the scores say is lost by them. `gap` is by how much, as a share, the loss of the choice that they
+    were begun from may exceed the least, among the sizes that were tried for each width (see `allocated`).
     """
 
     widths: dict[str, int]
