@@ -21,8 +21,9 @@ from conet_onnx.errors import UsageError
 if TYPE_CHECKING:
     from conet_onnx.latency.prediction import Predictor
     from conet_onnx.latency.profiling import Profile
+    from conet_onnx.latency.table import Anchors
 
-__all__ = ["estimated", "profile", "read_tables", "where"]
+__all__ = ["estimated", "profile", "read_tables", "warn_of_drift", "where"]
 
 
 @click.command(cls=Command)
@@ -66,6 +67,7 @@ def profile(
         measured.save(out)
     found = predictor(analysis, asked.operators, measured)
     anchors = usable(analysis, measured)
+    warn_of_drift(anchors)
     _show(found, asked)
     if anchors is not None and len(anchors.measured) > 2:
         off = accuracy(found.plain, anchors)
@@ -97,6 +99,17 @@ def read_tables(files: tuple[str, ...], provider: str, threads: int | None, *, s
             log(f"Warning: {line}")
         made.append(read)
     return merged(made)
+
+
+def warn_of_drift(anchors: Anchors | None) -> None:
+    """On stderr, where the machine was not at peace while a table was made."""
+    from conet_onnx.latency.profiling import DRIFT
+
+    if anchors is not None and anchors.drift > DRIFT:
+        log(
+            f"Warning: the source's own time moved by a factor of {anchors.drift:.2f} while the table was made, though "
+            "what was measured meanwhile was measured again: the machine was not idle, and predictions are worse."
+        )
 
 
 def estimated(asked: Profile) -> str:

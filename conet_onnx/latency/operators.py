@@ -168,9 +168,47 @@ class Operators:
         odd = np.atleast_2d(rows) % self.multiple != 0
         made = np.ones((len(odd), len(self.listed)), dtype=np.bool_)
         for k, (one, reads) in enumerate(zip(self.listed, self.reads, strict=True)):
-            if one.when != "always":
-                made[:, k] = odd[:, list(reads)].any(axis=1) == (one.when == "odd")
+            if one.when != "always":  # one of sizes that nothing changes goes by all widths
+                read = odd[:, list(reads)] if reads else odd
+                made[:, k] = read.any(axis=1) == (one.when == "odd")
         return made
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` needs; the kinds by their keys."""
+        return {
+            "widths": list(self.widths),
+            "multiple": self.multiple,
+            "left": list(self.left),
+            "sizes": [
+                [str(ratio), [[list(indices), times] for indices, times in polynomial.items()], block]
+                for ratio, polynomial, block in self.expressions
+            ],
+            "kinds": {kind.key: [json.loads(kind.form), [list(term) for term in kind.terms]] for kind in self.kinds},
+            "operators": [[one.name, one.kind.key, list(one.columns), one.when] for one in self.listed],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Operators:
+        """The inverse of `as_json`; the kinds have no examples, so that they can be predicted and not measured.
+
+        Raises KeyError, TypeError, ValueError where it is something else.
+        """
+        kinds = {
+            key: Kind(json.dumps(form, sort_keys=True), tuple(Term(*term) for term in terms))
+            for key, (form, terms) in document["kinds"].items()
+        }
+        return cls(
+            tuple(
+                Operator(name, kinds[key], tuple(columns), when) for name, key, columns, when in document["operators"]
+            ),
+            tuple(document["left"]),
+            tuple(
+                (Fraction(ratio), {tuple(indices): times for indices, times in polynomial}, block)
+                for ratio, polynomial, block in document["sizes"]
+            ),
+            tuple(document["widths"]),
+            document["multiple"],
+        )
 
     @cached_property
     def _table(self) -> Any:
@@ -231,10 +269,10 @@ def find_operators(
 
 def probe_widths(analysis: Analysis, rng: np.random.Generator, *, step: int = STEP) -> dict[str, int]:
     """Random widths, distinct as far as possible, from half of each to twice it: odd multiples of `step`, where there
-    is room (of 16: any multiples)."""
+    is room (of 16: any multiples); blocks of small widths too, lest a size seem fixed that is only rounded up."""
     made: dict[str, int] = {}
     for name, width in analysis.widths.items():
-        most = max(2 * width.size, 8 * step) if width.max is None else width.size
+        most = max(2 * width.size, 8 * STEP) if width.max is None else width.size  # some blocks, at any step
         choices = np.arange(step, most + 1, step) if step == STEP else np.arange(step, most + 1, 2 * step)
         choices = choices if len(choices) else np.arange(1, most + 1)
         for least in (STEP, width.size // 2):  # below a block, layouts may change once more

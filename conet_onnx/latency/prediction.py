@@ -15,9 +15,9 @@ from conet_onnx.analysis import Analysis
 from conet_onnx.errors import UsageError
 from conet_onnx.latency.interpolation import Surface, surface
 from conet_onnx.latency.operators import Kind, Operator, Operators
-from conet_onnx.latency.table import Anchors, Table
+from conet_onnx.latency.table import Anchors, Table, identity
 
-__all__ = ["Accuracy", "Predictor", "Term", "accuracy", "calibrated", "predictor", "usable"]
+__all__ = ["Accuracy", "Predictor", "Term", "accuracy", "calibrated", "known_operators", "predictor", "usable"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -164,9 +164,21 @@ def predictor(analysis: Analysis, operators: Operators, table: Table) -> Predict
     return plain if anchors is None else calibrated(plain, anchors)
 
 
+def known_operators(analysis: Analysis, table: Table) -> Operators | None:
+    """The operators that the table has of this model with these widths, so that nothing is run to find them."""
+    model = table.models.get(identity(analysis.graph))
+    if model is None or model.operators is None:
+        return None
+    try:
+        found = Operators.from_json(model.operators)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return found if found.widths == tuple(analysis.widths) else None
+
+
 def usable(analysis: Analysis, table: Table) -> Anchors | None:
     """The anchors of this model in the order of its widths; without those at other sizes of widths that are frozen."""
-    anchors = table.models.get(analysis.graph.sha256)
+    anchors = table.models.get(identity(analysis.graph))
     if anchors is None or not set(analysis.widths) <= set(anchors.sizes):
         return None
     names = list(anchors.sizes)

@@ -13,24 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conet_onnx.analysis import Analysis
-from conet_onnx.latency.isolated import LEAST_TURNS, MOST_TURNS, time_all
+from conet_onnx.latency.isolated import LEAST_TURNS, MOST_TURNS, Sample, time_all
 from conet_onnx.latency.nodes import NULL, Made, make
 from conet_onnx.latency.operators import STEP, Kind, Operators, find_operators, resized
 from conet_onnx.latency.prediction import PLANE, usable
-from conet_onnx.latency.table import Anchor, Anchors, Entry, Host, Point, Sizes, Table, merged
-from conet_onnx.latency.timing import Comparison, compare
+from conet_onnx.latency.table import Anchor, Anchors, Entry, Host, Point, Sizes, Table, identity, merged
+from conet_onnx.latency.timing import Comparison, Latency, compare, measure
 
-__all__ = ["Profile", "random_widths"]
+__all__ = ["DRIFT", "Profile", "random_widths"]
 
 Ints: TypeAlias = NDArray[np.int64]
 Progress = Callable[[float], None]
 Compare = Callable[..., Comparison]
+Measure = Callable[..., Latency]
+TimeAll = Callable[..., Iterator[tuple[int, Sample | None]]]
 
 SMALLEST, LARGEST = 1 / 8, 2.0  # widths that the table covers, as shares of the source's
 RAYS = 6  # points along a line, where there are too many free sizes for a grid
 ANCHORS = 16
 EVERY = 4  # of the whole models, one has widths that are no multiples of anything
 ANCHOR_SECONDS = 2.0
+DRIFT = 1.15  # a factor by which the source's own time moves where the machine was not at peace
+AGAIN = 2  # times at most that what was measured meanwhile is measured again
+SOURCE_SECONDS = 0.5
 NULLS = 8  # turns of the empty call, spread over all groups
 SESSION = 0.01  # seconds that making one takes, for the estimate
 
@@ -92,25 +97,63 @@ class Profile:
             ANCHOR_SECONDS + 20 * source_seconds
         )
 
-    def run(self, progress: Progress | None = None, *, compare: Compare = compare) -> Table:
-        """Measure, and return the table with what was known."""
+    def run(
+        self,
+        progress: Progress | None = None,
+        *,
+        compare: Compare = compare,
+        measure: Measure = measure,
+        time_all: TimeAll = time_all,
+    ) -> Table:
+        """Measure, and return the table with what was known.
+
+        The source is timed before and after its operators, and beside each whole model. Where its time moves by more
+        than a factor of DRIFT, what was measured meanwhile is measured again, AGAIN times at most; what is left of the
+        drift is said in the table (Anchors.drift).
+        """
         tell = progress or (lambda _: None)
         share = 0.6 if self.missing_anchors else 1.0
-        table = self._operators(lambda done: tell(share * done))
+        table, drift = self._steadily(lambda done: tell(share * done), measure, time_all)
         if self.known is not None:
             table = merged([self.known, table])
         anchors = self._anchors(table, lambda done: tell(share + (1 - share) * done), compare)
         tell(1.0)
-        return replace(table, models={**table.models, self.analysis.graph.sha256: anchors})
+        operators = self.operators.as_json()
+        anchors = replace(anchors, drift=max(drift, anchors.drift), operators=operators)
+        return replace(table, models={**table.models, identity(self.analysis.graph): anchors})
 
-    def _operators(self, progress: Progress) -> Table:
+    def _steadily(self, progress: Progress, measure: Measure, time_all: TimeAll) -> tuple[Table, float]:
+        """The operators' times while the source's own moved least, and by how much that was."""
+        if not any(self.points.values()):
+            return self._operators(progress, time_all), 1.0
+
+        def source() -> float:
+            found = measure(self.analysis.graph, **self._how, seconds=SOURCE_SECONDS)
+            return found.p50_ms / 1e3
+
+        tables: list[tuple[float, Table]] = []
+        before = source()
+        for k in range(1 + AGAIN):
+            table = self._operators(lambda done, k=k: progress((k + done) / (k + 1)), time_all)  # type: ignore[misc]
+            after = source()
+            tables.append((_factor(before, after), table))
+            if tables[-1][0] <= DRIFT:
+                break
+            before = after
+        drift, table = min(tables, key=lambda one: one[0])
+        return table, drift
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"provider": self.host.provider, "threads": self.host.threads}
+
+    def _operators(self, progress: Progress, time_all: TimeAll) -> Table:
         asked: list[tuple[Kind | None, Sizes]] = [(kind, sizes) for kind, all_ in self.points.items() for sizes in all_]
         asked += [(None, ())] * NULLS
         jobs = [partial(_made, kind, sizes) for kind, sizes in asked]
         found: dict[Kind, dict[Sizes, Point]] = {}
         calls = []
-        how: dict[str, Any] = {"provider": self.host.provider, "threads": self.host.threads, "seed": self.seed}
-        for place, sample in time_all(jobs, **how, progress=progress):
+        for place, sample in time_all(jobs, **self._how, seed=self.seed, progress=progress):
             kind, sizes = asked[place]
             if sample is None:
                 continue
@@ -125,23 +168,48 @@ class Profile:
         """The source, and models at random widths in turns with it."""
         graph = self.analysis.graph
         known = usable(self.analysis, table)
-        measured = list(known.measured) if known else []
-        seconds = [known.seconds] if known else []
-        rng = np.random.default_rng([self.seed, len(measured)])
+        before = list(known.measured) if known else []
+        rng = np.random.default_rng([self.seed, len(before)])
         many = self.missing_anchors
+        asked = []
         for k in range(many):
             # Where other widths are laid out otherwise, some whole models are such.
-            odd = self.operators.multiple > 1 and (len(measured) + 1) % EVERY == 0
-            widths = random_widths(self.analysis, rng, multiple=1 if odd else STEP)
-            other = resized(self.analysis, widths)
-            how: dict[str, Any] = {"provider": self.host.provider, "threads": self.host.threads}
-            found = compare(graph, other, **how, seconds=ANCHOR_SECONDS)
+            odd = self.operators.multiple > 1 and (len(before) + k + 1) % EVERY == 0
+            asked.append(random_widths(self.analysis, rng, multiple=1 if odd else STEP))
+
+        def taken(widths: dict[str, int]) -> tuple[Anchor, float]:
+            found = compare(graph, resized(self.analysis, widths), **self._how, seconds=ANCHOR_SECONDS)
             row = tuple(self.analysis.costs.row(widths).tolist())
-            measured.append(Anchor(row, found.ratio.p50, found.ratio.low, found.ratio.high))
-            seconds.append(found.a.p50_ms / 1e3)
+            return Anchor(row, found.ratio.p50, found.ratio.low, found.ratio.high), found.a.p50_ms / 1e3
+
+        made: list[tuple[Anchor, float]] = []
+        for k, widths in enumerate(asked):
+            made.append(taken(widths))
             progress((k + 1) / many)
+        for _ in range(AGAIN):
+            for k in _moved([seconds for _, seconds in made]):
+                made[k] = taken(asked[k])
+        middle = float(np.median([seconds for _, seconds in made])) if made else 0.0
+        drift = max((_factor(middle, seconds) for _, seconds in made), default=1.0)
+        if known is not None:
+            drift = max(drift, known.drift, _factor(middle, known.seconds) if made else 1.0)
+        every = [*([known.seconds] if known else []), *(seconds for _, seconds in made)]
         sizes = {name: width.size for name, width in self.analysis.widths.items()}
-        return Anchors(graph.file, float(np.median(seconds)), sizes, tuple(measured))
+        anchors = (*before, *(anchor for anchor, _ in made))
+        return Anchors(graph.file, float(np.median(every)), sizes, anchors, drift)
+
+
+def _factor(a: float, b: float) -> float:
+    """How many times the larger is the smaller."""
+    return max(a, b) / max(min(a, b), 1e-12)
+
+
+def _moved(seconds: Sequence[float]) -> list[int]:
+    """The places of times that are off from their median by more than DRIFT."""
+    if not seconds:
+        return []
+    middle = float(np.median(seconds))
+    return [k for k, one in enumerate(seconds) if _factor(middle, one) > DRIFT]
 
 
 def bounds(analysis: Analysis) -> tuple[Ints, Ints]:

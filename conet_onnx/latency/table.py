@@ -13,8 +13,9 @@ from typing import Any
 
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.files import atomic_write
+from conet_onnx.graph import Graph
 
-__all__ = ["FORMAT", "Anchor", "Anchors", "Entry", "Host", "Point", "Table", "merged"]
+__all__ = ["FORMAT", "Anchor", "Anchors", "Entry", "Host", "Point", "Table", "identity", "merged"]
 
 FORMAT = "conet-onnx-profile/1"
 
@@ -84,18 +85,24 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """What was measured of one source model as a whole: its median, and that of others of its widths."""
+    """What was measured of one source model as a whole: its median, and that of others of its widths.
+
+    `drift` is the largest factor by which the source's own time moved meanwhile, after what could be mended was
+    measured again. `operators` is what Operators.as_json says of the model.
+    """
 
     file: str
     seconds: float
     sizes: Mapping[str, int]  # of the source's widths
     measured: tuple[Anchor, ...] = ()
+    drift: float = 1.0
+    operators: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """All that was measured on one host. `call` is what running a model of one node costs beside the node, in
-    seconds; `kinds` are by their keys, `models` by the sha256 of their files."""
+    seconds; `kinds` are by their keys, `models` by `identity`."""
 
     host: Host
     call: float
@@ -128,11 +135,13 @@ class Table:
                 sha: {
                     "file": model.file,
                     "source_us": _us(model.seconds),
+                    "drift": round(model.drift, 4),
                     "widths": dict(model.sizes),
                     "anchors": [
                         {"widths": list(one.widths), "ratio": [round(r, 6) for r in (one.ratio, one.low, one.high)]}
                         for one in model.measured
                     ],
+                    "operators": model.operators,
                 }
                 for sha, model in sorted(self.models.items())
             },
@@ -159,6 +168,8 @@ class Table:
                 model["source_us"] / 1e6,
                 dict(model["widths"]),
                 tuple(Anchor(tuple(one["widths"]), *one["ratio"]) for one in model["anchors"]),
+                model["drift"],
+                model["operators"],
             )
             for sha, model in document["models"].items()
         }
@@ -192,6 +203,12 @@ class Table:
         return [f"{name} was measured elsewhere: {'; '.join(differ)}."] if differ else []
 
 
+def identity(graph: Graph) -> str:
+    """What a model is known by: its file's sha256, and the sizes that its inputs were given."""
+    shapes = "".join(f" {name}={'x'.join(map(str, shape))}" for name, shape in sorted(graph.input_shapes.items()))
+    return graph.sha256 + shapes
+
+
 def merged(tables: Iterable[Table]) -> Table:
     """One table of several; where two have the same point, that of more runs. Raises UsageError for other hosts."""
     first, *others = tables
@@ -203,8 +220,14 @@ def merged(tables: Iterable[Table]) -> Table:
             kinds[key] = _both(kinds[key], entry) if key in kinds else entry
         models = dict(first.models)
         for sha, model in other.models.items():
-            known = {one.widths: one for one in (*(models[sha].measured if sha in models else ()), *model.measured)}
-            models[sha] = replace(model, measured=tuple(known.values()))
+            before = models.get(sha, model)
+            known = {one.widths: one for one in (*before.measured, *model.measured)}
+            models[sha] = replace(
+                model,
+                measured=tuple(known.values()),
+                drift=max(before.drift, model.drift),
+                operators=model.operators or before.operators,
+            )
         first = Table(first.host, min(first.call, other.call), kinds, models)
     return first
 
