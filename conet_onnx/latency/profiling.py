@@ -37,6 +37,7 @@ DRIFT = 1.15  # a factor by which the source's own time moves where the machine 
 AGAIN = 2  # times at most that what was measured meanwhile is measured again
 SOURCE_SECONDS = 0.5
 NULLS = 8  # turns of the empty call, spread over all groups
+ATTEMPTS = 20  # at widths that are not measured yet
 SESSION = 0.01  # seconds that making one takes, for the estimate
 
 
@@ -171,11 +172,7 @@ class Profile:
         before = list(known.measured) if known else []
         rng = np.random.default_rng([self.seed, len(before)])
         many = self.missing_anchors
-        asked = []
-        for k in range(many):
-            # Where other widths are laid out otherwise, some whole models are such.
-            odd = self.operators.multiple > 1 and (len(before) + k + 1) % EVERY == 0
-            asked.append(random_widths(self.analysis, rng, multiple=1 if odd else STEP))
+        asked = self._asked(rng, [one.widths for one in before], many)
 
         def taken(widths: dict[str, int]) -> tuple[Anchor, float]:
             found = compare(graph, resized(self.analysis, widths), **self._how, seconds=ANCHOR_SECONDS)
@@ -185,7 +182,7 @@ class Profile:
         made: list[tuple[Anchor, float]] = []
         for k, widths in enumerate(asked):
             made.append(taken(widths))
-            progress((k + 1) / many)
+            progress((k + 1) / len(asked))
         for _ in range(AGAIN):
             for k in _moved([seconds for _, seconds in made]):
                 made[k] = taken(asked[k])
@@ -197,6 +194,23 @@ class Profile:
         sizes = {name: width.size for name, width in self.analysis.widths.items()}
         anchors = (*before, *(anchor for anchor, _ in made))
         return Anchors(graph.file, float(np.median(every)), sizes, anchors, drift)
+
+    def _asked(self, rng: np.random.Generator, known: Sequence[Sizes], many: int) -> list[dict[str, int]]:
+        """Widths of whole models to be measured, none twice; fewer where there are no more."""
+        seen = {*known, tuple(self.analysis.costs.row({}).tolist())}
+        asked: list[dict[str, int]] = []
+        for k in range(many):
+            # Where other widths are laid out otherwise, some whole models are such.
+            odd = self.operators.multiple > 1 and (len(known) + k + 1) % EVERY == 0
+            for attempt in range(ATTEMPTS):
+                multiple = 1 if odd or attempt > ATTEMPTS // 2 else STEP
+                widths = random_widths(self.analysis, rng, multiple=multiple)
+                row = tuple(self.analysis.costs.row(widths).tolist())
+                if row not in seen:
+                    seen.add(row)
+                    asked.append(widths)
+                    break
+        return asked
 
 
 def _factor(a: float, b: float) -> float:
