@@ -75,7 +75,9 @@ class World:
         source, other = self.source(), self.model(np.array(row))
         other *= source / self.model(self.analysis.costs.row({}))  # the mood meets both
         ratio = other / source
-        latencies = [Latency(name, seconds * 1e3, seconds * 1e3, 10) for name, seconds in zip("ab", (source, other))]
+        latencies = [
+            Latency(name, seconds * 1e3, seconds * 1e3, 10) for name, seconds in zip("ab", (source, other), strict=True)
+        ]
         return Comparison(latencies[0], latencies[1], Ratio(ratio, 0.99 * ratio, 1.01 * ratio))
 
     def time_all(self, models: Sequence[Any], **_: Any) -> Iterator[tuple[int, Sample]]:

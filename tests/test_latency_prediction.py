@@ -110,7 +110,9 @@ def test_coefficients_of_a_whole_model_are_found_again() -> None:
     measured = rest + sum(true.get(name, 1.0) * seconds for name, seconds in parts.items())
     source = before.source
     whole = rest + sum(true.get(n, 1.0) * s[0] for n, s in before.by_class(source[None]).items())
-    anchors = Anchors("f", whole, {}, tuple(Anchor(tuple(r), m / whole, 0, 1) for r, m in zip(rows, measured)))
+    anchors = Anchors(
+        "f", whole, {}, tuple(Anchor(tuple(r), m / whole, 0, 1) for r, m in zip(rows, measured, strict=True))
+    )
     found = calibrated(before, anchors)
     assert {name: found.weight(name) for name in true} == pytest.approx(true, rel=0.05)
     assert found.constant == pytest.approx(rest, rel=0.1)

@@ -13,6 +13,7 @@ from conet_onnx.cli.calibrating import FITTING, MEASURED, Samples, check_data
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.evaluate import check_pair
 from conet_onnx.cli.freeing import free
+from conet_onnx.cli.limiting import Asked, Timed
 from conet_onnx.cli.options import (
     calibration_options,
     free_batch_option,
@@ -21,6 +22,8 @@ from conet_onnx.cli.options import (
     model_argument,
     positive,
     provider_option,
+    table_option,
+    threads_option,
     transfer_option,
 )
 from conet_onnx.cli.output import Bar, check_writable, command, count, says, several, share, size, table
@@ -32,9 +35,10 @@ if TYPE_CHECKING:
     from conet_onnx.analysis import Analysis
     from conet_onnx.graph import Graph
     from conet_onnx.plans import WidthPlan
+    from conet_onnx.transfer import Transferred
 
     Scorer = Callable[[Analysis, Mapping[str, int] | None], Mapping[str, Any]]
-    Chooser = Callable[[Analysis, Scorer], "Choice"]
+    Chooser = Callable[[Analysis, Scorer, Timed | None, float], "Choice"]
 
 __all__ = ["resize"]
 
@@ -49,7 +53,7 @@ SHOWN = 20  # widths in the table; the plan has them all
 @click.option("-o", "--output", "out", required=True, metavar="OUT.onnx", help="The resized model.")
 @click.option("--scale", metavar="S", callback=positive, help="Every width times S.")
 @click.option("--widths", metavar="F|ID=N,...", help="These widths: a JSON file, or w3=48,w5=16.")
-@click.option("--budget", multiple=True, metavar="KIND=V", help="Of params, macs or bytes: macs=0.5, bytes=4MB.")
+@click.option("--budget", multiple=True, metavar="KIND=V", help="macs=0.5, bytes=4MB, params=1M, latency=0.5 or 5ms.")
 @click.option(
     "--allocation",
     type=click.Choice(ALLOCATIONS),
@@ -69,7 +73,9 @@ SHOWN = 20  # widths in the table; the plan has them all
     default=None,
     help="Measure statistics of activations again on --data (default: unless least-squares fits).",
 )
-@click.option("--multiple", type=click.IntRange(min=1), metavar="M", help="Round the chosen widths to multiples of M.")
+@click.option("--multiple", type=click.IntRange(min=1), metavar="M", help="Round chosen widths to multiples of M.")
+@table_option
+@threads_option
 @freeze_option
 @click.option("--exact", is_flag=True, help="Leave widths with statistics across channels alone.")
 @click.option("--inexact", is_flag=True, help="Let such widths grow by other than whole multiples.")
@@ -96,6 +102,8 @@ def resize(
     samples: int | None,
     recalibrate: bool | None,
     multiple: int | None,
+    tables: tuple[str, ...],
+    threads: int | None,
     freeze: tuple[str, ...],
     exact: bool,
     inexact: bool,
@@ -106,7 +114,10 @@ def resize(
     provider: str,
     input_shapes: dict[str, tuple[int, ...]],
 ) -> None:
-    """Resize a model once, without training; it is proved right before it is written. Takes seconds."""
+    """Resize a model once, without training; it is proved right before it is written. Takes seconds.
+
+    --budget latency=... holds for the result as it is measured, and takes minutes without a --table (docs/latency.md).
+    """
     check_pair(mean, std)
     beside = {"resize": resize, "crop": crop, "mean": mean, "samples": samples}
     recalibrate = check_data(transfer, criterion, recalibrate, data, beside)
@@ -121,6 +132,7 @@ def resize(
     _check_places(model, out, plan_to)
     rounding = {"multiple": multiple, "exact": exact, "inexact": inexact}
     choose = _chooser(scale, widths, budget, allocation or ALLOCATIONS[0], rounding)
+    limited = _latency(budget, allocation, tables, provider, threads)
     with Bar(6) as bar:
         bar.step(f"Reading {model}")
         from conet_onnx.analysis import analyze
@@ -138,13 +150,23 @@ def resize(
         analysis = analyze(graph, freeze=freeze)
         bar.step(f"Choosing widths, and channels by {criterion}")
         score = _scorer(criterion, sampled, seed)
-        choice = choose(analysis, score)
-        scores = choice.scores or score(analysis, choice.widths)
-        bar.step("Rewriting" if sampled is None else "Fitting to the source")
         fits = recalibrate or transfer == FITTING
         calibration = sampled.batches(graph) if sampled is not None and fits else None
         how: dict[str, Any] = {"seed": seed, "exact": exact, "inexact": inexact, "calibration": calibration}
-        made = transferred(analysis, choice.widths, transfer, scores=scores, recalibrate=recalibrate, **how)
+        timed = None if limited is None else limited.prepared(analysis, bar)
+
+        def made_for(factor: float) -> tuple[Choice, Transferred]:
+            choice = choose(analysis, score, timed, factor)
+            scores = choice.scores or score(analysis, choice.widths)
+            return choice, transferred(analysis, choice.widths, transfer, scores=scores, recalibrate=recalibrate, **how)
+
+        bar.step("Rewriting" if sampled is None else "Fitting to the source")
+        within = None
+        if timed is None:
+            choice, made = made_for(1.0)
+        else:
+            within = timed.met(made_for)
+            choice, made = within.made
         resized, plan = made.graph, made.plan
         bar.step("Verifying")
         proof = None if no_verify else verify(graph, resized, plan, provider=provider)
@@ -154,12 +176,33 @@ def resize(
     if choice.note:
         says(choice.note)
         says()
+    if timed is not None and within is not None:
+        timed.show(within, choice.widths)
     if sampled is not None:
         sampled.show(made)
     for line in [*(batch.lines() if batch else ()), *(proof.lines() if proof else ["not verified, as asked"])]:
         says(line)
     says()
     _show_next(model, out, plan_to, smaller=smaller, free_batch=free_batch)
+
+
+def _latency(
+    budget: Sequence[str], allocation: str | None, tables: tuple[str, ...], provider: str, threads: int | None
+) -> Asked | None:
+    """The limit on latency, if there is one. Raises UsageError for what goes with none."""
+    from conet_onnx.searching.budget import Budget
+
+    time = Budget.parse(budget).time if budget else None
+    if time is None:
+        for name, given in (("--table", tables), ("--threads", threads)):
+            if given:
+                raise UsageError(f"{name} goes with --budget latency=..., which it helps to meet.")
+        return None
+    if allocation == "uniform":
+        raise UsageError("--allocation uniform shares out params, macs and bytes; leave it out with --budget latency.")
+    from conet_onnx.latency.limits import Most
+
+    return Asked(Most(*time), tables, provider, threads)
 
 
 def _check_places(model: str, out: str, plan_to: str | None) -> None:
@@ -204,14 +247,14 @@ def _chooser(
     if widths is not None:
         asked = read_widths(widths)
 
-        def outright(analysis: Analysis, _: Scorer) -> Choice:
+        def outright(analysis: Analysis, *_: Any) -> Choice:
             check_widths(asked, analysis)
             return Choice(asked, {})
 
         return outright
     if scale is not None:
 
-        def by_scale(analysis: Analysis, _: Scorer) -> Choice:
+        def by_scale(analysis: Analysis, *_: Any) -> Choice:
             from conet_onnx.planning import scaled
 
             return Choice(*scaled(analysis, scale, **rounding))
@@ -221,21 +264,24 @@ def _chooser(
 
     limit = Budget.parse(budget)
 
-    def by_budget(analysis: Analysis, score: Scorer) -> Choice:
+    def by_budget(analysis: Analysis, score: Scorer, timed: Timed | None, factor: float) -> Choice:
         from conet_onnx.planning import allocated, budgeted, scaled
 
+        multiple = rounding["multiple"] or (timed.multiple if timed else None)
+        steps: dict[str, Any] = {"multiple": multiple, "exact": rounding["exact"]}
         source = analysis.costs.source
         limits = limit.resolve(source)
-        smallest = analysis.costs.price(scaled(analysis, SMALLEST, **rounding)[0])
+        least = scaled(analysis, SMALLEST, **{**rounding, "multiple": multiple})[0]
+        smallest = analysis.costs.price(least)
         if not limits.fits(smallest):
             raise limits.unreachable(smallest, source)
-        steps: dict[str, Any] = {"multiple": rounding["multiple"], "exact": rounding["exact"]}
-        if limits.fits(source):
+        further = timed.limits(factor, least) if timed else ()
+        if limits.fits(source) and not further:
             return Choice({}, {})
         if allocation == "uniform":
             return Choice(*budgeted(analysis, limits, **steps))
         scores = score(analysis, None)
-        found = allocated(analysis, limits.by_kind, scores, **steps)
+        found = allocated(analysis, limits.by_kind, scores, further=further, **steps)
         return Choice(found.widths, found.left, scores, found.note)
 
     return by_budget

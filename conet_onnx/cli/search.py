@@ -128,7 +128,7 @@ def search(
     check_writable(json_to)
     from conet_onnx.searching import Budget
 
-    limits = Budget.parse(budget) if budget else None
+    limits = Budget.parse(budget).without_latency("search") if budget else None
     chosen = [*options, *([] if cost is None else [f"cost={cost}"])]
     from conet_onnx.data import load_data
     from conet_onnx.loading import load

@@ -19,7 +19,9 @@ KINDS = ("params", "macs", "bytes")  # the order of costs.price_many's columns
 LARGEST_FRACTION = 10
 COUNTS = {"k": 10**3, "M": 10**6, "G": 10**9}
 SIZES = {"B": 1, **COUNTS, **{f"{unit}B": factor for unit, factor in COUNTS.items()}}
-UNITS: Mapping[str, Mapping[str, int]] = {"params": COUNTS, "macs": COUNTS, "bytes": SIZES}
+TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+UNITS: Mapping[str, Mapping[str, float]] = {"params": COUNTS, "macs": COUNTS, "bytes": SIZES, "latency": TIMES}
+EXAMPLES = {"params": "40M", "macs": "40M", "bytes": "4MB", "latency": "5ms"}
 NUMBER = re.compile(r"(?P<number>(\d+\.?\d*|\.\d+)(e[+-]?\d+)?) ?(?P<unit>[a-z]*)", re.ASCII | re.IGNORECASE)
 
 
@@ -38,8 +40,8 @@ class Priced(Protocol):
 class Budget:
     """Upper limits, all of which hold. A number up to 10 is a fraction of the source, "40M" or "4MB" is absolute.
 
-    Units are k, M, G, for bytes also B, kB, MB, GB: powers of ten. Raises UsageError for anything else, NotYet for
-    latency.
+    Units are k, M, G, for bytes also B, kB, MB, GB: powers of ten; for latency us, ms, s. Raises UsageError for
+    anything else. `latency` is no price that follows from widths: `resolve` leaves it to who measures it.
     """
 
     params: float | str | None = None
@@ -48,12 +50,10 @@ class Budget:
     latency: float | str | None = None
 
     def __post_init__(self) -> None:
-        if self.latency is not None:
-            raise NotYet("--budget latency is not in this release; use params, macs or bytes.")
         for kind, value in self._given().items():
             _amount(kind, value)
         if not self._given():
-            raise UsageError(f"A budget limits at least one of {', '.join(KINDS)}: macs=0.5, say.")
+            raise UsageError(f"A budget limits at least one of {', '.join(UNITS)}: macs=0.5, say.")
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Budget:
@@ -70,20 +70,36 @@ class Budget:
         return cls(**found)
 
     def resolve(self, source: Priced) -> Limits:
-        """The limits in absolute numbers, given what the source costs."""
+        """The limits on prices in absolute numbers, given what the source costs."""
         limits = {}
         for kind, value in self._given().items():
+            if kind not in KINDS:
+                continue
             amount, relative = _amount(kind, value)
             if not getattr(source, kind):
                 raise UsageError(f"budget {kind}={value}: the source has no {kind} to limit.")
             limits[kind] = amount * getattr(source, kind) if relative else amount
         return Limits(limits)
 
+    def without_latency(self, what: str) -> Budget:
+        """The same; raises NotYet, naming `what` cannot hold it, for one that limits latency."""
+        if self.latency is not None:
+            raise NotYet(
+                f"--budget latency is not in this release of {what}: `resize --budget latency={self.latency}` "
+                "meets it, without training; or limit macs, params or bytes."
+            )
+        return self
+
+    @property
+    def time(self) -> tuple[float, bool] | None:
+        """The limit on latency, if there is one: seconds, or a share of the source's and True."""
+        return None if self.latency is None else _amount("latency", self.latency)
+
     def __str__(self) -> str:
         return " ".join(f"{kind}={value}" for kind, value in self._given().items())
 
     def _given(self) -> dict[str, float | str]:
-        return {kind: value for kind in KINDS if (value := getattr(self, kind)) is not None}
+        return {kind: value for kind in UNITS if (value := getattr(self, kind)) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +146,8 @@ def _amount(kind: str, value: float | str) -> tuple[float, bool]:
     match = NUMBER.fullmatch(str(value).strip())
     number = Decimal(match["number"]) if match else Decimal(0)  # 1.001k is 1001, and not 1000.9999999999999
     if not match or not 0 < float(number) < math.inf:
-        raise UsageError(f"budget {kind}={value}: expected a positive number, as in {kind}=0.5 or {kind}=40M.")
+        example = f"{kind}=0.5 or {kind}={EXAMPLES[kind]}"
+        raise UsageError(f"budget {kind}={value}: expected a positive number, as in {example}.")
     unit = match["unit"]
     if not unit and number <= LARGEST_FRACTION:
         return float(number), True
@@ -139,7 +156,7 @@ def _amount(kind: str, value: float | str) -> tuple[float, bool]:
         raise UsageError(
             f"budget {kind}={value}: {problem}; an absolute limit ends in one of {', '.join(UNITS[kind])}."
         )
-    return float(number * UNITS[kind][unit]), False
+    return float(number * Decimal(str(UNITS[kind][unit]))), False
 
 
 def _round_up(kind: str, value: int) -> str:

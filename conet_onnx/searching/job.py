@@ -131,6 +131,8 @@ def search(
     """
     if budget is not None and not isinstance(budget, Budget):
         budget = Budget.parse(budget)
+    if budget is not None:
+        budget.without_latency("search")
     method = find_method(algorithm, options)
     if budget is None and method.needs_budget:
         raise UsageError(f"algorithm {algorithm!r} needs a budget: macs=0.5, say.")

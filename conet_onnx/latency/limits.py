@@ -1,0 +1,135 @@
+"""Meet a limit on latency by what is measured: choose by the prediction, measure, tighten, and measure again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conet_onnx import allocating
+from conet_onnx.errors import BudgetUnreachable
+from conet_onnx.latency.operators import Operators
+from conet_onnx.latency.prediction import Predictor
+from conet_onnx.latency.timing import Comparison
+
+__all__ = ["TIGHTENINGS", "Met", "Most", "fast_multiple", "limit", "met"]
+
+T = TypeVar("T")
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+TIGHTENINGS = 3
+MARGIN = 0.01  # how much below the limit a tightened choice is to be, for what two measurements differ by
+EXACTLY = 2  # widths that a term may read and be a table; of more, each counts alone
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """A limit on latency: seconds, or, if `relative`, a share of the source's."""
+
+    amount: float
+    relative: bool
+
+    def share(self, found: Comparison) -> float:
+        """How much of the limit a result takes that was measured in turns with its source; above 1 is too much."""
+        measured = found.ratio.p50 if self.relative else found.b.p50_ms / 1e3
+        return measured / self.amount
+
+    def seconds(self, source: float) -> float:
+        """The limit where the source takes so many seconds."""
+        return self.amount * source if self.relative else self.amount
+
+    def at(self, found: Comparison) -> str:
+        """What a comparison found, in the units of the limit, rounded up."""
+        if self.relative:
+            return f"latency={math.ceil(1e3 * found.ratio.p50) / 1e3:g} ({found.b.p50_ms:.3f} ms)"
+        return f"latency={in_units(found.b.p50_ms / 1e3)} ({found.ratio.p50:.3f} of the source)"
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} of the source" if self.relative else in_units(self.amount)
+
+
+@dataclass(frozen=True, slots=True)
+class Met(Generic[T]):
+    """What was made within a limit, how it was measured beside the source, and how often the limit was tightened."""
+
+    made: T
+    found: Comparison
+    tightened: int
+
+
+def met(choose: Callable[[float], T], measure: Callable[[T], Comparison], most: Most) -> Met[T]:
+    """The first of some models that is within a limit as it is measured.
+
+    `choose(f)` makes one that is predicted to take f times the limit at most. Where it takes more of it as it is
+    measured, f falls by as much, TIGHTENINGS times at most. Raises BudgetUnreachable, saying the nearest that was
+    reached, where that is not enough, and what `choose` raises the first time.
+    """
+    factor = 1.0
+    tried: list[Comparison] = []
+    for k in range(1 + TIGHTENINGS):
+        try:
+            made = choose(factor)
+        except BudgetUnreachable:
+            if not tried:
+                raise
+            break
+        found = measure(made)
+        share = most.share(found)
+        if share <= 1:
+            return Met(made, found, k)
+        tried.append(found)
+        factor *= (1 - MARGIN) / share
+    nearest = min(tried, key=most.share)
+    raise BudgetUnreachable(
+        f"The budget (latency {most}) is not met by what was measured, chosen {len(tried)} "
+        f"time{'' if len(tried) == 1 else 's'}: the nearest that was reached is {most.at(nearest)}."
+    )
+
+
+def limit(predictor: Predictor, seconds: float) -> allocating.Limit:
+    """What a model is predicted to take, as a limit of planning.allocated."""
+    terms: list[allocating.Term] = []
+    for widths, cost in predictor.terms():
+        if len(widths) <= EXACTLY:
+            terms.append(allocating.Term(widths, cost))
+        else:
+            terms += _apart(widths, cost)
+    return allocating.Limit(terms, predictor.predict_many, seconds)
+
+
+def fast_multiple(operators: Operators) -> int:
+    """The multiple of widths that these operators run fast at: the largest block that one of them rounds a size up to,
+    or below which the runtime lays out the model otherwise; 1 where there is none."""
+    blocks = [block for _, polynomial, block in operators.expressions if any(polynomial)]
+    return max([operators.multiple, *blocks])
+
+
+def in_units(seconds: float) -> str:
+    """As a budget has it, rounded up to three decimals: 0.0051234 -> 5.124ms."""
+    unit, factor = next((u, f) for u, f in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)) if seconds >= f or u == "us")
+    return f"{math.ceil(round(1e3 * seconds / factor, 6)) / 1e3:g}{unit}"
+
+
+def _apart(widths: tuple[int, ...], cost: Callable[[Ints], Floats]) -> list[allocating.Term]:
+    """One term for each width while the others are at one, and what all at one take.
+
+    A product grows faster than that, so that the sum is below the cost, as an allocation's bound needs it.
+    """
+
+    def alone(k: int) -> Callable[[Ints], Floats]:
+        def seconds(sizes: Ints) -> Floats:
+            rows = np.ones((len(sizes), len(widths)), dtype=np.int64)
+            least = cost(rows[:1])
+            rows[:, k] = sizes[:, 0]
+            return np.maximum(cost(rows) - least, 0.0)
+
+        return seconds
+
+    least = float(cost(np.ones((1, len(widths)), dtype=np.int64))[0])
+    constant = allocating.Term((), lambda sizes: np.full(len(sizes), least))
+    return [constant, *(allocating.Term((w,), alone(k)) for k, w in enumerate(widths))]
