@@ -94,11 +94,14 @@ class World:
             yield k, Sample(CALL + self.alone(inputs), 0.0, 9)
 
     def widths_of(self, graph: Graph) -> list[int]:
-        """The sizes that a resized model really has, by the members of each width."""
-        from conet_onnx.analysis import analyze
-
-        found = analyze(graph)
-        by_member = {
-            (member.tensor, member.axis): width.size for width in found.widths.values() for member in width.members
-        }
-        return [by_member[w.members[0].tensor, w.members[0].axis] for w in self.analysis.widths.values()]
+        """The sizes that a resized model really has, read from its weights."""
+        shapes = {t.name: tuple(t.dims) for t in graph.model.graph.initializer}
+        before = {t.name: tuple(t.dims) for t in self.analysis.graph.model.graph.initializer}
+        return [
+            next(
+                int(shapes[m.tensor][m.axis])
+                for m in width.members
+                if m.tensor in shapes and before[m.tensor][m.axis] == width.size
+            )
+            for width in self.analysis.widths.values()
+        ]

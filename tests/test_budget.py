@@ -54,7 +54,8 @@ class TestParsing:
     @pytest.mark.parametrize(
         "text",
         ["macs", "macs=", "=0.5", "flops=0.5", "macs=-1", "macs=0", "macs=0.0M", "macs=nan", "macs=inf", "macs=half",
-         "macs=50%", "macs=4MB", "macs=40m", "macs=5ms", "bytes=4mb", "macs=1e999", "macs=0x10", "macs=1_0", "macs=٣"],
+         "macs=50%", "macs=4MB", "macs=40m", "macs=5ms", "bytes=4mb", "macs=1e999", "macs=0x10", "macs=1_0",
+         "latency=5M", "latency=50", "latency=0ms", "macs=٣"],
     )  # fmt: skip
     def test_nonsense_is_a_usage_error(self, text: str) -> None:
         with pytest.raises(UsageError, match="budget"):
@@ -73,9 +74,21 @@ class TestParsing:
         with pytest.raises(UsageError, match="at least one"):
             Budget.parse([])
 
-    def test_latency_is_of_a_later_release(self) -> None:
-        with pytest.raises(NotYet):
-            Budget.parse(["latency=5ms"])
+    @pytest.mark.parametrize(
+        ("text", "time"),
+        [("0.5", (0.5, True)), ("5ms", (0.005, False)), ("250us", (0.00025, False)), ("1.5 s", (1.5, False))],
+    )
+    def test_latency_is_seconds_or_a_share_and_no_price(self, text: str, time: tuple[float, bool]) -> None:
+        budget = Budget.parse([f"latency={text}", "macs=0.5"])
+        assert budget.time == time
+        assert budget.resolve(SOURCE).by_kind == {"macs": 6_000_000}
+        assert str(budget) == f"macs=0.5 latency={text}"
+        assert Budget(macs=0.5).time is None
+
+    def test_latency_is_refused_where_it_cannot_be_held(self) -> None:
+        with pytest.raises(NotYet, match="resize --budget latency=5ms"):
+            Budget.parse(["latency=5ms"]).without_latency("search")
+        assert Budget(macs=0.5).without_latency("search") == Budget(macs=0.5)
 
 
 class TestLimits:

@@ -48,6 +48,8 @@ def profile(
     What a --table holds already is not measured again, and is written to TABLE.json with the rest.
     """
     check_writable(out)
+    if os.path.realpath(out) == os.path.realpath(model):
+        raise UsageError(f"-o {out} would overwrite the model; name another file.")
     from conet_onnx.analysis import analyze
     from conet_onnx.latency.prediction import accuracy, predictor, usable
     from conet_onnx.latency.profiling import Profile
