@@ -135,8 +135,10 @@ def _report(run: Path, notes: Iterable[str]) -> str:
             if len(some) > 2:
                 lines.append(_line(name, what, some, calibrated, anchors.seconds))
         moved = [record["source_ms"] / 1e3 / anchors.seconds for record in records]
+        widths = [(one["ratio"][2] - one["ratio"][1]) / 2 / one["ratio"][0] for one in records]
         notes = [
             *notes,
+            f"{name}: the ratios' 95% intervals are {np.median(widths):.1%} wide to either side (median).",
             f"{name}: source {anchors.seconds * 1e3:.2f} ms in the profile, {min(moved):.2f} to {max(moved):.2f} times "
             f"that beside the sets; drift while it was profiled {anchors.drift:.2f}.",
         ]
