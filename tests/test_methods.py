@@ -247,11 +247,13 @@ class TestTraining:
             epochs_per_trial=1,
             budget="macs=0.5",
             augment=["crop"],
+            precision="bf16-mixed",
         )
         assert len(asked) == 3
         for settings in asked[:2]:
             assert expected.items() <= settings.items()
             assert settings["augment"] == ("crop",)
+            assert settings["precision"] == "bf16-mixed"
         fresh = [settings["init"] == "fresh" for settings in asked]
         assert (
             fresh

@@ -306,6 +306,7 @@ class TestRefusals:
             ({"algorithm": "network-adjustment", "options": ["cost=latency"]}, NotYet),
             ({"final": "later"}, UsageError),
             ({"augment": ["magic"]}, UsageError),
+            ({"precision": "sixteen"}, UsageError),
             ({"algorithm": "magic"}, UsageError),
             ({"backend": "jax"}, UsageError),
             ({"transfer": "magic"}, UsageError),

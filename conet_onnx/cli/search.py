@@ -82,6 +82,9 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--time-limit", metavar="T", callback=_seconds, help="Ends the trials in time: 90s, 10min, 2h.")
 @batchnorm_option
 @transfer_option(None)
+@click.option(
+    "--precision", default="32-true", show_default=True, metavar="P", help="Of training: bf16-mixed, 16-mixed."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same models.")
 @provider_option
 @threads_option

@@ -29,6 +29,7 @@ from conet_onnx.searching.recipe import Recipe
 from conet_onnx.searching.space import WidthSpace
 from conet_onnx.searching.trial import Workshop
 from conet_onnx.torch_backend.settings import Settings
+from conet_onnx.torch_backend.train import fabric_of
 
 if TYPE_CHECKING:
     from conet_onnx.data import DataSet, DataSpec, Normalisation
@@ -40,11 +41,12 @@ BACKENDS = ("torch",)
 # What a resumed run cannot change without becoming another one.
 FIXED = (
     *("source", "data", "normalisation", "backend", "algorithm", "options", "budget", "seed", "epochs_per_trial"),
-    *("batchnorm", "transfer", "augment", "freeze"),
+    *("batchnorm", "transfer", "augment", "freeze", "precision"),
 )
 FOLDERS = ("weights", "plans", "pareto", "measures")
 REPORT_FILE = "report.html"
 LATENCY_SECONDS = 4.0
+PRECISION = "32-true"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def search(
     final: Literal["inherit", "fresh"] | None = None,
     transfer: str | None = None,
     augment: Sequence[str] = (),
+    precision: str = PRECISION,
     freeze: Iterable[str] = (),
     time_limit: float | None = None,
     seed: int = 0,
@@ -98,7 +101,8 @@ def search(
     `algorithm` is one of searching.algorithms; published ones train otherwise, as their docstrings say, have `options`
     (their constants, by name), other defaults for `trials` and both epochs, and need no `budget`. `final` says whether
     the last training goes on from what the best trial learned or begins anew, `transfer` how weights survive a resize
-    (conet_onnx.transfer), `augment` how training images are varied (torch_backend.augment): none of them need be said.
+    (conet_onnx.transfer), `augment` how training images are varied (torch_backend.augment), `precision` is Fabric's
+    ("bf16-mixed", say): none of them need be said.
     `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether folded convolutions are trained
     with one (torch_backend.norms). `time_limit`, in seconds, ends the trials early enough for that last training, never
     before one has ended. The same seed on the same machine gives the same models. `out` defaults to runs/MODEL_STEM;
@@ -116,7 +120,7 @@ def search(
     trials = method.trials if trials is None else trials
     epochs_per_trial = method.epochs_per_trial if epochs_per_trial is None else epochs_per_trial
     epochs = method.epochs if epochs is None else epochs
-    recipe = _recipe(method, final, transfer, augment)
+    recipe = _recipe(method, final, transfer, augment, precision)
     freeze = tuple(freeze)
     _check(backend, {"trials": trials, "epochs_per_trial": epochs_per_trial}, epochs, time_limit)
     folder = Path(out) if out is not None else Path("runs") / (Path(graph.file).stem or "model")
@@ -158,6 +162,7 @@ def search(
         "final": recipe.final,
         "transfer": recipe.transfer,
         "augment": list(augment),
+        "precision": precision,
         "freeze": sorted(freeze),
     }
     _make_folder(folder, resume=resume)
@@ -311,7 +316,7 @@ def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     chosen = (settings.get("normalisation") or {}).get("normalisation")  # without scores, which are rounded anew
-    known = {"transfer": "net2net", **settings}  # what runs did before they noted it
+    known = {"transfer": "net2net", "precision": PRECISION, **settings}  # what runs did before they noted it
     return {**{key: known.get(key) for key in FIXED}, "normalisation": chosen}
 
 
@@ -333,7 +338,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _recipe(
-    method: Method, final: Literal["inherit", "fresh"] | None, transfer: str | None, augment: Sequence[str]
+    method: Method,
+    final: Literal["inherit", "fresh"] | None,
+    transfer: str | None,
+    augment: Sequence[str],
+    precision: str,
 ) -> Recipe:
     """The method's, with what the user wants otherwise."""
     recipe = method.recipe()
@@ -341,7 +350,8 @@ def _recipe(
         raise UsageError(f"final={final!r}: the last training goes on (inherit) or begins anew (fresh).")
     if transfer is not None:
         check_transfer(transfer)
-    varied = {"augment": tuple(augment)} if augment else {}
+    varied: dict[str, Any] = {"augment": tuple(augment)} if augment else {}
+    varied |= {"precision": precision} if precision != PRECISION else {}
     made = replace(
         recipe,
         final=final or recipe.final,
@@ -350,7 +360,9 @@ def _recipe(
         final_training={**recipe.final_training, **varied},
     )
     for training in (made.training, made.final_training):
-        Settings(epochs=0, **training)  # what makes no sense is said before anything is read
+        settings = Settings(epochs=0, **training)  # what makes no sense is said before anything is read
+        if precision != PRECISION:
+            fabric_of(settings)
     return made
 
 
