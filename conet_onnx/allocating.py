@@ -1,8 +1,8 @@
 """Which sizes keep most value within limits: a knapsack whose costs are products of neighbouring sizes.
 
 With multipliers p for the limits, the best of value - p · cost over all choices bounds what any choice within the
-limits can keep (Everett, 1963; Fisher, 1981). That best is found exactly by eliminating one width after another where the
-widths that meet in a cost are few (Bertelè and Brioschi, 1972; Dechter, 1999), and else bounded by passing shares of
+limits can keep (Everett, 1963; Fisher, 1981). That best is found exactly by eliminating one width after another where
+the widths that meet in a cost are few (Bertelè and Brioschi, 1972; Dechter, 1999), and else bounded by passing shares of
 the costs between them (max-sum diffusion, sequential as TRW-S: Kolmogorov, 2006). Branching on one width's range
 closes what the multipliers leave open.
 """
@@ -99,7 +99,9 @@ def climb(
     """From sizes among the levels that are within the limits, moves that add value, until there is none or time is up:
     one width to any level, or one a step up and another down. The arguments are `allocate`'s; terms are not read."""
     problem = _Problem(levels, values, limits, {}, np.zeros(len(limits)))
-    chosen = np.array([int(np.searchsorted(some, size)) for some, size in zip(levels, start, strict=True)], dtype=np.int64)
+    chosen = np.array(
+        [int(np.searchsorted(some, size)) for some, size in zip(levels, start, strict=True)], dtype=np.int64
+    )
     found = _climbed(problem, chosen, time.perf_counter() + seconds)
     return tuple(problem.sizes(found[None])[0].tolist())
 
@@ -214,8 +216,8 @@ def _search(problem: _Problem, deadline: float, tolerance: float) -> tuple[Ints,
 
 
 def _along(problem: _Problem, found: _Incumbent, high: Ints) -> Floats:
-    """Offer choices with the same share of the levels everywhere; multipliers to begin with: what more of the limit that
-    is met first is worth along this way."""
+    """Offer choices with the same share of the levels everywhere; multipliers to begin with: what more of the limit
+    that is met first is worth along this way."""
     shares = np.linspace(0, 1, STARTS)
     rows = np.floor(shares[:, None] * high + 1e-9).astype(np.int64)
     last = max(int(np.count_nonzero(problem.fits(rows))) - 1, 0)
@@ -269,7 +271,11 @@ def _bounded(
         over = ask(_with(at, k, 0.0)) if at.any() else free
         if over.over[k] <= 0:
             continue
-        p = float(start[k]) or (free.value - problem.value(low)) / float((free.over - problem.costs(low) + 1).max())
+        p = (
+            float(start[k])
+            or float(start.max())
+            or (free.value - problem.value(low)) / float((free.over - problem.costs(low) + 1).max())
+        )
         under = ask(_with(at, k, p), over.chosen)
         while under.over[k] > 0 and p < HIGHEST * max(abs(free.bound), 1.0):
             over, p = under, 2 * p
@@ -324,7 +330,7 @@ class _Eliminating:
         place = {width: k for k, width in enumerate(order)}
         scopes, tables = [], []
         for scope, table in problem.tables.items():
-            axes = sorted(range(len(scope)), key=lambda a, scope=scope: place[scope[a]])
+            axes = sorted(range(len(scope)), key=[place[w] for w in scope].__getitem__)
             scopes.append(tuple(scope[a] for a in axes))
             tables.append(np.ascontiguousarray(table.transpose(0, *(a + 1 for a in axes))))
         known: list[Scope] = [*((w,) for w in range(len(counts))), *scopes]
@@ -528,7 +534,7 @@ Move: TypeAlias = tuple[tuple[int, int], ...]  # widths and their new levels
 
 def _raises(problem: _Problem, chosen: Ints) -> list[tuple[float, Move]]:
     """Each width to each level that is worth more."""
-    found = []
+    found: list[tuple[float, Move]] = []
     for w, (values, at) in enumerate(zip(problem.values, chosen.tolist(), strict=True)):
         for level in np.flatnonzero(values > values[at]).tolist():
             found.append((float(values[level] - values[at]), ((w, level),)))

@@ -110,15 +110,17 @@ class Costs:
         than the price. Raises UsageError for another kind.
         """
         if kind not in Price._fields:
-            raise UsageError(f"{kind!r} is no cost that is known from the widths; it is one of {', '.join(Price._fields)}.")
+            raise UsageError(
+                f"{kind!r} is no cost that is known from the widths; it is one of {', '.join(Price._fields)}."
+            )
         column, ones = Price._fields.index(kind), len(self._ids)
         found: dict[tuple[int, ...], list[int]] = {(): []}
         for row in np.flatnonzero(self._table.weights[:, column]).tolist():
-            scope = sorted({w for w in self._table.monomials[row].tolist() if w != ones})
-            found.setdefault(tuple(scope), []).append(row)
-        made = []
+            widths = {w for w in self._table.monomials[row].tolist() if w != ones}
+            found.setdefault(tuple(sorted(widths)), []).append(row)
+        made: list[tuple[tuple[int, ...], Callable[[NDArray[Any]], NDArray[np.float64]]]] = []
         for scope, rows in found.items():
-            places = np.searchsorted(scope, self._table.monomials[rows]) if scope else np.zeros((len(rows), 0), np.intp)
+            places = np.searchsorted(scope, self._table.monomials[rows])
             left_out = sum(raw for raw, _ in self._left_over) if kind == "bytes" and not scope else 0
             made.append((scope, partial(_term, Table(places, self._table.weights[rows, column]), -float(left_out))))
         return made

@@ -74,8 +74,8 @@ def channel_scores(
 
 
 def _weighed(scores: Scores, widths: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
-    """Scores times what is known of each width, half-way to the mean of all: what was found of a width is uncertain, and
-    one of which nothing was found is not worth nothing."""
+    """Scores times what is known of each width, half-way to the mean of all: what was found of a width is uncertain,
+    and one of which nothing was found is not worth nothing."""
     mean = float(np.mean([*widths.values()])) if widths else 0.0
     return {name: own * (widths.get(name, mean) + mean if mean > 0 else 1.0) / 2 for name, own in scores.items()}
 
@@ -83,8 +83,8 @@ def _weighed(scores: Scores, widths: Mapping[str, float]) -> dict[str, NDArray[n
 def relative(analysis: Analysis, scores: Scores) -> Scores:
     """Norms as shares of squared norms, [channels], times how many contractions sum over the width.
 
-    A contraction's output loses the energy of the channels that go: if they are independent, and each carries the square
-    of its norm, the relative error is their share; errors of all that read the width are added. That of a width without
+    A contraction's output loses the energy of the channels that go: if they are independent, and each carries the
+    square of its norm, the relative error is their share; errors of all that read the width are added. That of a width without
     readers counts once.
     """
     made = {}
@@ -92,5 +92,7 @@ def relative(analysis: Analysis, scores: Scores) -> Scores:
         readers = sum(member.role == "in" for member in analysis.widths[name].members)
         squares = np.square(np.asarray(own, dtype=np.float64))
         total = float(squares.sum())
-        made[name] = max(readers, 1) * (squares / total if total > 0 else np.full(len(squares), 1 / max(len(squares), 1)))
+        made[name] = max(readers, 1) * (
+            squares / total if total > 0 else np.full(len(squares), 1 / max(len(squares), 1))
+        )
     return made

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from conet_onnx.torch_backend.recalibration import Recalibration
     from conet_onnx.torch_backend.reconstruction import Reconstruction
 
-__all__ = ["SAMPLES", "Transferred", "calibration_batches", "transferred"]
+__all__ = ["SAMPLES", "Transferred", "calibration_batches", "drawn", "transferred"]
 
 Array = np.ndarray[Any, Any]
 Batches = Sequence[Mapping[str, Array]]
@@ -116,12 +116,17 @@ def calibration_batches(
 
     A fixed batch size is met by repeating the last sample.
     """
+    size = fixed_batch(graph)
+    batches = (fed(graph, stored, normalisation) for stored, _ in drawn(split, samples, seed).batches(size or BATCH))
+    return tuple({name: padded(a, size or len(a)) for name, a in batch.items()} for batch in batches)
+
+
+def drawn(split: Split, samples: int = SAMPLES, seed: int = 0) -> Split:
+    """Some samples of a split, in their order. Raises DataError where there are none."""
     index = np.sort(np.random.default_rng(seed).permutation(len(split))[:samples])
     if not len(index):
         raise DataError("there are no samples to calibrate on.")
-    size = fixed_batch(graph)
-    batches = (fed(graph, stored, normalisation) for stored, _ in split.take(index).batches(size or BATCH))
-    return tuple({name: padded(a, size or len(a)) for name, a in batch.items()} for batch in batches)
+    return split.take(index)
 
 
 def _resized_sums(analysis: Analysis, plan: WidthPlan) -> dict[str, tuple[int, Take]]:

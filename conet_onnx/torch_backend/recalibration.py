@@ -47,11 +47,12 @@ def recalibrate(
 ) -> Recalibration:
     """Measure statistics on some inputs, in the order in which the model computes, all before them settled already.
 
-    Every BatchNormalization of `resized` that has statistics of its own gets the mean and the variance, over all samples
-    and places, of its input. Each layer of the `shrunk` weights that none of them follows is rescaled, weight and bias, so
-    that each channel's mean and variance are those of the source (`resized` is `source` by `plan`); that needs a bias that
-    nobody else reads, and a layer that torch knows as one (reconstruction.layer_of). Nothing is trained, and labels are
-    not needed. `batches` hold an array for each input. Raises UnsupportedOp where torch cannot compute a model.
+    Every BatchNormalization of `resized` that has statistics of its own gets the mean and the variance, over all
+    samples and places, of its input. Each layer of the `shrunk` weights that none of them follows is rescaled, weight
+    and bias, so that each channel's mean and variance are those of the source (`resized` is `source` by `plan`); that
+    needs a bias that nobody else reads, and a layer that torch knows as one (reconstruction.layer_of). Nothing is
+    trained, and labels are not needed. `batches` hold an array for each input. Raises UnsupportedOp where torch
+    cannot compute a model.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher, student = (lower(graph).to(device) for graph in (source, resized))
@@ -85,9 +86,10 @@ def _tasks(
     for tensor in shrunk:
         take = plan.initializers.get(tensor)
         theirs, ours = (layer_of(module, tensor) for module in (teacher, student))
-        if isinstance(theirs, Layer) and isinstance(ours, Layer) and isinstance(take, Take):
-            if ours.free and ours.bias is not None and norms.isdisjoint(ours.node.users):
-                yield ours.node, (theirs, ours, take)
+        if not (isinstance(theirs, Layer) and isinstance(ours, Layer) and isinstance(take, Take)):
+            continue
+        if ours.free and ours.bias is not None and norms.isdisjoint(ours.node.users):
+            yield ours.node, (theirs, ours, take)
 
 
 def _match(layer: Layer, found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> bool:

@@ -8,6 +8,7 @@ that of the Hessian (LeCun et al., 1990, Optimal Brain Damage; Theis et al., 201
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -50,7 +51,7 @@ def saliency(
     graph: Graph,
     analysis: Analysis,
     data: Split,
-    of: Of,
+    of: str,
     *,
     normalise: Normalise | None = None,
     seed: int = 0,
@@ -66,8 +67,8 @@ def saliency(
     outputs' own variance.
 
     "activation": of each contraction that sums over the channel, its share of the squares that are summed, x² · |w|²
-    over all samples and places (Wanda, Sun et al., 2024, arXiv:2306.11695, for channels); shares of several contractions
-    are added. It needs neither labels nor gradients.
+    over all samples and places (Wanda, Sun et al., 2024, arXiv:2306.11695, for channels); shares of several
+    contractions are added. It needs neither labels nor gradients.
 
     Raises UsageError for another `of`, DataError where the data does not fit, UnsupportedOp where torch cannot compute
     the model.
@@ -91,7 +92,9 @@ def saliency(
                 with torch.no_grad():
                     learner.module(*inputs)
                 continue
-            masks = {n: torch.ones(len(inputs[0]), c, device=device, requires_grad=True) for n, c in dropping.widths.items()}
+            masks = {
+                n: torch.ones(len(inputs[0]), c, device=device, requires_grad=True) for n, c in dropping.widths.items()
+            }
             dropping.use(masks)
             outputs = dict(zip(learner.names, learner.module(*inputs), strict=True))
         except (RuntimeError, ValueError, IndexError) as error:
@@ -138,7 +141,8 @@ class _Loss:
             return F.cross_entropy(scores, target, reduction="sum")
         noise = torch.randn(made.shape, generator=generator).to(made.device)
         spread = made.detach().double().var(correction=0).sqrt().clamp(min=1e-12)
-        return (made.double() * noise).sum() / (spread * (made[0].numel() ** 0.5))
+        drawn: torch.Tensor = (made.double() * noise).sum() / (spread * math.sqrt(made[0].numel()))
+        return drawn
 
 
 class _Summed:
@@ -172,7 +176,9 @@ class _Summed:
                     own = np.arange(size) if index is None else index
                     share = np.bincount(own[own >= 0], weights=energies[own >= 0], minlength=size) / total
                     found[width] = found.get(width, np.zeros(size)) + share
-        missing = {n: self._dropping.missing.get(n, "nothing sums over it") for n in self._analysis.widths if n not in found}
+        missing = {
+            n: self._dropping.missing.get(n, "nothing sums over it") for n in self._analysis.widths if n not in found
+        }
         return Saliency({n: found[n] for n in self._analysis.widths if n in found}, missing)
 
     def _energies(self, facing: Facing, name: str) -> Floats:
