@@ -38,8 +38,8 @@ class Auto:
     """Reallocation: a knapsack over loss curves that are measured of each trained model.
 
     The first trials bring the source within the budget, its price falling by `stride` at most from one to the next.
-    Each later one solves the knapsack again around the current widths, which change by `boldest` at most in the first trial
-    and by `timidest` in the last; the worth of each width is drawn from what trials have shown of it. Metropolis
+    Each later one solves the knapsack again around the current widths, which change by `boldest` at most in the first
+    trial and by `timidest` in the last; the worth of each width is drawn from what trials have shown of it. Metropolis
     acceptance. Widths that are in the best 1/`eta` of their rung are trained on for another trial, `rungs` rungs up.
     `hedge`: how far the first knapsack may go from widths that are scaled alike.
     """
@@ -54,7 +54,7 @@ class Auto:
     eta: int = 3
     rungs: int = 2
     criterion: str = "obd"
-    samples: int = 512
+    samples: int = 256
 
     def __post_init__(self) -> None:
         if not self.boldest >= self.timidest >= 1 or not self.stride > 1 or not self.hedge >= 1:
@@ -214,12 +214,13 @@ class Reallocate:
             return self._space.snap(self._space.source)  # which no trial may be worse than
         curves = self.curves(self._current)
         hedge, values = self._method.hedge, [curve.change for curve in curves]
+        above, below = self._space.above(scaled), self._space.below(scaled)
         levels = []
         for name in self._space.names:
             own = self._space.levels[name]
-            most = max(before[name], scaled[name])
-            near = own[(own >= scaled[name] / hedge) & (own <= min(scaled[name] * hedge, most))]
-            levels.append(_thinned(np.union1d(near, [scaled[name]])))
+            low = min(scaled[name] / hedge, below[name])
+            high = min(max(scaled[name] * hedge, above[name]), max(before[name], scaled[name]))
+            levels.append(_thinned(own[(own >= low) & (own <= high)], scaled[name]))
         return self._solved(levels, [-v(n) for v, n in zip(values, levels, strict=True)], limits) or scaled
 
     def _drawn(

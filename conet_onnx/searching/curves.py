@@ -84,7 +84,7 @@ class Worth:
         """From [widths] predicted changes of each trial, by its parent's curves, and what was seen."""
         prior: Floats = np.ones(widths)
         if not predicted:
-            return cls(prior, np.diag(np.square(SPREAD * prior)))
+            return cls(prior, np.asarray(np.diag(np.square(SPREAD * prior)), dtype=np.float64))
         x = np.column_stack([np.stack(predicted), np.ones(len(seen))])
         y = np.asarray(seen, dtype=np.float64)
         noise = max(float(np.std(y)), 1e-9) if len(y) > 1 else max(abs(float(y[0])), 1e-9)
@@ -99,7 +99,7 @@ class Worth:
         precision = np.diag(1 / spread**2) + x.T @ x / noise**2
         covariance = np.linalg.inv(precision)
         mean = covariance @ (start / spread**2 + x.T @ y / noise**2)
-        return cls(mean[:-1], covariance[:-1, :-1])
+        return cls(mean[:-1], np.asarray((covariance + covariance.T)[:-1, :-1] / 2, dtype=np.float64))
 
     def drawn(self, rng: np.random.Generator, boldness: float = 1.0) -> Floats:
         """A draw for each width, positive: lognormal with the posterior's mean and `boldness` times its deviation."""
@@ -107,10 +107,9 @@ class Worth:
         if not size:
             return self.mean
         centre = np.maximum(self.mean, LEAST * max(float(np.max(np.abs(self.mean))), 1e-12))
-        deviation = np.sqrt(np.maximum(np.diag(self.covariance), 0.0))
-        correlated = np.linalg.cholesky(
-            self.covariance / np.outer(deviation, deviation).clip(1e-300) + 1e-9 * np.eye(size)
-        ) @ rng.standard_normal(size)
+        deviation = np.sqrt(np.maximum(np.diag(self.covariance), 1e-24))
+        values, vectors = np.linalg.eigh(self.covariance / np.outer(deviation, deviation))
+        correlated = vectors @ (np.sqrt(np.maximum(values, 0.0)) * rng.standard_normal(size))
         sigma = np.sqrt(np.log1p((boldness * deviation / centre) ** 2)).clip(max=math.log(4))
         made: Floats = centre * np.exp(sigma * correlated)
         return made

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from conet_onnx.records.trial import Trial
+
+if TYPE_CHECKING:
+    import optuna
 
 __all__ = ["Halving"]
 
@@ -23,12 +26,16 @@ class Halving:
         import optuna
 
         self._eta, self._rungs = eta, rungs
-        self._study = optuna.create_study(
-            storage=optuna.storages.InMemoryStorage(),
-            direction="minimize",
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=eta),
-            sampler=optuna.samplers.RandomSampler(seed=0),
-        )
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of every study that is made
+        try:
+            self._study = optuna.create_study(
+                storage=optuna.storages.InMemoryStorage(),
+                pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=eta),
+                sampler=optuna.samplers.RandomSampler(seed=0),
+            )
+        finally:
+            optuna.logging.set_verbosity(verbosity)
         self._of: dict[int, optuna.Trial] = {}  # Optuna's trial, by the number of the last of ours
         self._trained: dict[int, int] = {}
         self._promoted: dict[int, bool] = {}
@@ -52,8 +59,3 @@ class Halving:
     def trained(self, trial: Trial) -> int:
         """In how many trials these widths have been trained."""
         return self._trained.get(trial.number, 0)
-
-    @property
-    def decisions(self) -> Mapping[int, bool]:
-        """By the trial's number."""
-        return dict(self._promoted)

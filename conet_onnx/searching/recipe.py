@@ -56,7 +56,7 @@ class CurveMeasure:
     """
 
     parts: int = 8
-    samples: int = 512
+    samples: int = 256
 
     @property
     def quantities(self) -> dict[str, float]:
