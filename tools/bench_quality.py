@@ -1,6 +1,6 @@
-"""How good models within a budget become, by method, under equal training: one JSON record a cell, and a table of them.
+"""How good models within a budget become, by method, under equal training: a JSON record a cell, and a table of them.
 
-python tools/bench_quality.py run --source resnet20.onnx --data DIR --training "--augment=flip,crop=4 --precision bf16-mixed"
+python tools/bench_quality.py run --source resnet20.onnx --data DIR --training "augment=flip,crop precision=bf16-mixed"
 python tools/bench_quality.py run --source models/digits_resnet8.onnx --data digits --seeds 4 --trials 8 --epochs 6
 python tools/bench_quality.py table --out docs/results.md
 """
@@ -51,8 +51,8 @@ STEPS = 40  # bisections of Torch-Pruning's ratio
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all cells of a table have in common. A search's trials and its last training take trials · epochs_per_trial +
-    epochs; all others are trained for as many at once."""
+    """What all cells of a table have in common. A search's trials and its last training take trials · epochs_per_trial
+    + epochs; all others are trained for as many at once."""
 
     source: str
     data: str
@@ -61,6 +61,7 @@ class Setting:
     epochs: int
     samples: int | None  # of the training data; None: all
     threads: int
+    latency: float  # seconds of measuring it
     training: Mapping[str, Any]  # of torch_backend.settings, for every method alike
 
     @property
@@ -114,7 +115,7 @@ def run(cell: Cell, setting: Setting, dataset: DataSet, work: Path) -> dict[str,
         | dict(zip(("params", "macs", "bytes"), co.analyze(graph).costs.source, strict=True))
         for name, graph in (("source", source), ("model", model))
     }
-    latency = compare(source, model, threads=setting.threads)
+    latency = compare(source, model, threads=setting.threads, seconds=setting.latency)
     numbers["source"]["latency_ms"], numbers["model"]["latency_ms"] = latency.a.p50_ms, latency.b.p50_ms
     return {
         "format": "conet-onnx-quality/1",
@@ -204,15 +205,13 @@ def _at_ratio(cell: Cell, source: Graph, dataset: DataSet, ratio: float) -> Grap
     if any("num_batches" not in name for name in left.missing_keys):
         raise SystemExit(f"{cell.method}: the source lacks {', '.join(left.missing_keys)}.")
     is_global, kind = PRUNING[cell.method]
-    group = {"group_reduction": "mean", "normalizer": "mean"}
+    importance = tp.importance.GroupMagnitudeImportance if kind == "group" else tp.importance.MagnitudeImportance
     shape = dataset.split("train").shape
     example = torch.zeros(1, channels, *[n for n in shape if n != channels][-2:])
     pruner = (tp.pruner.GroupNormPruner if kind == "group" else tp.pruner.MagnitudePruner)(
         module.eval(),
         example,
-        importance=tp.importance.GroupNormImportance()
-        if kind == "group"
-        else tp.importance.MagnitudeImportance(**group),
+        importance=importance(p=2),
         global_pruning=is_global,
         pruning_ratio=ratio,
         ignored_layers=[m for m in module.modules() if isinstance(m, nn.Linear)],
@@ -249,10 +248,10 @@ def table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _training(text: str) -> dict[str, Any]:
-    """--augment=A,B --precision P and other numbers of torch_backend.settings, as --name=value."""
+    """augment=A,B precision=P and numbers of torch_backend.settings, as name=value."""
     found: dict[str, Any] = {}
-    for part in text.replace("--precision ", "--precision=").split():
-        name, _, value = part.removeprefix("--").partition("=")
+    for part in text.split():
+        name, _, value = part.partition("=")
         found[name] = tuple(value.split(",")) if name == "augment" else value if name == "precision" else float(value)
     return found
 
@@ -271,7 +270,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--samples", type=int)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--training", default="", help="of every method: --augment=flip,crop=4 --precision bf16-mixed")
+    parser.add_argument("--latency", type=float, default=4.0, metavar="SECONDS", help="of measuring it")
+    parser.add_argument("--training", default="", help="of every method: augment=flip,crop precision=bf16-mixed")
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--out", type=Path, help="the table's file; standard output otherwise")
     given = parser.parse_args()
@@ -288,6 +288,7 @@ def main() -> None:
         given.epochs,
         given.samples,
         given.threads,
+        given.latency,
         _training(given.training),
     )
     cells = [
@@ -307,9 +308,8 @@ def main() -> None:
                 if (kept := json.loads(file.read_text())["setting"]) != json.loads(json.dumps(asdict(setting))):
                     raise SystemExit(f"{file} was made with other settings: {kept}.")
                 continue
-            print(
-                f"{at + 1} of {len(cells)}: {cell.method}, {cell.budget}, seed {cell.seed}", file=sys.stderr, flush=True
-            )
+            where = f"{at + 1} of {len(cells)}"
+            print(f"{where}: {cell.method}, {cell.budget}, seed {cell.seed}", file=sys.stderr, flush=True)
             record = run(cell, setting, dataset, Path(work))
             with atomic_write(file) as part:
                 part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
