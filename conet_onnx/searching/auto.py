@@ -162,11 +162,11 @@ class Reallocate:
         """Remember the trial, and what it shows of the curves; go on from it if it was accepted."""
         parent = self._told.get(trial.parent) if trial.parent is not None else None
         self._told[trial.number] = self._last = trial
-        if trial.number >= self._strides:
+        if trial.number >= self._strides - 1:  # within the budget
             self._halving.tell(trial, parent)
-            if parent is not None and not math.isnan(trial.objective):
-                self._changes.append(trial.objective - parent.objective)
-                self._learn(parent, trial)
+        if trial.number >= self._strides and parent is not None and not math.isnan(trial.objective):
+            self._changes.append(trial.objective - parent.objective)
+            self._learn(parent, trial)
         if trial.accepted:
             self._current = trial
 

@@ -16,6 +16,7 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 SPREAD = 0.5  # a priori, of a width's scale, as a share of that of all
 COMMON = 0.1  # what training leaves of a nat, as a guess that counts as much as one trial
 LEAST = 0.01
+PASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,13 @@ class Worth:
         prior = np.full(widths, min(max(common, LEAST), 1.0), dtype=np.float64)
         start = np.append(prior, 0.0)
         spread = np.append(SPREAD * prior, noise)
-        precision = np.diag(1 / spread**2) + x.T @ x / noise**2
-        covariance = np.linalg.inv(precision)
-        mean = covariance @ (start / spread**2 + x.T @ y / noise**2)
+        broad = noise
+        for _ in range(PASSES):
+            covariance = np.linalg.inv(np.diag(1 / spread**2) + x.T @ x / noise**2)
+            mean = covariance @ (start / spread**2 + x.T @ y / noise**2)
+            # What is left over, of as many numbers as the fit has not used (MacKay, 1992); at first all that was seen.
+            free = max(len(y) + 1 - float(np.sum(1 - np.diag(covariance) / spread**2)), 1.0)
+            noise = math.sqrt((float(np.sum((y - x @ mean) ** 2)) + broad**2 / len(y)) / free)
         return cls(mean[:-1], np.asarray((covariance + covariance.T)[:-1, :-1] / 2, dtype=np.float64))
 
     def drawn(self, rng: np.random.Generator, boldness: float = 1.0) -> Floats:
@@ -111,5 +116,5 @@ class Worth:
         values, vectors = np.linalg.eigh(self.covariance / np.outer(deviation, deviation))
         correlated = vectors @ (np.sqrt(np.maximum(values, 0.0)) * rng.standard_normal(size))
         sigma = np.sqrt(np.log1p((boldness * deviation / centre) ** 2)).clip(max=math.log(4))
-        made: Floats = centre * np.exp(sigma * correlated)
+        made: Floats = centre * np.exp(sigma * correlated - sigma * sigma / 2)
         return made
