@@ -87,7 +87,7 @@ class Auto:
 
     def recipe(self) -> Recipe:
         """Trials begin with the source's weights."""
-        return Recipe(criterion=self.criterion, recalibrate=True, measure=CurveMeasure(samples=self.samples))
+        return Recipe(transfer="least-squares", criterion=self.criterion, measure=CurveMeasure(samples=self.samples))
 
 
 class Reallocate:
