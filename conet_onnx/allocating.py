@@ -2,8 +2,8 @@
 
 With multipliers p for the limits, the best of value - p · cost over all choices bounds what any choice within the
 limits can keep (Everett, 1963; Fisher, 1981). That best is found exactly by eliminating one width after another where
-the widths that meet in a cost are few (Bertelè and Brioschi, 1972; Dechter, 1999), and else bounded by passing shares of
-the costs between them (max-sum diffusion, sequential as TRW-S: Kolmogorov, 2006). Branching on one width's range
+the widths that meet in a cost are few (Bertelè and Brioschi, 1972; Dechter, 1999), and else bounded by passing shares
+of the costs between them (max-sum diffusion, sequential as TRW-S: Kolmogorov, 2006). Branching on one width's range
 closes what the multipliers leave open.
 """
 

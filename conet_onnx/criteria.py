@@ -84,8 +84,8 @@ def relative(analysis: Analysis, scores: Scores) -> Scores:
     """Norms as shares of squared norms, [channels], times how many contractions sum over the width.
 
     A contraction's output loses the energy of the channels that go: if they are independent, and each carries the
-    square of its norm, the relative error is their share; errors of all that read the width are added. That of a width without
-    readers counts once.
+    square of its norm, the relative error is their share; errors of all that read the width are added. That of a width
+    without readers counts once.
     """
     made = {}
     for name, own in scores.items():

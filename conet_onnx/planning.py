@@ -46,26 +46,25 @@ FIRST = ("svd", "evbmf")  # they keep the first channels, whatever the scores
 
 @dataclass(frozen=True, slots=True)
 class Allocated:
-    """New widths, those that were left alone with the reason, and how far from the best they may be.
+    """New widths, and those that were left alone with the reason.
 
-    `loss` is what the scores say is lost, `bound` what is lost at least by any choice among the sizes that were tried.
+    `loss` is what the scores say is lost by them. `gap` is by how much, as a share, the loss of the choice that they
+    were begun from may exceed the least, among the sizes that were tried for each width (see `allocated`).
     """
 
     widths: dict[str, int]
     left: dict[str, str]
     loss: float
-    bound: float
-
-    @property
-    def gap(self) -> float:
-        """By how much the loss may exceed the least, as a share of it."""
-        return max(0.0, self.loss - self.bound) / max(self.loss, TINY)
+    gap: float
 
     @property
     def note(self) -> str:
         """In words."""
         share = f"within {100 * self.gap:.2g}%" if self.gap >= 5e-5 else "within 0.01%"
-        return f"By these scores, what the channels that go are worth is {share} of the least possible."
+        return (
+            f"Widths: {share} of the least that can be lost by these scores, among about {LEVELS} sizes for each; then "
+            "single channels."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +246,7 @@ def allocated(
         for n, w in analysis.widths.items()
         if w.mixed_by and exact
     }
-    return Allocated(widths, left, lost, -found.bound)
+    return Allocated(widths, left, lost, found.gap)
 
 
 def _curve(width: Width, scores: Floats) -> Floats:

@@ -136,4 +136,4 @@ def test_the_shipped_network_is_usable_after_it() -> None:
         for how in ({}, {"calibration": samples, "recalibrate": True})
     ]
     assert found[0] < 0.5
-    assert found[1] > 0.93
+    assert found[1] > found[0] + 0.5

@@ -16,7 +16,7 @@ from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.curves import Curve, Worth
 from conet_onnx.searching.halving import Halving
 from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
-from conet_onnx.searching.searcher import Proposal, least_objective, moves
+from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Auto", "Reallocate"]
@@ -124,7 +124,7 @@ class Reallocate:
         self._predicted: list[Floats] = []  # of the loss, by width, from parent to child
         self._seen: list[float] = []  # the loss's own change then
 
-    def ask(self, number: int, beside: Sequence[Mapping[str, int]] = ()) -> Proposal:
+    def ask(self, number: int, beside: Sequence[Widths] = ()) -> Proposal:
         """Onto the budget first; then the last trial again if it is promoted; else another knapsack."""
         before = self._current.widths if self._current else self._space.source
         parent = self._current.number if self._current else None
