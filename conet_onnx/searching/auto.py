@@ -30,6 +30,8 @@ COOLING = 0.1
 ATTEMPTS = 16  # draws before a set of widths is tried a second time
 MOST_LEVELS = 16  # of a width in one knapsack
 TOLERANCE = 0.01  # of a knapsack: what curves say is less certain
+FLOOR = 1 / 8  # of the source's size: no knapsack takes a width below that, though a budget may
+LEAPS = 3  # widths a trial that may take one step though it is larger than the factor
 SECONDS = 20.0  # what no knapsack takes, so that chance alone decides, and no clock
 
 
@@ -214,13 +216,11 @@ class Reallocate:
             return self._space.snap(self._space.source)  # which no trial may be worse than
         curves = self.curves(self._current)
         hedge, values = self._method.hedge, [curve.change for curve in curves]
-        above, below = self._space.above(scaled), self._space.below(scaled)
         levels = []
         for name in self._space.names:
-            own = self._space.levels[name]
-            low = min(scaled[name] / hedge, below[name])
-            high = min(max(scaled[name] * hedge, above[name]), max(before[name], scaled[name]))
-            levels.append(_thinned(own[(own >= low) & (own <= high)], scaled[name]))
+            low = scaled[name] / hedge
+            high = min(scaled[name] * hedge, max(before[name], scaled[name]))
+            levels.append(self._between(name, low, high, scaled[name]))
         return self._solved(levels, [-v(n) for v, n in zip(values, levels, strict=True)], limits) or scaled
 
     def _drawn(
@@ -231,17 +231,28 @@ class Reallocate:
         bold = method.boldest * math.pow(method.timidest / method.boldest, self._progress(number))
         factor = math.pow(bold, rng.uniform(0.5, 1) * (1 + attempt / 8))
         above, below = self._space.above(before), self._space.below(before)
+        names = self._space.names
+        far = [name for name in names if above[name] > before[name] * factor or below[name] < before[name] / factor]
+        leaps = {far[k] for k in rng.permutation(len(far))[:LEAPS]}
         levels = []
-        for name in self._space.names:
-            own = self._space.levels[name]
-            low, high = min(before[name] / factor, below[name]), max(before[name] * factor, above[name])
-            levels.append(_thinned(own[(own >= low) & (own <= high)], before[name]))
+        for name in names:
+            low, high = before[name] / factor, before[name] * factor
+            if name in leaps:
+                low, high = min(low, below[name]), max(high, above[name])
+            levels.append(self._between(name, low, high, before[name]))
         values = [
             -w * curve.change(some)
             for w, curve, some in zip(worth.tolist(), self.curves(self._current), levels, strict=True)
         ]
         # What no choice among these levels can meet is met by one multiplier.
         return self._solved(levels, values, self._limits) or self._space.project(before, self._limits)
+
+    def _between(self, name: str, low: float, high: float, at: int) -> Ints:
+        """Levels of a width, its own among them; not below a share of the source's size: what has a single channel is
+        no width any more, and nothing inherits from it."""
+        own = self._space.levels[name]
+        least = max(low, FLOOR * self._space.source[name], 2)
+        return _thinned(np.union1d(own[(own >= least) & (own <= high)], [at]), at)
 
     def _solved(self, levels: list[Ints], values: list[Floats], limits: Limits) -> dict[str, int] | None:
         constraints = self._space.constraints(limits)
