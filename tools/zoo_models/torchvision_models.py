@@ -11,6 +11,16 @@ __all__ = ["entries"]
 
 BASES = {"alexnet": 224, "inception_v3": 96, "vgg": 224, "swin": 64, "vit": 224, "maxvit": 224}  # heights of images
 VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 224)}  # frames, height
+RCNN = {  # detectors enlarge their images to 800 rows and look at 1,000 places: fewer of both do what many do
+    "min_size": 160,
+    "max_size": 160,
+    "rpn_pre_nms_top_n_test": 100,
+    "rpn_post_nms_top_n_test": 20,
+    "box_detections_per_img": 10,
+    "box_score_thresh": 0.0,  # untrained, no class is likely
+}
+ONE_STAGE = {"score_thresh": 0.0, "topk_candidates": 50, "detections_per_img": 10}
+RESIZING = {"min_size": 160, "max_size": 160}  # what SSD has no choice of
 TRANSFORMERS = ("vit", "swin", "maxvit", "mvit")
 
 
@@ -66,6 +76,8 @@ def _make(family: str, name: str) -> tuple[Any, tuple[Any, ...]]:
         settings["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": False}
+    if family == "detection":
+        settings |= RCNN if "rcnn" in name else ONE_STAGE if "ssd" in name else ONE_STAGE | RESIZING
     model = models.get_model(name, **settings)
     if family == "video":
         frames, side = next((v for k, v in VIDEO.items() if name.startswith(k)), (8, 64))
