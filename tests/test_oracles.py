@@ -39,3 +39,28 @@ def test_what_rounding_decides_is_undecided_and_so_is_what_follows() -> None:
 
 def test_what_it_does_not_decide_is_compared() -> None:
     assert oracles.undecided(picking(apart=0.1), range(8)) == frozenset()
+
+
+def test_what_an_allowed_difference_decides_is_undecided_too() -> None:
+    near = picking(apart=1e-5)  # of numbers that lie many neighbours apart
+    assert oracles.undecided(near, range(8)) == frozenset()
+    assert oracles.undecided(near, (), {}) == {"places", "order", "picked"}
+    assert oracles.undecided(picking(apart=0.1), (), {}) == frozenset()
+
+
+def test_exact_zeros_are_no_matter_of_chance() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["scores"]),
+        helper.make_node("Relu", ["scores"], ["positive"]),
+        helper.make_node("Cast", ["positive"], ["any"], to=TensorProto.BOOL),
+    ]
+    weight = np.concatenate([np.eye(4, dtype=np.float32), -np.eye(4, dtype=np.float32)], axis=1)
+    graph = helper.make_graph(
+        nodes,
+        "zeros",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("any", TensorProto.BOOL, [1, 8])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert oracles.undecided(Graph(model), (), {}) == frozenset()
