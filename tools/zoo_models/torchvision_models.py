@@ -10,7 +10,7 @@ from tools.zoo_models.entry import Entry, NotBuilt, from_torch, share
 __all__ = ["entries"]
 
 BASES = {"alexnet": 224, "inception_v3": 96, "vgg": 224, "swin": 64, "vit": 224, "maxvit": 224}  # heights of images
-VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 224)}  # frames, height
+VIDEO = {"mvit": (8, 64), "swin3d": (8, 64), "s3d": (16, 224)}  # frames, height
 RCNN = {  # detectors enlarge their images to 800 rows and look at 1,000 places: fewer of both do what many do
     "min_size": 160,
     "max_size": 160,
@@ -76,6 +76,8 @@ def _make(family: str, name: str) -> tuple[Any, tuple[Any, ...]]:
         settings["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": False}
+    if name.startswith("mvit"):  # as large as its tables of positions, and no larger than memory holds in pieces
+        settings |= {"temporal_size": VIDEO["mvit"][0], "spatial_size": (VIDEO["mvit"][1],) * 2}
     if family == "detection":
         settings |= RCNN if "rcnn" in name else ONE_STAGE if "ssd" in name else ONE_STAGE | RESIZING
     model = models.get_model(name, **settings)
