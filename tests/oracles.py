@@ -342,7 +342,8 @@ def _wavering(graph: Graph, node: Node, values: Tensors, noise: Mapping[str, flo
         for name, array in feeds.items():
             if name in values and array.dtype.kind == "f" and array.size:
                 most = max(TOLERANCE, 3 * noise.get(name, 0.0)) * max(np.abs(array).max(), LEAST)
-                near[name] = (array + most * rng.choice((-1, 1), array.shape) * (array != 0)).astype(array.dtype)
+                moved = array + most * rng.choice((-1, 1), array.shape) * (array != 0)
+                near[name] = np.asarray(moved, array.dtype)  # a scalar is no array
         made = run_session(started, near, whole)
         found.update(name for name in whole if not np.array_equal(made[name], values[name], equal_nan=True))
     return sorted(found)

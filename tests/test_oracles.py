@@ -64,3 +64,20 @@ def test_exact_zeros_are_no_matter_of_chance() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert oracles.undecided(Graph(model), (), {}) == frozenset()
+
+
+def test_a_single_number_that_is_rounded_up_or_down_is_undecided() -> None:
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Floor", ["sum"], ["whole"]),
+        helper.make_node("Sub", ["sum", "whole"], ["rest"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "single",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])],
+        [helper.make_tensor_value_info("rest", TensorProto.FLOAT, [])],
+    )
+    model = Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert oracles.undecided(model, (), {"sum": 0.5}) == {"whole", "rest"}
+    assert oracles.undecided(model, (), {}) == frozenset()
