@@ -179,4 +179,10 @@ def _each(op: str, operands: Sequence[tuple[Origin, ...]]) -> tuple[Origin, ...]
     if any(len(items) not in (1, length) for items in operands):
         return None
     whole = (items * length if len(items) == 1 else items for items in operands)
-    return tuple(_ELEMENTWISE[op](*items) for items in zip(*whole, strict=True))
+    made: dict[tuple[Origin, ...], Origin] = {}
+    found = []
+    for items in zip(*whole, strict=True):  # of hundreds, most are alike
+        if items not in made:
+            made[items] = _ELEMENTWISE[op](*items)
+        found.append(made[items])
+    return tuple(found)
