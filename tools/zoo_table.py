@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -161,7 +162,8 @@ def _not_built(tried: Sequence[tuple[Entry, Record]]) -> Iterable[str]:
 
 
 def _plain(text: str) -> str:
-    """Without what Markdown or a table would take for its own, and without paths of a machine."""
+    """Without what Markdown or a table would take for its own, without colours, and without paths of a machine."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = " ".join(
         part if not part.startswith("/") or part.count("/") < 3 else part.rsplit("/", 1)[-1] for part in text.split()
     )
