@@ -9,6 +9,7 @@ __all__ = [
     "ModelError",
     "NotYet",
     "OutputError",
+    "ProcessDied",
     "UnsupportedOp",
     "UsageError",
     "VerificationFailed",
@@ -61,3 +62,9 @@ class VerificationFailed(ConetError):
     """The resized model is not what its plan says."""
 
     exit_code = 5
+
+
+class ProcessDied(ConetError):
+    """A process that this one had started was killed, and so was the one that took its place."""
+
+    exit_code = 1

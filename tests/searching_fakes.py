@@ -13,9 +13,9 @@ import numpy as np
 
 from conet_onnx.files import atomic_write
 from conet_onnx.records.trial import Trial
-from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
 from conet_onnx.searching.searcher import Searcher
 from conet_onnx.searching.space import WidthSpace
+from conet_onnx.searching.task import Report, TrialOutcome, TrialTask
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from searching_fakes import FakeEvaluate, chain
 from conet_onnx.records.study import TrialStudy, locked
 from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget
-from conet_onnx.searching.loop import Clock, Loop, Report, TrialOutcome, TrialTask
+from conet_onnx.searching.crew import Alone
+from conet_onnx.searching.loop import Clock, Loop
 from conet_onnx.searching.space import WidthSpace
+from conet_onnx.searching.task import Report, TrialOutcome, TrialTask
 
 TRIALS = 8
 
@@ -58,7 +60,8 @@ def main(folder: Path, *, die_at: str | None = None, delay: float = 0.0) -> None
     with locked(folder):
         study = TrialStudy(folder / "trials.db", bounds=space.bounds)
         study.begin = around(study.begin, "before begin", "after begin")  # type: ignore[method-assign]  # the kill goes in between
-        study.finish = around(study.finish, "after rename", "after finish")  # type: ignore[method-assign]  # the kill goes in between
+        study.note = around(study.note, "after rename", "after note")  # type: ignore[method-assign]  # the kill goes in between
+        study.finish = around(study.finish, "before finish", "after finish")  # type: ignore[method-assign]  # the kill goes in between
         set_state = study._storage.set_trial_state_values
 
         def tell(trial_id: int, *rest: Any) -> Any:
@@ -66,9 +69,8 @@ def main(folder: Path, *, die_at: str | None = None, delay: float = 0.0) -> None
             return set_state(trial_id, *rest)
 
         study._storage.set_trial_state_values = tell  # type: ignore[method-assign]  # the kill goes in between
-        Loop(folder, space, limits, searcher, study, around(recorded, "before evaluate", "evaluated"), seed=5).run(
-            TRIALS, Clock(TRIALS)
-        )
+        crew = Alone(around(recorded, "before evaluate", "evaluated"))
+        Loop(folder, space, limits, searcher, study, crew, seed=5).run(TRIALS, Clock(TRIALS))
         study.close()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,8 +146,10 @@ class TestRequest:
             ("--cost macs", "no option 'cost'"),
             ("--backend jax", "jax"),
             ("--transfer magic", "magic"),
-            ("--storage sqlite:///x.db", "later release"),
-            ("--jobs 2", "later release"),
+            ("--storage nowhere", "not the URL of a database"),
+            ("--storage sqlite:///x.db --time-limit 9s", "leave one out"),
+            ("--jobs 0", "--jobs"),
+            ("--jobs 2 --workers 0", "--workers"),
             ("--trials 0", "--trials"),
             ("--epochs -1", "--epochs"),
             ("--epochs-per-trial 0", "--epochs-per-trial"),
@@ -179,6 +182,46 @@ class TestRequest:
             ("--epochs E Further training of the best", Annealing().epochs),
         ):
             assert f"{option} (default: {default})" in text
+
+
+class TestTogether:
+    def test_two_jobs_are_one_search_and_say_so(self, folder: Path) -> None:
+        lines = [f"search model.onnx {QUICK} --trials 3 --jobs 2 --out {name}" for name in ("two", "one")]
+        two = call(lines[0])
+        assert two.code == 0, two.err
+        assert "2 trials at a time, in 2 processes of this host." in two.err
+        assert "3 trials in " in two.out
+        assert ", 2 at a time: training" in two.out
+        assert not [file for file in listing(folder / "two") if file.endswith((".part", ".npy"))]
+        one = call(f"{lines[1]} --workers 1")
+        assert one.code == 0, one.err
+        a, b = (read_run(folder / name) for name in ("two", "one"))
+        alike = [[replace(t, seconds=0.0, evaluation_seconds=0.0) for t in run.trials] for run in (a, b)]
+        assert alike[0] == alike[1]
+        assert (folder / "two" / "best.onnx").read_bytes() == (folder / "one" / "best.onnx").read_bytes()
+
+    def test_two_searches_with_one_storage_share_it_and_a_third_has_nothing_to_do(self, folder: Path) -> None:
+        line = f"search model.onnx {QUICK} --trials 4 --jobs 2 --workers 1 --storage sqlite:///s.db --out run"
+        both = [started(folder, line) for _ in range(2)]
+        said = [process.communicate(timeout=240) for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        run = read_run(folder / "run")
+        assert [trial.number for trial in run.trials] == [0, 1, 2, 3]
+        assert {trial.state for trial in run.trials} == {"complete"}
+        tables = [out.splitlines()[1:7] for out, _ in said]
+        assert tables[0] == tables[1]
+        before = (folder / "run" / "best.onnx").stat().st_mtime_ns
+        third = call(line)
+        assert third.code == 0, third.err
+        assert (folder / "run" / "best.onnx").stat().st_mtime_ns == before
+        other = call(f"search model.onnx {QUICK} --trials 4 --jobs 2 --out run --resume")
+        assert "storage" in other.err.splitlines()[-1]
+
+    def test_a_method_that_tries_one_at_a_time_says_so(self, folder: Path) -> None:
+        line = f"search model.onnx {QUICK} --trials 1 --epochs 0 --algorithm conet-greedy --option smallest=2 "
+        result = call(line + "--option start=4 --jobs 2 --out run")
+        assert result.code == 0, result.err
+        assert "conet-greedy tries 1 at a time, each trial following from the one before: --jobs 2" in result.err
 
 
 def started(folder: Path, line: str) -> subprocess.Popen[str]:

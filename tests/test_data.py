@@ -407,6 +407,22 @@ class TestClassFolders:
         assert found == {x[i].tobytes(): label for i, label in enumerate([3, 3, 2, 0, 1])}
         assert pairs(data.split("test"))[0][1] == 3
 
+    def test_files_and_their_numbers_are_those_of_torchvisions_image_folder(self, tmp_path: Path) -> None:
+        from tools.torchvision_schemas import define_missing_schemas
+
+        define_missing_schemas()
+        from torchvision.datasets import ImageFolder
+
+        x = pixels(8)
+        write_folder(tmp_path / "test", {"b": x[:2], "Z": x[2:4], "a b": x[4:5], "10": x[5:6]})
+        write_folder(tmp_path / "test" / "b", {"deeper": x[6:8]})
+        ours = pairs(load_data(tmp_path).split("test"))
+        theirs = [(np.asarray(image).transpose(2, 0, 1), label) for image, label in ImageFolder(tmp_path / "test")]
+        assert len(ours) == len(theirs) == len(x)
+        for (image, label), (expected, number) in zip(ours, theirs, strict=True):
+            assert np.array_equal(image, expected)
+            assert label == number
+
     @pytest.mark.parametrize("name", ["val", "validation"])
     def test_a_validation_folder_is_the_validation_split(self, tmp_path: Path, name: str) -> None:
         for split in ("train", name):
@@ -514,6 +530,27 @@ class TestCifar:
         assert test.labels is not None
         assert set(test.labels) == {5 if kind == "cifar10" else 1}
         assert len(data.split("train")) + len(data.split("validation")) == (20 if kind == "cifar10" else 4)
+
+    @pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
+    def test_what_is_read_is_what_torchvision_reads(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        """Whose reader takes the authors' own files only, by their checksums, and runs what a pickle asks for."""
+        from tools.torchvision_schemas import define_missing_schemas
+
+        define_missing_schemas()
+        from torchvision import datasets
+
+        write_cifar(tmp_path, kind)
+        theirs = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
+        monkeypatch.setattr(theirs, "_check_integrity", lambda self: True)
+        monkeypatch.setattr(theirs, "_load_meta", lambda self: None)
+        data = load_data(f"{kind}:{tmp_path}")
+        for ours, train in ((("train", "validation"), True), (("test",), False)):
+            expected = theirs(tmp_path, train=train)
+            images = np.asarray(expected.data).transpose(0, 3, 1, 2)
+            found = [(image.tobytes(), label) for split in ours for image, label in pairs(data.split(split))]
+            assert sorted(found) == sorted(zip((one.tobytes() for one in images), expected.targets, strict=True))
 
     def test_nothing_in_a_pickle_is_run(self, tmp_path: Path) -> None:
         class Trap:

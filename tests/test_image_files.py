@@ -19,7 +19,7 @@ from conet_onnx.data import DataSpec, images, load_data
 from conet_onnx.data.images import AS_STORED, Encoded, Sizing, decode
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.searching import job, read_run
-from conet_onnx.searching.loop import TrialTask
+from conet_onnx.searching.task import TrialTask
 from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial
 
 MODEL = Path(__file__).parent.parent / "models" / "digits_resnet8.onnx"

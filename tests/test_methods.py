@@ -15,9 +15,9 @@ from conet_onnx.data import DataSet, load_data
 from conet_onnx.graph import Graph
 from conet_onnx.metrics import score
 from conet_onnx.searching import Run, job, trial
-from conet_onnx.searching.loop import Parent, TrialTask
 from conet_onnx.searching.measuring import Measuring
 from conet_onnx.searching.recipe import QualityMeasure
+from conet_onnx.searching.task import Parent, TrialTask
 
 MODEL = Path(__file__).parent.parent / "models" / "digits_resnet8.onnx"
 
@@ -247,11 +247,13 @@ class TestTraining:
             epochs_per_trial=1,
             budget="macs=0.5",
             augment=["crop"],
+            precision="bf16-mixed",
         )
         assert len(asked) == 3
         for settings in asked[:2]:
             assert expected.items() <= settings.items()
             assert settings["augment"] == ("crop",)
+            assert settings["precision"] == "bf16-mixed"
         fresh = [settings["init"] == "fresh" for settings in asked]
         assert (
             fresh

@@ -423,6 +423,7 @@ class TestWriting:
         study = TrialStudy(tmp_path / "trials.db")
         for told in searched.trials:
             study.begin(told)
+            study.note(told)
             study.finish(told)
         study.close()
         write_run(searched)

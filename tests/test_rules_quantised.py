@@ -19,7 +19,7 @@ from conet_onnx.graph import Graph
 from conet_onnx.planning import Selection, plan, scaled, select
 from conet_onnx.rewriting import rewrite
 from conet_onnx.scoring import importance
-from conet_onnx.searching.loop import Parent, TrialTask
+from conet_onnx.searching.task import Parent, TrialTask
 from conet_onnx.searching.trial import inherit
 from conet_onnx.verification import verify
 

@@ -21,7 +21,8 @@ from conet_onnx.records.trial import Trial
 from conet_onnx.searching import SearchResult, job, read_run
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.job import front
-from conet_onnx.searching.loop import Clock, Report
+from conet_onnx.searching.loop import Clock
+from conet_onnx.searching.task import Report
 from conet_onnx.searching.trial import Workshop
 
 MODEL = Path(__file__).parent.parent / "models" / "digits_resnet8.onnx"
@@ -306,6 +307,7 @@ class TestRefusals:
             ({"algorithm": "network-adjustment", "options": ["cost=latency"]}, NotYet),
             ({"final": "later"}, UsageError),
             ({"augment": ["magic"]}, UsageError),
+            ({"precision": "sixteen"}, UsageError),
             ({"algorithm": "magic"}, UsageError),
             ({"backend": "jax"}, UsageError),
             ({"transfer": "magic"}, UsageError),

@@ -26,8 +26,8 @@ from conet_onnx.plans import WidthPlan
 from conet_onnx.records.trial import Trial
 from conet_onnx.runtime import run
 from conet_onnx.searching import read_run
-from conet_onnx.searching.loop import Parent, TrialTask
 from conet_onnx.searching.recipe import Recipe
+from conet_onnx.searching.task import Parent, TrialTask
 from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial, inherit
 from conet_onnx.torch_backend.train import Diverged, Fitted
 from conet_onnx.transfer import calibration_batches, transferred

@@ -51,6 +51,7 @@ class TestStudy:
         study = TrialStudy(tmp_path / "trials.db", bounds={"w0": (1, 32)})
         for trial in (DONE, failed):
             study.begin(replace(TRIAL, number=trial.number, parent=trial.parent))
+            study.note(trial)
             study.finish(trial)
         study.begin(running)
         study.close()
@@ -60,21 +61,23 @@ class TestStudy:
         assert math.isnan(second.objective)
         assert replace(second, objective=0.0) == replace(failed, objective=0.0)
 
-    def test_results_noted_but_not_told_leave_the_trial_running(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_is_noted_and_not_told_is_evaluated(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         study = TrialStudy(tmp_path / "trials.db")
         study.begin(TRIAL)
         monkeypatch.setattr(study._storage, "set_trial_state_values", lambda *_: None)
+        study.note(DONE)
         study.finish(DONE)
         study.close()
-        assert read_trials(tmp_path / "trials.db") == (TRIAL,)
+        (trial,) = read_trials(tmp_path / "trials.db")
+        assert trial == replace(DONE, state="evaluated", objective=trial.objective, accepted=False)
+        assert math.isnan(trial.objective)
 
     def test_optuna_reads_it(self, tmp_path: Path) -> None:
         import optuna
 
         study = TrialStudy(tmp_path / "trials.db", bounds={"w0": (1, 32)})
         study.begin(TRIAL)
+        study.note(DONE)
         study.finish(DONE)
         study.close()
         storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/trials.db")

@@ -396,6 +396,16 @@ def network_without_norms() -> Graph:
     return Graph(build(nodes, {"x": np.zeros((1, *SHAPE), np.float32)}, weights, ["y"], 17, "batch"))
 
 
+def stacked(channels: tuple[int, ...]) -> Graph:
+    """Convolutions of so many channels over images of one, or a Relu."""
+    rng, node, last = np.random.default_rng(0), helper.make_node, len(channels)
+    sizes = zip(channels, (1, *channels), strict=False)
+    weights = {f"{k}.w": some((outputs, inputs, 3, 3), rng) for k, (outputs, inputs) in enumerate(sizes)}
+    nodes = [node("Conv", [f"{k}" if k else "x", f"{k}.w"], [f"{k + 1}"], pads=[1, 1, 1, 1]) for k in range(last)]
+    nodes.append(node("Relu", [f"{last}" if last else "x"], ["y"]))
+    return Graph(build(nodes, {"x": np.zeros((1, *SHAPE), np.float32)}, weights, ["y"], 17, "batch"))
+
+
 class TestMachine:
     """What changes how fast it goes changes what comes out by rounding only."""
 
@@ -410,7 +420,17 @@ class TestMachine:
         )
 
     def test_channels_last(self) -> None:
-        assert self.apart(channels_last=True) < 1e-5
+        assert self.apart(channels_last=False) < 1e-5  # this network has them last by itself
+
+    @pytest.mark.parametrize(("channels", "last"), [((8, 16), True), ((8, 7), False), ((), False)])
+    def test_channels_are_last_where_all_convolutions_are_wide_enough(
+        self, channels: tuple[int, ...], last: bool
+    ) -> None:
+        learner = Learner(stacked(channels), torch.device("cpu"))
+        learner.use_channels_last(None)
+        assert learner.channels_last is last
+        learner.use_channels_last(not last)
+        assert learner.channels_last is not last
 
     def test_half_precision_keeps_weights_in_single(self) -> None:
         assert 1e-6 < self.apart(precision="bf16-mixed") < 0.05

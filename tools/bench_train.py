@@ -1,12 +1,14 @@
 """What training costs, and what BatchNormalization buys it.
 
 python tools/bench_train.py steps --table tools/results/bench_train_steps.md
+python tools/bench_train.py layout --table tools/results/bench_train_layout.md
 python tools/bench_train.py norms --data DIR --table tools/results/bench_train_norms.md
 
 `steps` times a step of SGD on the lowered graph against the torch module that was exported, in turns; on a GPU where
-there is one. `norms` trains ResNet-20 on CIFAR-10 (DIR: parquet files), folds its norms into
-the convolutions as exporters do, halves its MACs by L2 scores, and trains what is left for three epochs, with and
-without norms put back; each run is a file in runs/bench_train, so that a stopped one goes on.
+there is one. `layout` times a step with channels last against one with channels first. `norms` trains ResNet-20 on
+CIFAR-10 (DIR: parquet files), folds its norms into the convolutions as exporters do, halves its MACs by L2 scores, and
+trains what is left for three epochs, with and without norms put back; each run is a file in runs/bench_train, so that a
+stopped one goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import statistics
 import sys
@@ -60,15 +63,20 @@ def main() -> int:
     steps.add_argument("--only", action="append", choices=MODULES, help="this model; may be given again")
     steps.add_argument("--repeats", type=int, default=15)
     steps.add_argument("--batch", type=int, default=32)
+    layout = what.add_parser("layout")
+    layout.add_argument("--only", action="append", choices=LAYOUTS, help="this model; may be given again")
+    layout.add_argument("--repeats", type=int, default=5)
+    layout.add_argument("--batch", type=int, default=4)
     norms = what.add_parser("norms")
     norms.add_argument("--data", required=True, metavar="DIR")
     norms.add_argument("--source-epochs", type=int, default=6)
     norms.add_argument("--epochs", type=int, default=3)
     norms.add_argument("--seeds", type=int, default=3)
     norms.add_argument("--lr", type=float, default=0.05)
+    norms.add_argument("--precision", default="32-true", help="of all trainings, as Fabric has it: bf16-mixed, say")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    return _steps(arguments) if arguments.what == "steps" else _norms(arguments)
+    return {"steps": _steps, "layout": _layout, "norms": _norms}[arguments.what](arguments)
 
 
 def _vit_tiny() -> nn.Module:
@@ -90,6 +98,10 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vit_tiny": (_vit_tiny, (3, 224, 224)),
     "resnet20": (resnet20, (3, 32, 32)),
 }
+LAYOUTS = (
+    *("resnet20", "resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0", "efficientnet_b0"),
+    *("squeezenet1_0", "regnet_x_400mf", "vgg11", "convnext_tiny"),
+)
 
 
 def _steps(arguments: argparse.Namespace) -> int:
@@ -129,6 +141,31 @@ def _steps(arguments: argparse.Namespace) -> int:
         command = f"python tools/bench_train.py steps --threads {arguments.threads}"
         arguments.table.write_text(markdown("A step of training", command, machine, rows))
     return int(not all(row.ok for row in rows))
+
+
+def _layout(arguments: argparse.Namespace) -> int:
+    """Ours against ours: what holding channels last does to a step; no limit, but the default follows from it."""
+    machine = facts(PACKAGES, threads=arguments.threads, repeats=arguments.repeats, batch=arguments.batch)
+    print(*(f"{key}: {value}" for key, value in machine.items()), "", heading(), sep="\n")
+    rows = []
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only or LAYOUTS:
+        build, shape = MODULES.get(name, (partial(_vision, name), (3, 224, 224)))
+        torch.manual_seed(0)
+        first = co.to_torch(save(build().train(), shape, RUNS / f"{name}.onnx", keep_norms=True))
+        size = arguments.batch * (8 if shape[1] < 64 else 1)
+        batch, labels = torch.randn(size, *shape), torch.randint(0, 10, (size,))
+        last: dict[str, Any] = {"memory_format": torch.channels_last}
+        one = _step(copy.deepcopy(first).to(**last), batch.to(**last), labels)
+        other = _step(first, batch, labels)
+        timed(one), timed(other)
+        pairs = in_turns(partial(timed, one), partial(timed, other), arguments.repeats)
+        rows.append(compared("channels last", f"{name}, {size} images", pairs, "channels first", math.inf))
+        print(line(rows[-1]), flush=True)
+    if arguments.table:
+        command = f"python tools/bench_train.py layout --threads {arguments.threads}"
+        arguments.table.write_text(markdown("A step of training with channels last", command, machine, rows))
+    return 0
 
 
 def _step(module: Any, batch: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
@@ -183,6 +220,7 @@ def _source(data: DataSet, arguments: argparse.Namespace) -> Path:
         normalise=lambda x: fed(graph, x, CIFAR10),
         threads=arguments.threads,
         channels_last=True,
+        precision=arguments.precision,
         checkpoint=RUNS / "source.ckpt",
         progress=_Log("source"),
     )
@@ -208,6 +246,7 @@ def _runs(half: Path, data: DataSet, arguments: argparse.Namespace) -> Iterator[
                     normalise=lambda x: fed(graph, x, CIFAR10),
                     threads=arguments.threads,
                     channels_last=True,
+                    precision=arguments.precision,
                     checkpoint=record.with_suffix(".ckpt"),
                     progress=_Log(record.stem),
                 )
@@ -242,10 +281,11 @@ def _norms_table(source: Path, half: Path, data: DataSet, runs: list[dict[str, A
         f"ResNet-20 on CIFAR-10, trained for {arguments.source_epochs} epochs (crops, flips, one cycle, learning rate "
         f"0.1), exported with folded norms: {before['source']:.2%} on test. Resized to x{small / large:.3f} the MACs "
         f"by L2 scores: {before['half']:.2%}. Then {arguments.epochs} epochs on labels alone, batches of 64, SGD, "
-        f"learning rate {arguments.lr:g}, as it is or with norms that are put back and folded away again.",
+        f"learning rate {arguments.lr:g}, as it is or with norms that are put back and folded away again. All were "
+        f"trained at precision {arguments.precision}.",
         "",
         f"    python tools/bench_train.py --threads {arguments.threads} norms --data DIR --seeds {arguments.seeds} "
-        f"--lr {arguments.lr:g}",
+        f"--source-epochs {arguments.source_epochs} --lr {arguments.lr:g} --precision {arguments.precision}",
         "",
         *(f"- {key}: {value}" for key, value in machine.items()),
         "",

@@ -55,7 +55,7 @@ BASELINES = ("baseline", "baseline-long")
 FALLS = 10  # times that the learning rate of a last training is halved: as often as the published 250 epochs have it
 NARROWEST, WIDEST = 0.25, 1.25  # factors of the widths that `correlation` draws, log-uniformly
 PACKAGES = ("torch", "onnx", "onnxruntime-gpu")
-SETTINGS = ("samples", "trials", "epochs_per_trial", "epochs", "augment", "option", "threads")
+SETTINGS = ("samples", "trials", "epochs_per_trial", "epochs", "augment", "precision", "option", "threads")
 
 
 def main() -> int:
@@ -70,6 +70,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, metavar="E", help="of the last training; the method's own, 250")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="0 to N - 1")
     parser.add_argument("--augment", default="crop,flip", metavar="A,...", help="or none (default: crop,flip)")
+    parser.add_argument("--precision", default="32-true", metavar="P", help="of training: bf16-mixed, say")
     parser.add_argument("--option", action="append", default=[], metavar="METHOD:NAME=V", help="another constant")
     parser.add_argument("--configurations", type=int, default=20, metavar="N", help="of `correlation`")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -168,6 +169,7 @@ def _search(folder: Path, source: Path, data: DataSet, asked: argparse.Namespace
         options=_options(asked, method, lengths.get("epochs")),
         **lengths,
         augment=asked.augment,
+        precision=asked.precision,
         seed=seed,
         threads=asked.threads,
         provider="cpu",
@@ -200,6 +202,7 @@ def _configuration(folder: Path, source: Path, data: DataSet, asked: argparse.Na
         **from_scratch(every=epochs / FALLS),
         init="fresh",
         augment=tuple(asked.augment),
+        precision=asked.precision,
         normalise=lambda x: fed(graph, x, CIFAR10),
         seed=number,
         threads=asked.threads,

@@ -121,7 +121,9 @@ def _pairs(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 @click.option("--devices", type=click.IntRange(min=1), metavar="N", help="How many of them share each batch (1).")
 @click.option("--strategy", metavar="S", help="Fabric's, for several devices: ddp (default), fsdp.")
 @click.option("--precision", default="32-true", show_default=True, metavar="P", help="Fabric's: bf16-mixed, 16-mixed.")
-@click.option("--channels-last", is_flag=True, default=None, help="Hold images with their channels last: often faster.")
+@click.option(
+    "--channels-last/--no-channels-last", default=None, help="How images are held (by default, where that is faster)."
+)
 @click.option("--compile", is_flag=True, default=None, help="Train what torch.compile makes of the model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training to the same OUT.onnx was stopped.")

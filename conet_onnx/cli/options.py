@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from conet_onnx.errors import NotYet
-
 __all__ = [
     "batchnorm_option",
     "calibration_options",
@@ -20,7 +18,6 @@ __all__ = [
     "input_shape_option",
     "json_option",
     "model_argument",
-    "not_yet",
     "numbers",
     "positive",
     "provider_option",
@@ -155,13 +152,6 @@ def threads_option(function: F) -> F:
     return click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (default: all).")(
         function
     )
-
-
-def not_yet(**asked: Any) -> None:
-    """Raise NotYet for the first option of a later release that was given."""
-    for name, value in asked.items():
-        if value not in (None, (), False):
-            raise NotYet(f"--{name.replace('_', '-')} comes in a later release; leave it out for now.")
 
 
 def numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[float, ...] | None:

@@ -20,7 +20,6 @@ from conet_onnx.cli.options import (
     input_shape_option,
     json_option,
     model_argument,
-    not_yet,
     provider_option,
     threads_option,
     transfer_option,
@@ -82,13 +81,19 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--time-limit", metavar="T", callback=_seconds, help="Ends the trials in time: 90s, 10min, 2h.")
 @batchnorm_option
 @transfer_option(None)
+@click.option(
+    "--precision", default="32-true", show_default=True, metavar="P", help="Of training: bf16-mixed, 16-mixed."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same models.")
 @provider_option
 @threads_option
 @click.option("--out", metavar="DIR", help="Where everything goes (default: runs/MODEL_STEM).")
 @click.option("--resume", is_flag=True, help="Go on with what --out holds.")
-@click.option("--storage", metavar="URL", help="(Not in this release.) A database for the trials.")
-@click.option("--jobs", metavar="N", help="(Not in this release.) Trials at a time.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Trials at a time.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Processes for them on this host (default: --jobs)."
+)
+@click.option("--storage", metavar="URL", help="A database: searches with the same one and --out share the trials.")
 @json_option
 @input_shape_option
 @click.pass_context
@@ -109,17 +114,16 @@ def search(
     epochs: int | None,
     out: str | None,
     storage: str | None,
-    jobs: str | None,
+    jobs: int,
     json_to: str | None,
     input_shapes: dict[str, tuple[int, ...]],
     augment: tuple[str, ...] | None,
     **settings: Any,
 ) -> None:
-    """Search for better widths within a budget, training on data. Says how long it takes after the first trial.
+    """Search for better widths within a budget, training on data. Says in advance how long it takes.
 
     The defaults are those of auto; published algorithms have their own, and need no budget (docs/methods.md).
     """
-    not_yet(storage=storage, jobs=jobs)
     check_pair(mean, std)
     check_writable(json_to)
     from conet_onnx.searching import Budget
@@ -135,7 +139,7 @@ def search(
     folder = Path(out) if out is not None else Path("runs") / (Path(model).stem or "model")
     settings |= {"trials": trials, "epochs_per_trial": epochs_per_trial, "epochs": epochs}
     try:
-        with Show(folder, dataset, f"{model} within {limits}" if limits else model) as show:
+        with Show(folder, dataset, f"{model} within {limits}" if limits else model, storage, jobs) as show:
             result = run_search(
                 graph,
                 data=dataset,
@@ -144,11 +148,13 @@ def search(
                 augment=augment or (),
                 normalisation=given_normalisation(dataset, mean, std, "train"),
                 out=folder,
+                jobs=jobs,
+                storage=storage,
                 progress=show,
                 **settings,
             )
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(_how_to_go_on(folder, ctx.find_object(State))) from interrupt
+        raise Interrupted(_how_to_go_on(folder, ctx.find_object(State), storage)) from interrupt
     document = result.run.as_json()
     if json_to:
         write(json_to, document)
@@ -159,8 +165,10 @@ def search(
 class Show:
     """Tells on stderr what a search does: facts as lines; progress as a bar, or as lines where there is no terminal."""
 
-    def __init__(self, folder: Path, dataset: DataSet, what: str) -> None:
+    def __init__(self, folder: Path, dataset: DataSet, what: str, storage: str | None = None, jobs: int = 1) -> None:
         self._folder = folder
+        self._storage = storage
+        self._jobs = jobs
         self._dataset = dataset
         self._what = what
         self._bar = Bar(guess=False)
@@ -185,7 +193,7 @@ class Show:
         """As searching.loop.Progress."""
         if phase.startswith("trial") and not self._introduced:
             self._introduced = True
-            self._introduce()
+            self._introduce(left)
         self._begun = done if self._begun is None else self._begun
         # The first trial also pays for imports, so what it foretells in its middle is far off.
         if done < self._begun + 1 or done >= work:
@@ -198,10 +206,10 @@ class Show:
         self._phase = phase
         self._bar.at(done / work, phase, left=left)
 
-    def _introduce(self) -> None:
+    def _introduce(self, left: float | None) -> None:
         from conet_onnx.searching import read_run
 
-        run = read_run(self._folder)
+        run = read_run(self._folder, storage=self._storage)
         chosen = run.settings
         limits = ", ".join(f"{kind} at most {_amount(kind, limit)}" for kind, limit in run.budget.items())
         finished = _finished(run)
@@ -211,9 +219,27 @@ class Show:
             f"{_source_score(run.source)} Budget: {limits or 'none'}.",
             describe_choice(chosen["normalisation"]),
             f"{trained}{f' ({finished} done already)' if finished else ''}, then "
-            f"{several(chosen['epochs'], 'epoch')} on the best; all in {self._folder}. How long it takes is said soon.",
+            f"{several(chosen['epochs'], 'epoch')} on the best; all in {self._folder}.",
+            *_together(chosen, self._jobs),
+            "How long it takes is said soon."
+            if left is None
+            else f"About {duration(left)}, going by some steps of training; smaller models take less.",
         ):
             self._bar.log(line)
+
+
+def _together(chosen: Mapping[str, Any], jobs: int) -> Sequence[str]:
+    """How many trials run at a time, where that is not one, or not what was asked for."""
+    if jobs > chosen["jobs"]:
+        return (
+            f"{chosen['algorithm']} tries {chosen['jobs']} at a time, each trial following from the one before: "
+            f"--jobs {jobs} has no effect.",
+        )
+    if jobs == 1:
+        return ()
+    shared = f", shared by all who search with --storage {chosen['storage']}" if chosen["storage"] else ""
+    processes = "one process" if chosen["workers"] == 1 else f"{chosen['workers']} processes"
+    return (f"{jobs} trials at a time, in {processes} of this host{shared}.",)
 
 
 def _source_score(source: ModelRecord) -> str:
@@ -226,7 +252,7 @@ def _amount(kind: str, limit: float) -> str:
     return size(limit) if kind == "bytes" else count(limit)
 
 
-def _how_to_go_on(folder: Path, state: State | None) -> str:
+def _how_to_go_on(folder: Path, state: State | None, storage: str | None) -> str:
     if not folder.is_dir():
         return "interrupted; nothing was written."
     words = [word for word in (state.arguments if state else ()) if word != "--resume"]
@@ -234,7 +260,8 @@ def _how_to_go_on(folder: Path, state: State | None) -> str:
     try:
         from conet_onnx.searching import read_run
 
-        kept = f"{several(_finished(read_run(folder)), 'finished trial')} kept in {folder}"
+        run = read_run(folder, storage=storage)
+        kept = f"{several(sum(trial.state != 'running' for trial in run.trials), 'finished trial')} kept in {folder}"
     except ConetError:  # it had not begun
         kept = f"{folder} is there, without a finished trial"
     return f"interrupted; {kept}. Go on with: {again}"
@@ -249,10 +276,12 @@ def _report(run: Run) -> None:
     table(("", "source", "best", "change"), _rows(run, run.source, run.best), right=("source", "best", "change"))
     says()
     seconds = run.seconds
+    jobs = run.settings["jobs"]
+    together = f", {jobs} at a time" if jobs > 1 else ""
     says(
-        f"{several(_finished(run), 'trial')} in {duration(seconds['total'])}: "
+        f"{several(_finished(run), 'trial')} in {duration(seconds['total'])}{together}: "
         f"training {duration(seconds['training'])}, evaluation {duration(seconds['evaluation'])}, "
-        f"the rest {duration(seconds['overhead'])}."
+        f"the rest {duration(seconds['overhead'])} ({seconds['overhead'] / seconds['total']:.1%})."
     )
     folder = run.directory
     more = several(len(run.pareto), "model")

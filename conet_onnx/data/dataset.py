@@ -6,11 +6,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from conet_onnx.errors import DataError
+
+if TYPE_CHECKING:
+    from conet_onnx.data.loading import DataSpec
 
 __all__ = ["SPLITS", "Array", "DataSet", "Feeds", "Images", "Rows", "Split", "Splits", "split_named", "split_within"]
 
@@ -105,10 +108,14 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSet:
-    """Splits by name (`train`, `validation`, `test`); a search never reads `test`."""
+    """Splits by name (`train`, `validation`, `test`); a search never reads `test`.
+
+    `spec` is what another process opens the same with; None where it was made in memory.
+    """
 
     name: str
     splits: Mapping[str, Split]
+    spec: DataSpec | None = None
 
     def split(self, name: str) -> Split:
         """One split. Raises DataError where the data set has none of that name."""

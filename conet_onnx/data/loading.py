@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conet_onnx.data.arrays import digits, npz
@@ -63,15 +63,16 @@ def load_data(
     sizing = Sizing(asked.resize if resize is None else resize, asked.crop if crop is None else crop)
     place = Path(root) if root is not None else Path()
     images = _images(asked.data, sizing, place)
+    again = DataSpec(asked.data, sizing.resize, sizing.crop) if root is None else None
     if images is not None:
-        return DataSet(_named(images.name, sizing), images.splits).with_validation()
+        return replace(DataSet(_named(images.name, sizing), images.splits).with_validation(), spec=again)
     arrays = _arrays(asked.data, place)
     if sizing:
         raise UsageError(
             f"{sizing}: image files are resized, and {arrays.name} is arrays; store them at the size that the model "
             "takes."
         )
-    return arrays.with_validation()
+    return replace(arrays.with_validation(), spec=again)
 
 
 def _named(name: str, sizing: Sizing) -> str:

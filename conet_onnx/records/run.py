@@ -11,7 +11,7 @@ from typing import Any
 
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.files import atomic_write
-from conet_onnx.records.study import read_trials
+from conet_onnx.records.study import read_shared, read_trials
 from conet_onnx.records.trial import Trial
 
 __all__ = ["ModelRecord", "Run", "read_run", "write_run"]
@@ -85,8 +85,13 @@ class Run:
         }
 
 
-def read_run(directory: str | os.PathLike[str]) -> Run:
+def read_run(
+    directory: str | os.PathLike[str], *, trials: tuple[Trial, ...] | None = None, storage: str | None = None
+) -> Run:
     """The run in a folder that `search` made, finished or not: `run.json`, and the trials of `trials.db`.
+
+    Until a search with a storage is finished, its trials are there; `storage` is its URL, where the one that is noted,
+    without its password, does not do. `trials` are given where they are known.
 
     Raises UsageError where the folder holds no run, DataError where what it holds cannot be read.
     """
@@ -98,7 +103,11 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
             f"{folder} is not a search's folder: {RUN_FILE} cannot be read ({error.strerror or error}). "
             "Name what a search had as --out."
         ) from error
-    return _parse(folder, text, read_trials(folder / TRIALS_FILE))
+    run = _parse(folder, text)
+    if trials is None:
+        shared = storage or run.settings.get("storage")
+        trials = read_shared(shared, folder) if shared and not run.best else read_trials(folder / TRIALS_FILE)
+    return replace(run, trials=trials)
 
 
 def write_run(run: Run) -> None:
@@ -110,7 +119,7 @@ def write_run(run: Run) -> None:
         part.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
-def _parse(folder: Path, text: str, trials: tuple[Trial, ...]) -> Run:
+def _parse(folder: Path, text: str) -> Run:
     try:
         document = json.loads(text)
         if document["format"] != FORMAT:
@@ -121,7 +130,6 @@ def _parse(folder: Path, text: str, trials: tuple[Trial, ...]) -> Run:
             widths=document["widths"],
             settings=document["settings"],
             budget=document["budget"],
-            trials=trials,
             best=_inside(folder, document["best"]) if document["best"] else None,
             pareto=tuple(_inside(folder, model) for model in document["pareto"]),
             seconds=document["seconds"],

@@ -1,46 +1,63 @@
-"""Trials in an Optuna study: a SQLite file in the run's folder that survives a kill at any moment."""
+"""Trials in an Optuna study: in a SQLite file in the run's folder, or in a database that several hosts share."""
 
 from __future__ import annotations
 
 import math
 import os
-import sqlite3
+import secrets
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
+from conet_onnx.records.database import connected, opened, quiet, said
 from conet_onnx.records.trial import State, Trial
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["TrialStudy", "locked", "read_trials"]
+__all__ = ["TrialStudy", "copied", "locked", "read_shared", "read_trials", "study_of"]
 
 NAME = "conet-onnx"
 STATES: Mapping[str, State] = {"COMPLETE": "complete", "FAIL": "failed"}  # in Optuna and here; all else is running
 LOCK_FILE = ".lock"
+STUDY_FILE = "study"  # the name of a shared study
 BEGUN = ("params", "macs", "bytes", "parent", "reason")  # user attributes, written with the trial
-FINISHED = ("validation", "measured", "accepted", "seconds", "evaluation_seconds")  # written before it is told
+# What came of it: one user attribute, so that it is noted whole or not at all. Earlier releases wrote one for each.
+OUTCOME = ("validation", "measured", "seconds", "evaluation_seconds")
 
 
 class TrialStudy:
-    """The trials of one run, in order; every change is one SQLite transaction, and a trial is told last of all.
+    """The trials of one run, in order. A trial begins, its outcome is noted, and it is judged and told last of all;
+    each is one transaction.
 
-    A trial that a killed process left behind is RUNNING here, whatever of its results had been noted.
+    A trial that a killed process left behind is "running", or "evaluated" if its outcome had been noted.
     """
 
-    def __init__(self, file: Path, *, bounds: Mapping[str, tuple[int, int]] | None = None) -> None:
-        """Open the study in `file`; make it where there is none. `bounds` are the widths' smallest and largest."""
-        self._file = file
+    def __init__(
+        self, place: Path | str, *, name: str = NAME, bounds: Mapping[str, tuple[int, int]] | None = None
+    ) -> None:
+        """Open the study in a file, or one of that name in a database by its URL; make it where there is none.
+        `bounds` are the widths' smallest and largest."""
+        self._place = place
         self._bounds = bounds or {}
-        if not file.exists():
-            _make(file)
-        self._storage = _storage(file)
-        self._id = self._storage.get_study_id_from_name(NAME)
+        if isinstance(place, Path):
+            if not place.exists():
+                _make(place)
+            self._storage = _storage(place)
+            self._id = self._storage.get_study_id_from_name(NAME)
+        else:
+            self._storage, self._id = opened(place, name)
+        self._ids: dict[int, int] = {}  # the storage's id of each trial, by its number
+
+    @property
+    def storage(self) -> optuna.storages.RDBStorage:
+        """The database."""
+        return self._storage
 
     def close(self) -> None:
         """Let go of the database."""
@@ -49,36 +66,55 @@ class TrialStudy:
 
     def trials(self) -> tuple[Trial, ...]:
         """All of them by number."""
-        return tuple(map(_trial, self._storage.get_all_trials(self._id, deepcopy=False)))
+        found: dict[int, Trial] = {}
+        with _reading(self._place):
+            frozen = self._storage.get_all_trials(self._id, deepcopy=False)
+        for one in frozen:
+            trial = _trial(one)
+            if trial.number not in found:  # a process that was thought dead has begun it once more: the first counts
+                found[trial.number] = trial
+                self._ids[trial.number] = one._trial_id
+        return tuple(found[number] for number in sorted(found))
 
     def begin(self, trial: Trial) -> None:
-        """Note a running trial, in one transaction. Its number must be the next one."""
+        """Note a running trial, in one transaction."""
         import optuna
 
         proto = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,
             params=dict(trial.widths),
             distributions={name: self._range(name, width) for name, width in trial.widths.items()},
-            user_attrs={key: getattr(trial, key) for key in BEGUN},
+            user_attrs={"number": trial.number} | {key: getattr(trial, key) for key in BEGUN},
         )
-        with _writing(self._file):
-            number = self._storage.get_trial_number_from_id(self._storage.create_new_trial(self._id, proto))
-        if number != trial.number:
-            raise UsageError(f"trial {trial.number} became number {number}: two processes write to one study.")
+        with _writing(self._place):
+            self._ids[trial.number] = self._storage.create_new_trial(self._id, proto)
+
+    def note(self, trial: Trial) -> None:
+        """Note what came of a running trial, in one transaction."""
+        with _writing(self._place):
+            outcome = {key: getattr(trial, key) for key in OUTCOME}
+            self._storage.set_trial_user_attr(self._id_of(trial.number), "outcome", outcome)
 
     def finish(self, trial: Trial) -> None:
-        """Note a finished trial's results; complete if its objective is a number, else failed."""
+        """Tell how a trial that was noted has been judged: complete if its objective is a number, else failed.
+
+        Nothing where another process has told it already: from the same outcomes, all judge alike.
+        """
         import optuna
 
         states = optuna.trial.TrialState
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
-        with _writing(self._file):
-            for key in FINISHED:
-                self._storage.set_trial_user_attr(trial_id, key, getattr(trial, key))
-            if math.isnan(trial.objective):
-                self._storage.set_trial_state_values(trial_id, states.FAIL)
-            else:
-                self._storage.set_trial_state_values(trial_id, states.COMPLETE, [trial.objective])
+        trial_id = self._id_of(trial.number)
+        failed = math.isnan(trial.objective)
+        with _writing(self._place), suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(trial_id, "accepted", trial.accepted)
+            self._storage.set_trial_state_values(
+                trial_id, states.FAIL if failed else states.COMPLETE, None if failed else [trial.objective]
+            )
+
+    def _id_of(self, number: int) -> int:
+        if number not in self._ids:
+            self.trials()
+        return self._ids[number]
 
     def _range(self, name: str, width: int) -> optuna.distributions.IntDistribution:
         import optuna
@@ -96,6 +132,50 @@ def read_trials(file: Path) -> tuple[Trial, ...]:
         return study.trials()
     finally:
         study.close()
+
+
+def read_shared(url: str, folder: Path) -> tuple[Trial, ...]:
+    """The trials of the study that processes with this folder share. Raises DataError where they cannot be read."""
+    if "***" in url:
+        raise DataError(f"the trials of {folder} are in {url}, whose password is not noted: they are known at the end.")
+    study = TrialStudy(url, name=study_of(folder))
+    try:
+        return study.trials()
+    finally:
+        study.close()
+
+
+def copied(study: TrialStudy, file: Path, *, bounds: Mapping[str, tuple[int, int]]) -> None:
+    """Write its finished trials to a file of their own, whole or not at all."""
+    with atomic_write(file) as part:
+        part.unlink()  # an empty one is no database
+        copy = TrialStudy(part, bounds=bounds)
+        try:
+            for trial in study.trials():
+                copy.begin(trial)
+                if trial.state != "running":
+                    copy.note(trial)
+                if trial.state in ("complete", "failed"):
+                    copy.finish(trial)
+        finally:
+            copy.close()
+
+
+def study_of(folder: Path) -> str:
+    """The name of the study that processes with this folder share, which the first of them draws."""
+    file = folder / STUDY_FILE
+    try:
+        with open(file, "x", encoding="utf-8") as stream:
+            stream.write(f"{NAME}-{secrets.token_hex(8)}\n")
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise OutputError(f"Cannot write in {folder}: {error.strerror or error}. Choose another --out.") from error
+    for _ in range(100):  # between making and writing it lies a moment
+        if (text := file.read_text(encoding="utf-8")).endswith("\n"):
+            return text.strip()
+        time.sleep(0.05)
+    raise DataError(f"{file} holds no name of a study: it was cut short. Choose another --out.")
 
 
 @contextmanager
@@ -121,17 +201,30 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(file: Path) -> Iterator[None]:
+def _writing(place: Path | str) -> Iterator[None]:
     import optuna
     import sqlalchemy
 
     try:
         yield
     except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
-        cause = error.__cause__ or error
-        raise OutputError(
-            f"Cannot write {file}: {str(cause).splitlines()[0]}. Make room, and go on with --resume."
-        ) from error
+        remedy = "Make room" if isinstance(place, Path) else "See that it runs and lets you write"
+        raise OutputError(f"Cannot write {said(place)}: {_cause(error)}. {remedy}, and go on with --resume.") from error
+
+
+@contextmanager
+def _reading(place: Path | str) -> Iterator[None]:
+    import optuna
+    import sqlalchemy
+
+    try:
+        yield
+    except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        raise DataError(f"Cannot read {said(place)}: {_cause(error)}. See that it runs.") from error
+
+
+def _cause(error: Exception) -> str:
+    return str(error.__cause__ or error).splitlines()[0]
 
 
 def _lock(descriptor: int) -> None:
@@ -149,8 +242,8 @@ def _make(file: Path) -> None:
     """An empty study, whole or not at all: creating its tables takes many transactions."""
     import optuna
 
-    with atomic_write(file) as part, _writing(file), _quiet():
-        made = _connected(part, skip_table_creation=False)
+    with atomic_write(file) as part, _writing(file), quiet():
+        made = connected(part, skip_table_creation=False)
         made.create_new_study([optuna.study.StudyDirection.MINIMIZE], NAME)
         made.remove_session()
 
@@ -161,43 +254,24 @@ def _storage(file: Path) -> optuna.storages.RDBStorage:
     import sqlalchemy
 
     try:
-        with _quiet():
-            storage = _connected(file)
+        with quiet():
+            storage = connected(file)
             storage.get_study_id_from_name(NAME)
     except (KeyError, RuntimeError, sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
         raise DataError(f"{file} is not the study of a search. Was it edited?") from error
     return storage
 
 
-def _connected(file: Path, *, skip_table_creation: bool = True) -> optuna.storages.RDBStorage:
-    import optuna
-    import sqlalchemy
-
-    engine = {  # a creator, since a path with ?, % or {} would not survive in a URL
-        "creator": lambda: sqlite3.connect(file),
-        "poolclass": sqlalchemy.NullPool,
-    }
-    return optuna.storages.RDBStorage("sqlite://", engine, skip_table_creation=skip_table_creation)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    import optuna
-
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
 def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
-    state = STATES.get(frozen.state.name, "running")
     attributes: dict[str, Any] = frozen.user_attrs
-    begun = Trial(number=frozen.number, widths=dict(frozen.params), **{key: attributes[key] for key in BEGUN})
+    number = attributes.get("number", frozen.number)
+    begun = Trial(number=number, widths=dict(frozen.params), **{key: attributes[key] for key in BEGUN})
+    state = STATES.get(frozen.state.name, "evaluated" if "outcome" in attributes else "running")
     if state == "running":
         return begun
+    known = {**attributes, **attributes.get("outcome", {})}
+    noted = replace(begun, state=state, **{key: known[key] for key in OUTCOME if key in known})
+    if state == "evaluated":
+        return noted
     objective = math.nan if frozen.value is None else frozen.value
-    told = {key: attributes[key] for key in FINISHED if key in attributes}  # earlier releases noted less
-    return replace(begun, state=state, objective=objective, **told)
+    return replace(noted, objective=objective, accepted=known.get("accepted", False))

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 __all__ = ["State", "Trial"]
 
-State: TypeAlias = Literal["complete", "running", "failed"]
+# "evaluated": trained and measured; whether the search goes on from it is decided when its turn comes.
+State: TypeAlias = Literal["complete", "running", "evaluated", "failed"]
 
 
 @dataclass(frozen=True, slots=True)

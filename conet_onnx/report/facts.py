@@ -103,7 +103,9 @@ def leader_name(run: Run) -> str:
 
 
 def fate(trial: Trial) -> str:
-    """accepted, rejected, failed or running."""
+    """accepted, rejected, failed or running (a trial whose turn to be judged has not come too)."""
+    if trial.state == "evaluated":
+        return "running"
     return trial.state if trial.state != "complete" else "accepted" if trial.accepted else "rejected"
 
 

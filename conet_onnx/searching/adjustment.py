@@ -11,7 +11,7 @@ from conet_onnx.errors import NotYet, UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.recipe import Recipe, UtilisationMeasure
-from conet_onnx.searching.searcher import Proposal, moves
+from conet_onnx.searching.searcher import Proposal, Widths, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Adjustment", "NetworkAdjustment"]
@@ -61,6 +61,11 @@ class NetworkAdjustment:
             raise UsageError(f"p0={self.p0}, u={self.u}, floor={self.floor}: a rate of 0..1, and positive numbers.")
 
     @property
+    def at_once(self) -> int | None:
+        """One after another: channels move by what the last trial measured."""
+        return 1
+
+    @property
     def needs_budget(self) -> bool:
         """The source's cost is the default."""
         return False
@@ -99,7 +104,7 @@ class Adjustment:
         self._last: Trial | None = None
         self._done = 0  # updates whose trials are complete
 
-    def ask(self, number: int) -> Proposal:
+    def ask(self, number: int, beside: Sequence[Widths] = ()) -> Proposal:
         """The original widths first."""
         if self._last is None:
             source = self._space.snap(self._space.source)

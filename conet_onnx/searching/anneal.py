@@ -12,7 +12,7 @@ import numpy as np
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.recipe import Recipe
-from conet_onnx.searching.searcher import Proposal, least_objective, moves
+from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Anneal", "Annealing"]
@@ -36,6 +36,11 @@ class Annealing:
     trials: int = 24
     epochs_per_trial: int = 4
     epochs: int = 40
+
+    @property
+    def at_once(self) -> int | None:
+        """Any number of trades from the same widths."""
+        return None
 
     @property
     def needs_budget(self) -> bool:
@@ -78,18 +83,24 @@ class Anneal:
         self._changes: list[float] = []  # of the objective, from parent to child
         self._shares: list[Floats] = []  # of the budget, moved from parent to child
 
-    def ask(self, number: int) -> Proposal:
-        """Scale onto the budget first, then trade."""
+    def ask(self, number: int, beside: Sequence[Widths] = ()) -> Proposal:
+        """Scale onto the budget first, then trade. Of several at the same time, each is another trade."""
         before = self._current.widths if self._current else self._space.source
         parent = self._current.number if self._current else None
         if number < self._strides or self._current is None:
             limits = self._limits.scaled(math.exp(self._excess * max(1 - (number + 1) / self._strides, 0)))
             widths = self._space.project(before, limits)
-            return Proposal(widths, parent, f"scaled onto {limits}: {moves(before, widths)}")
+            if widths not in beside:
+                return Proposal(widths, parent, f"scaled onto {limits}: {moves(before, widths)}")
+            scaled: Mapping[str, int] = (
+                widths  # it is tried already: a trade from there, with the weights that it begins with
+            )
+        else:
+            scaled = before
         rng = np.random.default_rng([self._seed, number, 0])
-        seen = [trial.widths for trial in self._told.values()]
+        seen = [*(trial.widths for trial in self._told.values()), *beside]
         for _ in range(ATTEMPTS):
-            widths = self._move(before, number, rng)
+            widths = self._move(scaled, number, rng)
             if widths not in seen:
                 break
         return Proposal(widths, parent, moves(before, widths))
@@ -126,7 +137,7 @@ class Anneal:
         return HOTTEST * float(np.mean(np.abs(changes))) * math.pow(COOLING, self._progress(number))
 
     def _progress(self, number: int) -> float:
-        return min((number - self._strides) / max(self._trials - self._strides - 1, 1), 1)
+        return min(max(number - self._strides, 0) / max(self._trials - self._strides - 1, 1), 1)
 
     def _move(self, before: Mapping[str, int], number: int, rng: np.random.Generator) -> dict[str, int]:
         """One width down, and most often another one up for it; each by a factor, and by one step at least."""

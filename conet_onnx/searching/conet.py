@@ -13,7 +13,7 @@ from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.recipe import QualityMeasure, Recipe, from_scratch
-from conet_onnx.searching.searcher import Proposal, least_objective, moves
+from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["ConetAnnealing", "ConetGreedy", "ConetSearch"]
@@ -64,6 +64,11 @@ class ConetGreedy:
             raise UsageError(f"gamma={self.gamma}: a momentum lies between 0 and 1.")
         if not 1 <= self.smallest <= self.start <= self.largest:
             raise UsageError(f"smallest={self.smallest}, start={self.start}, largest={self.largest}: they must rise.")
+
+    @property
+    def at_once(self) -> int | None:
+        """One after another: widths follow from what the last trial measured."""
+        return 1
 
     @property
     def needs_budget(self) -> bool:
@@ -128,7 +133,7 @@ class ConetSearch:
         self._means: dict[int, float] = {}  # of the momenta, by the trial's number
         self._told = 0  # complete trials
 
-    def ask(self, number: int) -> Proposal:
+    def ask(self, number: int, beside: Sequence[Widths] = ()) -> Proposal:
         """All alike, then one step up, then by the momentum's change."""
         last, method = self._last, self._method
         if last is None:

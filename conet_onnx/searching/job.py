@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from conet_onnx.ahead import Ahead
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
 from conet_onnx.latency import compare
 from conet_onnx.loading import load
 from conet_onnx.planning import check_transfer
+from conet_onnx.records.claims import Claims, Shared, Sole
+from conet_onnx.records.database import check_url, prepare, said
 from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, ModelRecord, Run, read_run, write_run
-from conet_onnx.records.study import LOCK_FILE, TrialStudy, locked
+from conet_onnx.records.study import LOCK_FILE, STUDY_FILE, TrialStudy, copied, locked, study_of
 from conet_onnx.records.trial import Trial
 from conet_onnx.report import write_report
 from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import KINDS, Budget, Limits
-from conet_onnx.searching.loop import Clock, Loop, Progress, seed_of
+from conet_onnx.searching.crew import Alone, Crew
+from conet_onnx.searching.loop import POLL, Clock, Loop, Progress, seed_of
 from conet_onnx.searching.method import Method
 from conet_onnx.searching.method import options as constants
 from conet_onnx.searching.recipe import Recipe
 from conet_onnx.searching.space import WidthSpace
-from conet_onnx.searching.trial import Workshop
+from conet_onnx.searching.trial import Workshop, open_workshop
+from conet_onnx.searching.workers import Workers
 from conet_onnx.torch_backend.settings import Settings
+from conet_onnx.torch_backend.train import fabric_of
 
 if TYPE_CHECKING:
     from conet_onnx.data import DataSet, DataSpec, Normalisation
@@ -40,11 +48,13 @@ BACKENDS = ("torch",)
 # What a resumed run cannot change without becoming another one.
 FIXED = (
     *("source", "data", "normalisation", "backend", "algorithm", "options", "budget", "seed", "epochs_per_trial"),
-    *("batchnorm", "transfer", "augment", "freeze"),
+    *("batchnorm", "transfer", "augment", "freeze", "precision", "jobs"),
 )
 FOLDERS = ("weights", "plans", "pareto", "measures")
 REPORT_FILE = "report.html"
+SAID_FILE = ".said.npy"  # what the source says of the training data, while several processes need it
 LATENCY_SECONDS = 4.0
+PRECISION = "32-true"
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ def search(
     final: Literal["inherit", "fresh"] | None = None,
     transfer: str | None = None,
     augment: Sequence[str] = (),
+    precision: str = PRECISION,
     freeze: Iterable[str] = (),
     time_limit: float | None = None,
     seed: int = 0,
@@ -89,6 +100,9 @@ def search(
     normalisation: Normalisation | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    jobs: int = 1,
+    workers: int | None = None,
+    storage: str | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Find better widths within a budget. Writes best.onnx, pareto/, plans/, trials.db, run.json, report.html in `out`.
@@ -98,11 +112,18 @@ def search(
     `algorithm` is one of searching.algorithms; published ones train otherwise, as their docstrings say, have `options`
     (their constants, by name), other defaults for `trials` and both epochs, and need no `budget`. `final` says whether
     the last training goes on from what the best trial learned or begins anew, `transfer` how weights survive a resize
-    (conet_onnx.transfer), `augment` how training images are varied (torch_backend.augment): none of them need be said.
+    (conet_onnx.transfer), `augment` how training images are varied (torch_backend.augment), `precision` is Fabric's
+    ("bf16-mixed", say): none of them need be said.
     `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether folded convolutions are trained
     with one (torch_backend.norms). `time_limit`, in seconds, ends the trials early enough for that last training, never
     before one has ended. The same seed on the same machine gives the same models. `out` defaults to runs/MODEL_STEM;
     `resume` goes on with what is there, finished or killed, and may change `trials` and `epochs`.
+
+    `jobs` trials are tried at a time: proposed together, evaluated in `workers` processes of this host (default: as
+    many as jobs), and told in order, so that the same seed and `jobs` give the same search, whichever ends first.
+    Methods whose trials follow from the one before try one at a time. `storage` is the URL of a database: processes
+    that are given the same one, the same `out` and the same settings share the trials of one search (docs/parallel.md);
+    `out` may then exist.
 
     Raises UsageError for settings that make no sense, an existing `out` without `resume`, or a `resume` with other
     settings; NotYet for those of a later release; BudgetUnreachable; DataError where the data does not fit the model;
@@ -116,13 +137,22 @@ def search(
     trials = method.trials if trials is None else trials
     epochs_per_trial = method.epochs_per_trial if epochs_per_trial is None else epochs_per_trial
     epochs = method.epochs if epochs is None else epochs
-    recipe = _recipe(method, final, transfer, augment)
+    recipe = _recipe(method, final, transfer, augment, precision)
     freeze = tuple(freeze)
-    _check(backend, {"trials": trials, "epochs_per_trial": epochs_per_trial}, epochs, time_limit)
+    ones = {"trials": trials, "epochs_per_trial": epochs_per_trial, "jobs": jobs, "workers": workers or 1}
+    _check(backend, ones, epochs, time_limit)
+    at_once = min(jobs, method.at_once or jobs)
+    here = min(jobs if workers is None else workers, at_once)
+    if storage is not None:
+        check_url(storage)
+        if time_limit is not None:
+            raise UsageError("time_limit ends the trials of one process, and storage has others go on: leave one out.")
     folder = Path(out) if out is not None else Path("runs") / (Path(graph.file).stem or "model")
-    _check_folder(folder, resume=resume)
-    clock = Clock(trials + epochs / epochs_per_trial, time_limit, progress)
+    _check_folder(folder, resume=resume, shared=storage is not None)
+    # In units of a trial as long as some are trained at the same time; the last training is one alone.
+    clock = Clock(trials + here * epochs / epochs_per_trial, time_limit, progress)
     clock.says("reading the model and the data")
+    Ahead(prepare)
     workshop = Workshop.open(
         graph,
         data,
@@ -158,16 +188,20 @@ def search(
         "final": recipe.final,
         "transfer": recipe.transfer,
         "augment": list(augment),
+        "precision": precision,
         "freeze": sorted(freeze),
+        "jobs": at_once,
+        "workers": here,
+        "storage": None if storage is None else said(storage),
     }
-    _make_folder(folder, resume=resume)
-    with locked(folder):
-        return SearchResult(graph, _Job(folder, workshop, method, space, limits, settings, clock).run())
+    _make_folder(folder, resume=resume or storage is not None)
+    with nullcontext() if storage else locked(folder):
+        return SearchResult(graph, _Job(folder, workshop, method, space, limits, settings, clock, storage).run())
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A search whose folder is held."""
+    """A search whose folder is held, by this process or by those that share its storage."""
 
     folder: Path
     workshop: Workshop
@@ -176,41 +210,111 @@ class _Job:
     limits: Limits
     settings: Mapping[str, Any]
     clock: Clock
+    storage: str | None
 
     def run(self) -> Run:
         """Go on from what is there to the end."""
+        with self._study() as (study, claims):
+            return self._run(study, claims)
+
+    def _run(self, study: TrialStudy, claims: Claims) -> Run:
         seed, trials = self.settings["seed"], self.settings["trials"]
-        study = TrialStudy(self.folder / TRIALS_FILE, bounds=self.space.bounds)
-        try:
-            run = self._earlier() or self._begun()
-            ended = [trial for trial in run.trials if trial.state != "running"]
-            if run.best and len(ended) >= trials:
-                if not (self.folder / REPORT_FILE).exists():  # killed before its last line
-                    write_report(self.folder)
-                return run
+        run = self._earlier(study)
+        if run and run.best and _enough(run, trials):
+            if not (self.folder / REPORT_FILE).exists():  # killed before its last line
+                write_report(self.folder)
+            return run
+        run = run or self._begun()
+        if not claims.shared or not self._same_end():
             write_run(run)
-            searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed)
-            loop = Loop(self.folder, self.space, self.limits, searcher, study, self.workshop, seed)
+        ended = [trial for trial in run.trials if trial.state != "running"]
+        if len(ended) < trials:
+            self._expect()
+        searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed)
+        with self._crew(idle=len(ended) >= trials) as crew:
+            at_once = self.settings["jobs"]
+            loop = Loop(self.folder, self.space, self.limits, searcher, study, crew, seed, at_once, claims)
             finished = loop.run(trials, self.clock, reserve=self.clock.work - trials)
+        self.clock.earlier = sum(map(_seconds, ended)) / self.settings["workers"]
+        while not claims.take("the rest"):
+            self.clock.says("another process trains the best", self.clock.done)
+            time.sleep(POLL)
+        if claims.shared and (other := self._earlier(study)) and other.best and _enough(other, trials):
+            return other
+        return self._finish(replace(run, trials=finished), loop, study)
+
+    @contextmanager
+    def _study(self) -> Iterator[tuple[TrialStudy, Claims]]:
+        """The trials, and who does them."""
+        if self.storage is None:
+            study = TrialStudy(self.folder / TRIALS_FILE, bounds=self.space.bounds)
+            try:
+                for folder in (self.folder, *(self.folder / name for name in FOLDERS)):
+                    for part in folder.glob(".*.part"):  # what a killed process was writing
+                        part.unlink()
+                yield study, Sole()
+            finally:
+                study.close()
+            return
+        name = study_of(self.folder)
+        study = TrialStudy(self.storage, name=name, bounds=self.space.bounds)
+        try:
+            claims = Shared(study.storage.engine, name)
+            try:
+                yield study, claims
+            finally:
+                claims.close()
         finally:
             study.close()
-        self.clock.earlier = sum(trial.seconds + trial.evaluation_seconds for trial in ended)
-        return self._finish(replace(run, trials=finished), loop)
 
-    def _earlier(self) -> Run | None:
+    @contextmanager
+    def _crew(self, *, idle: bool) -> Iterator[Crew]:
+        """Who evaluates."""
+        workers, workshop = self.settings["workers"], self.workshop
+        if idle or workers == 1:
+            yield Alone(workshop)
+            return
+        source = workshop.source.file
+        if not source:
+            source = os.fspath(self.folder / "source.onnx")
+            workshop.source.save(source)
+        keeper = replace(workshop, said=os.fspath(self.folder / SAID_FILE))
+        cores = max(workshop.all_threads // workers, 1)
+        settings = keeper.settings(source, self.settings["freeze"], cores=cores)
+        with Workers(partial(open_workshop, settings), workers) as crew:
+            if workshop.taught():
+                _ = keeper.teacher  # while they begin
+            yield crew
+
+    def _expect(self) -> None:
+        """Let the clock say how long it takes, before anything has been done."""
+        if self.clock.progress is None and self.clock.limit is None:
+            return
+        self.clock.says("timing some steps of training", self.clock.done)
+        workers = self.settings["workers"]
+        slower = self.workshop.training_threads / max(self.workshop.all_threads // workers, 1) if workers > 1 else 1.0
+        self.clock.expected = self.workshop.expected_seconds() * max(slower, 1.0) / workers
+
+    def _earlier(self, study: TrialStudy) -> Run | None:
         """The run that the folder holds, if it holds one; its best counts where nothing changes it."""
         if not (self.folder / RUN_FILE).exists():
             return None
-        run = read_run(self.folder)
+        run = read_run(self.folder, trials=study.trials())
         before, now = (_fixed(settings) for settings in (run.settings, self.settings))
-        for key in FIXED:
+        for key in (*FIXED, "storage"):
             if before[key] != now[key]:
                 raise UsageError(
                     f"{self.folder} holds a search with another {key} ({before[key]!r}, now {now[key]!r}): resume with "
                     "the same, or choose another --out."
                 )
-        same_end = all(run.settings.get(key) == self.settings[key] for key in ("epochs", "final"))
-        return replace(run, settings=self.settings, best=run.best if same_end else None)
+        return replace(run, settings=self.settings, best=run.best if self._same_end() else None)
+
+    def _same_end(self) -> bool:
+        """Whether what the folder holds goes to the same end."""
+        if not (self.folder / RUN_FILE).exists():
+            return False
+        noted = read_run(self.folder, trials=()).settings
+        return all(noted.get(key) == self.settings[key] for key in ("epochs", "final"))
 
     def _begun(self) -> Run:
         """A new run, with what is known of the source."""
@@ -224,7 +328,7 @@ class _Job:
             budget=self.limits.by_kind,
         )
 
-    def _finish(self, run: Run, loop: Loop) -> Run:
+    def _finish(self, run: Run, loop: Loop, study: TrialStudy) -> Run:
         """Train the best trial to the end; write the models, the record and the report."""
         fitting = [trial for trial in run.trials if trial.state == "complete" and self.limits.fits(trial)]
         if not fitting:
@@ -235,12 +339,20 @@ class _Job:
         chosen = loop.searcher.choose(fitting)
         best, training, evaluation = self._train(chosen, loop)
         pareto = self._save(front(fitting, self.limits), loop)
+        asked = time.perf_counter()
         run = self._measured(replace(run, best=best, pareto=pareto))
+        evaluation += time.perf_counter() - asked
+        # Of the time on the wall, trials take what they took themselves over those that were under way; all else is
+        # overhead, processes that wait for others too.
+        total, trials = self.clock.earlier + self.clock.elapsed, sum(map(_seconds, run.trials))
+        overhead = total - training - evaluation - trials / (self.settings["jobs" if self.storage else "workers"])
         training += sum(trial.seconds for trial in run.trials)
         evaluation += sum(trial.evaluation_seconds for trial in run.trials)
-        total = self.clock.earlier + self.clock.elapsed
         seconds = {"total": total, "training": training, "evaluation": evaluation}
-        run = replace(run, seconds={**seconds, "overhead": max(total - training - evaluation, 0.0)})
+        run = replace(run, seconds={**seconds, "overhead": max(overhead, 0.0)})
+        if self.storage is not None:
+            copied(study, self.folder / TRIALS_FILE, bounds=self.space.bounds)
+        (self.folder / SAID_FILE).unlink(missing_ok=True)
         write_run(run)
         write_report(self.folder)
         self.clock.says("done", self.clock.work)
@@ -311,8 +423,18 @@ def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     chosen = (settings.get("normalisation") or {}).get("normalisation")  # without scores, which are rounded anew
-    known = {"transfer": "net2net", **settings}  # what runs did before they noted it
-    return {**{key: known.get(key) for key in FIXED}, "normalisation": chosen}
+    known = {"transfer": "net2net", "precision": PRECISION, "jobs": 1, **settings}  # what runs did before they noted it
+    # One database may have several names: it matters whether there is one.
+    shared = "a database" if known.get("storage") else None
+    return {**{key: known.get(key) for key in FIXED}, "normalisation": chosen, "storage": shared}
+
+
+def _enough(run: Run, trials: int) -> bool:
+    return sum(trial.state in ("complete", "failed") for trial in run.trials) >= trials
+
+
+def _seconds(trial: Trial) -> float:
+    return trial.seconds + trial.evaluation_seconds
 
 
 def _record(trial: Trial, file: Path) -> ModelRecord:
@@ -333,7 +455,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _recipe(
-    method: Method, final: Literal["inherit", "fresh"] | None, transfer: str | None, augment: Sequence[str]
+    method: Method,
+    final: Literal["inherit", "fresh"] | None,
+    transfer: str | None,
+    augment: Sequence[str],
+    precision: str,
 ) -> Recipe:
     """The method's, with what the user wants otherwise."""
     recipe = method.recipe()
@@ -341,7 +467,8 @@ def _recipe(
         raise UsageError(f"final={final!r}: the last training goes on (inherit) or begins anew (fresh).")
     if transfer is not None:
         check_transfer(transfer)
-    varied = {"augment": tuple(augment)} if augment else {}
+    varied: dict[str, Any] = {"augment": tuple(augment)} if augment else {}
+    varied |= {"precision": precision} if precision != PRECISION else {}
     made = replace(
         recipe,
         final=final or recipe.final,
@@ -350,7 +477,9 @@ def _recipe(
         final_training={**recipe.final_training, **varied},
     )
     for training in (made.training, made.final_training):
-        Settings(epochs=0, **training)  # what makes no sense is said before anything is read
+        settings = Settings(epochs=0, **training)  # what makes no sense is said before anything is read
+        if precision != PRECISION:
+            fabric_of(settings)
     return made
 
 
@@ -364,14 +493,16 @@ def _check(backend: str, at_least_one: Mapping[str, int], epochs: int, time_limi
         raise UsageError(f"time_limit={time_limit}: expected seconds, more than 0.")
 
 
-def _check_folder(folder: Path, *, resume: bool) -> None:
+def _check_folder(folder: Path, *, resume: bool, shared: bool) -> None:
     if not folder.exists():
         return
-    if not resume:
+    holds = (STUDY_FILE, RUN_FILE) if shared else (TRIALS_FILE,)
+    if not resume and not (shared and (folder / STUDY_FILE).exists()):
         raise UsageError(f"{folder} exists: go on with what is there (--resume), or choose another --out.")
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: there is nothing to resume.")
-    if not (folder / TRIALS_FILE).exists() and {entry.name for entry in folder.iterdir()} - {LOCK_FILE, *FOLDERS}:
+    known = {LOCK_FILE, STUDY_FILE, *FOLDERS}
+    if not any((folder / name).exists() for name in holds) and {entry.name for entry in folder.iterdir()} - known:
         raise UsageError(f"{folder} does not hold a search: there is nothing to resume. Choose another --out.")
 
 

@@ -1,68 +1,32 @@
-"""Ask, evaluate, tell: the trials of a search, in order, resumable after any of its steps."""
+"""Ask, evaluate, tell: the trials of a search, some at a time, resumable after any of its steps."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from conet_onnx.records.claims import Claims, Sole
 from conet_onnx.records.study import TrialStudy
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
+from conet_onnx.searching.crew import Crew
 from conet_onnx.searching.searcher import Proposal, Searcher, objective
 from conet_onnx.searching.space import WidthSpace
+from conet_onnx.searching.task import Parent, TrialOutcome, TrialTask
 
-__all__ = ["Clock", "Evaluate", "Loop", "Parent", "Progress", "Report", "TrialOutcome", "TrialTask", "seed_of"]
+__all__ = ["Clock", "Loop", "Progress", "seed_of"]
+
+POLL = 0.5  # seconds between two looks at what other processes have done
 
 Progress: TypeAlias = Callable[[str, float, float, float | None], None]
 """Called with what is being done, how much of the work is done, how much there is, and the seconds left (or None)."""
-
-Report: TypeAlias = Callable[[float], None]
-"""Called with the share of one piece of work that is done, 0..1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """A model to inherit weights from, and the widths that it has."""
-
-    file: str
-    widths: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class TrialTask:
-    """What an evaluation needs to know of one trial; files by path, so that it can run in another process."""
-
-    number: int
-    widths: Mapping[str, int]
-    parent: Parent | None  # None: the source
-    weights: str  # where the trained model goes, whole or not at all
-    plan: str  # where the plan from the source to these widths goes
-    measures: str  # where what was measured of it goes, epoch by epoch and layer by layer, if its method asks for that
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrialOutcome:
-    """What came of a trial: validation numbers (a finite `loss`, or it failed), seconds of training and evaluation,
-    and what its method asked to be measured, by quantity and width."""
-
-    validation: Mapping[str, float]
-    seconds: float
-    evaluation_seconds: float
-    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-
-class Evaluate(Protocol):
-    """Train a task's widths and judge them on validation data: the same task gives the same outcome."""
-
-    def __call__(self, task: TrialTask, report: Report, /) -> TrialOutcome: ...
 
 
 @dataclass
@@ -76,6 +40,8 @@ class Clock:
     done: float = 0.0
     spared: float = 0.0  # work that an earlier process had done,
     earlier: float = 0.0  # and the seconds that it took
+    expected: float | None = None  # seconds for a unit of work, until there is something to go by
+    begun: float | None = None  # when the first trial did: what comes before it says nothing of the speed
 
     @property
     def elapsed(self) -> float:
@@ -83,9 +49,16 @@ class Clock:
         return time.monotonic() - self.started
 
     def left(self, work: float) -> float | None:
-        """Seconds for so much work at the speed so far; None where nothing has been done yet."""
-        done = self.done - self.spared
-        return self.elapsed / done * work if done > 0 else None
+        """Seconds for so much work at the speed so far, as far as it was expected before; None where nothing is known.
+
+        What was expected counts as much as the share of the first unit that is yet to be done.
+        """
+        done, spent = self.done - self.spared, time.monotonic() - (self.begun or self.started)
+        if self.expected is None:
+            return spent / done * work if done > 0 else None
+        weight = min(max(done, 0.0), 1.0)
+        seen = spent / done if done > 0 else 0.0
+        return (weight * seen + (1 - weight) * self.expected) * work
 
     def says(self, phase: str, done: float | None = None) -> None:
         """Report; `done` is in units of a trial."""
@@ -100,38 +73,49 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What the trials of one run share. Files: DIR/weights/N.onnx, plans/N.json, measures/N.json, and the study."""
+    """What the trials of one run share. Files: DIR/weights/N.onnx, plans/N.json, measures/N.json, and the study.
+
+    Trials are tried `at_once`, a batch: all of them are proposed from what was told before, evaluated in any order, by
+    this process's crew and by those of others that share the study, and told in the order of their numbers. So what
+    comes out follows from the seed and `at_once`, whoever ends first. A batch begins at each multiple of `at_once`.
+    """
 
     directory: Path
     space: WidthSpace
     limits: Limits
     searcher: Searcher
     study: TrialStudy
-    evaluate: Evaluate
+    crew: Crew
     seed: int
+    at_once: int = 1
+    claims: Claims = field(default_factory=Sole)
+    poll: float = POLL
 
     def run(self, trials: int, clock: Clock, *, reserve: float = 0.0) -> tuple[Trial, ...]:
         """Finish what an earlier process left, go on to `trials` in all, and return them.
 
-        Finished trials are only told; one left running runs again as it was noted, under its number. Stops early
-        where the clock does not allow another trial and the `reserve` (in units of a trial) after it, but never
-        before the first.
+        Finished trials are only told; what is left running runs again as it was noted, under its number. Stops early
+        where the clock does not allow another batch and the `reserve` (in units of a trial) after it, but never before
+        the first.
         """
         known = {trial.number: trial for trial in self.study.trials()}
+        total = max(trials, len(known))
         finished: dict[int, Trial] = {}
-        for number in range(max(trials, len(known))):
-            trial = known.get(number)
-            if trial is None or trial.state == "running":
-                if finished and not clock.allows(1 + reserve):
-                    break
-                trial = trial or self._begin(number)
-                parent = None if trial.parent is None else finished[trial.parent]
-                trial = self._finish(trial, parent, clock, f"trial {number + 1} of {trials}: {trial.reason}")
+        clock.begun = time.monotonic()
+        for first in range(0, total, self.at_once):
+            numbers = range(first, min(first + self.at_once, total))
+            missing = sum(number not in known or known[number].state == "running" for number in numbers)
+            if missing and finished and not clock.allows(missing + reserve):
+                break
+            batch = self._begun(numbers, known) if missing else [known[number] for number in numbers]
+            if missing:
+                batch = self._evaluated(batch, finished, clock, trials)
             else:
-                clock.spared = clock.done = number + 1
-            self.searcher.tell(trial)
-            finished[number] = trial
-        clock.done = max(trials, len(known))
+                clock.spared = clock.done = numbers.stop
+            for trial in batch:
+                finished[trial.number] = self._judged(trial)
+                self.searcher.tell(finished[trial.number])
+        clock.done = total
         return tuple(finished.values())
 
     def weights(self, number: int) -> Path:
@@ -142,10 +126,59 @@ class Loop:
         """Where the plan from the source to a trial is."""
         return self.directory / "plans" / f"{number}.json"
 
-    def _begin(self, number: int) -> Trial:
-        trial = self._priced(number, self.searcher.ask(number))
-        self.study.begin(trial)
-        return trial
+    def _begun(self, numbers: range, known: dict[int, Trial]) -> list[Trial]:
+        """The batch's trials, noted; by one process, which others wait for."""
+        work = f"begin {numbers.start} to {numbers.stop}"
+        while any(number not in known for number in numbers):
+            if self.claims.take(work):
+                if self.claims.shared:
+                    known |= self._noted()
+                for number in numbers:
+                    if number not in known:
+                        beside = [known[other].widths for other in range(numbers.start, number)]
+                        known[number] = self._priced(number, self.searcher.ask(number, beside))
+                        self.study.begin(known[number])
+                self.claims.done(work)
+            else:
+                time.sleep(self.poll)
+                known |= self._noted()
+        return [known[number] for number in numbers]
+
+    def _evaluated(self, batch: Sequence[Trial], finished: dict[int, Trial], clock: Clock, trials: int) -> list[Trial]:
+        """The same trials with their outcomes, in order, which are noted as they come."""
+        found = {trial.number: trial for trial in batch}
+        progress = _Progress(clock, [*found], trials, ended={n for n, trial in found.items() if _ended(trial)})
+        mine: set[int] = set()
+        while waiting := [trial for trial in found.values() if not _ended(trial)]:
+            for trial in waiting:
+                work = f"trial {trial.number}"
+                if trial.number in mine or len(mine) == self.crew.size or not self.claims.take(work):
+                    continue
+                if self.claims.shared and _ended(now := self._noted()[trial.number]):  # by one who then died
+                    found[trial.number] = now
+                    continue
+                mine.add(trial.number)
+                parent = None if trial.parent is None else finished[trial.parent]
+                progress.starts(trial)
+                self.crew.start(self._task(trial, parent), progress.of(trial.number))
+            if not mine:
+                time.sleep(self.poll)
+            for number, outcome in self.crew.ended(self.poll if self.claims.shared else None) if mine else ():
+                mine.discard(number)
+                found[number] = _with(found[number], outcome)
+                if self.claims.holds(f"trial {number}"):
+                    self.study.note(found[number])
+                    self.claims.done(f"trial {number}")
+                progress.ends(number)
+            if self.claims.shared:
+                for number, trial in self._noted().items():
+                    if number in found and number not in mine and _ended(trial):
+                        found[number] = trial
+                        progress.ends(number)
+        return [found[trial.number] for trial in batch]
+
+    def _noted(self) -> dict[int, Trial]:
+        return {trial.number: trial for trial in self.study.trials()}
 
     def _priced(self, number: int, proposal: Proposal) -> Trial:
         price = self.space.price(proposal.widths)
@@ -159,9 +192,8 @@ class Loop:
             reason=proposal.reason,
         )
 
-    def _finish(self, trial: Trial, parent: Trial | None, clock: Clock, phase: str) -> Trial:
-        """Evaluate, judge, note. The weights are in place before the study hears of it."""
-        task = TrialTask(
+    def _task(self, trial: Trial, parent: Trial | None) -> TrialTask:
+        return TrialTask(
             number=trial.number,
             widths=trial.widths,
             parent=Parent(os.fspath(self.weights(parent.number)), parent.widths) if parent else None,
@@ -170,17 +202,14 @@ class Loop:
             measures=os.fspath(self.directory / "measures" / f"{trial.number}.json"),
             seed=seed_of(self.seed, trial.number),
         )
-        clock.says(phase, trial.number)
-        outcome = self.evaluate(task, lambda share: clock.says(phase, trial.number + share))
-        loss = outcome.validation.get("loss", math.nan)
+
+    def _judged(self, trial: Trial) -> Trial:
+        """Whether the search goes on from it, told to the study. Its weights were in place before that heard of it."""
+        if trial.state != "evaluated":
+            return trial
+        loss = trial.validation.get("loss", math.nan)
         done = replace(
-            trial,
-            state="complete" if math.isfinite(loss) else "failed",
-            validation={name: value for name, value in outcome.validation.items() if math.isfinite(value)},
-            objective=self._objective(loss, trial),
-            measured=outcome.measured,
-            seconds=outcome.seconds,
-            evaluation_seconds=outcome.evaluation_seconds,
+            trial, state="complete" if math.isfinite(loss) else "failed", objective=self._objective(loss, trial)
         )
         done = replace(done, accepted=self.searcher.accepts(done))
         self.study.finish(done)
@@ -190,6 +219,65 @@ class Loop:
         if not math.isfinite(loss):
             return math.nan
         return objective(loss, self.limits.utilisation(trial)) if self.limits.by_kind else loss
+
+
+@dataclass
+class _Progress:
+    """How far a batch is: tells the clock."""
+
+    clock: Clock
+    numbers: Sequence[int]
+    trials: int
+    ended: set[int]
+    shares: dict[int, float] = field(default_factory=dict)
+    phase: str = ""
+
+    def starts(self, trial: Trial) -> None:
+        """Say what it tries."""
+        self.shares[trial.number] = 0.0
+        self._says(f"trial {trial.number + 1} of {self.trials}: {trial.reason}")
+
+    def of(self, number: int) -> Callable[[float], None]:
+        """What hears of one trial's share that is done."""
+
+        def heard(share: float) -> None:
+            self.shares[number] = max(share, self.shares[number])
+            self._says(None)
+
+        return heard
+
+    def ends(self, number: int) -> None:
+        """One is done, here or elsewhere."""
+        self.shares.pop(number, None)
+        if number not in self.ended:
+            self.ended.add(number)
+            if self.phase and len(self.numbers) > 1:
+                self._says(None)
+
+    def _says(self, phase: str | None) -> None:
+        """`phase`, or of a batch of one what was said last, of others how many are done."""
+        if phase is not None:
+            self.phase = phase
+        elif len(self.numbers) > 1:
+            first, last = self.numbers[0] + 1, self.numbers[-1] + 1
+            self.phase = f"trials {first} to {last} of {self.trials}: {len(self.ended)} done"
+        self.clock.says(self.phase, self.numbers[0] + len(self.ended) + sum(self.shares.values()))
+
+
+def _ended(trial: Trial) -> bool:
+    return trial.state != "running"
+
+
+def _with(trial: Trial, outcome: TrialOutcome) -> Trial:
+    """With what came of it, to be judged."""
+    return replace(
+        trial,
+        state="evaluated",
+        validation={name: value for name, value in outcome.validation.items() if math.isfinite(value)},
+        measured=outcome.measured,
+        seconds=outcome.seconds,
+        evaluation_seconds=outcome.evaluation_seconds,
+    )
 
 
 def seed_of(seed: int, number: int) -> int:

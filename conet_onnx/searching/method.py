@@ -35,6 +35,10 @@ class Method(Protocol):
         """Training of the chosen one."""
 
     @property
+    def at_once(self) -> int | None:
+        """How many sets of widths it can propose at a time; None: any number."""
+
+    @property
     def needs_budget(self) -> bool:
         """Whether it makes no sense without one."""
 

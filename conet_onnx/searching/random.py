@@ -13,7 +13,7 @@ from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.recipe import Recipe, from_scratch
-from conet_onnx.searching.searcher import Proposal, least_objective, moves
+from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Compound", "Independent", "Random"]
@@ -39,6 +39,11 @@ class Random:
     def __post_init__(self) -> None:
         if not self.spread >= 1:
             raise UsageError(f"spread={self.spread}: expected a factor of at least 1.")
+
+    @property
+    def at_once(self) -> int | None:
+        """Any number: trials do not learn from each other."""
+        return None
 
     @property
     def needs_budget(self) -> bool:
@@ -88,6 +93,11 @@ class Compound:
             raise UsageError(f"step={self.step}, largest={self.largest}: a factor of 0..1, and a positive one.")
 
     @property
+    def at_once(self) -> int | None:
+        """Any number: trials do not learn from each other."""
+        return None
+
+    @property
     def needs_budget(self) -> bool:
         """Multipliers are as good without one."""
         return False
@@ -121,7 +131,7 @@ class Independent:
         self._wish = wish
         self._best = math.inf
 
-    def ask(self, number: int) -> Proposal:
+    def ask(self, number: int, beside: Sequence[Widths] = ()) -> Proposal:
         """As the method says, from where its recipe begins."""
         widths = self._wish(number)
         return Proposal(widths, None, moves(self._source, widths))

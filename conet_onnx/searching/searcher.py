@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from conet_onnx.records.trial import Trial
 
-__all__ = ["Proposal", "Searcher", "least_objective", "moves", "objective"]
+__all__ = ["Proposal", "Searcher", "Widths", "least_objective", "moves", "objective"]
+
+Widths: TypeAlias = Mapping[str, int]
 
 WITHIN = 0.05  # a model at half the budget may have 3.5% more loss and count as equal
 BEYOND = 1.0  # one at twice the budget counts as one with twice the loss
@@ -29,10 +31,13 @@ class Searcher(Protocol):
 
     A searcher's state is what it was told and nothing else: `ask` and `accepts` change nothing, and draw their chance
     from the seed and the trial's number. So telling it the finished trials again, in order, brings it back.
+
+    Trials that are tried at the same time are asked for one after the other, before any of them is told, and told in
+    the order of their numbers: whichever ends first, the search is the same.
     """
 
-    def ask(self, number: int) -> Proposal:
-        """What trial `number` should try, given what was told so far."""
+    def ask(self, number: int, beside: Sequence[Widths] = ()) -> Proposal:
+        """What trial `number` should try, given what was told so far and what is tried at the same time."""
 
     def accepts(self, trial: Trial) -> bool:
         """Whether the search goes on from this finished trial. Never from one whose objective is not a number."""

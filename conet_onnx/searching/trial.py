@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from conet_onnx.agreement import agreement
@@ -16,12 +18,13 @@ from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.data import DataSet, DataSpec, Normalisation, check_fits, classes_of, fed, load_data
 from conet_onnx.data.dataset import Array
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
+from conet_onnx.files import atomic_write
 from conet_onnx.graph import REALS, Graph
 from conet_onnx.loading import load
 from conet_onnx.planning import plan
 from conet_onnx.rewriting import rewrite
-from conet_onnx.searching.loop import Report, TrialOutcome, TrialTask
 from conet_onnx.searching.recipe import Recipe
+from conet_onnx.searching.task import Report, TrialOutcome, TrialTask
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
@@ -31,10 +34,11 @@ from conet_onnx.transfer import calibration_batches, transferred
 if TYPE_CHECKING:
     from conet_onnx.searching.measuring import Measured, Measuring
 
-__all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit"]
+__all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit", "open_workshop"]
 
 MOST_SCORES = 2**28  # bytes of a teacher's scores that are kept
 BATCH = 64
+TIMED = (2, 6)  # steps of training
 GRAIN = 10**9  # MACs of a batch that are worth a thread
 
 
@@ -43,7 +47,7 @@ class TrialSettings:
     """All that an evaluation needs beside its task, as plain values: a process anywhere can start from them."""
 
     source: str  # files
-    data: str | DataSpec
+    data: str | DataSpec | DataSet
     normalisation: Normalisation | None = None
     epochs: int = 1
     provider: str = "auto"
@@ -52,11 +56,15 @@ class TrialSettings:
     recipe: Recipe = field(default_factory=Recipe)
     freeze: Sequence[str] = ()
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    cores: int | None = None
+    said: str | None = None
 
 
-def evaluate_trial(task: TrialTask, settings: TrialSettings) -> TrialOutcome:
-    """One evaluation from nothing but files: the same values give the same outcome and the same bytes, wherever."""
-    workshop = Workshop.open(
+def open_workshop(settings: TrialSettings) -> Workshop:
+    """What evaluates trials, from nothing but files. In a process of its own, torch too keeps to its cores."""
+    if settings.cores is not None:
+        torch.set_num_threads(settings.threads or settings.cores)
+    return Workshop.open(
         load(settings.source, input_shapes=settings.input_shapes),
         settings.data,
         normalisation=settings.normalisation,
@@ -66,13 +74,23 @@ def evaluate_trial(task: TrialTask, settings: TrialSettings) -> TrialOutcome:
         batchnorm=settings.batchnorm,
         recipe=settings.recipe,
         freeze=settings.freeze,
+        cores=settings.cores,
+        said=settings.said,
     )
-    return workshop(task, lambda _: None)
+
+
+def evaluate_trial(task: TrialTask, settings: TrialSettings) -> TrialOutcome:
+    """One evaluation from nothing but files: the same values give the same outcome and the same bytes, wherever."""
+    return open_workshop(settings)(task, lambda _: None)
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """What all evaluations of one run share: the source, the data, and how to train."""
+    """What all evaluations of one run share: the source, the data, and how to train.
+
+    `cores` are those that there are for it (None: all of them; `threads` is what the user wants), `said` the file of
+    the teacher's scores where several processes share them.
+    """
 
     source: Graph
     analysis: Analysis
@@ -84,6 +102,8 @@ class Workshop:
     threads: int | None
     batchnorm: BatchNorm = "auto"
     recipe: Recipe = field(default_factory=Recipe)
+    cores: int | None = None
+    said: str | None = None
 
     @classmethod
     def open(
@@ -98,6 +118,8 @@ class Workshop:
         batchnorm: BatchNorm = "auto",
         recipe: Recipe | None = None,
         freeze: Iterable[str] = (),
+        cores: int | None = None,
+        said: str | None = None,
     ) -> Workshop:
         """Read the data and check that it fits; `test` is left alone. Raises DataError, UsageError."""
         wanted(graph, batchnorm)  # a wrong word is said now
@@ -106,10 +128,27 @@ class Workshop:
         else:
             dataset, name = load_data(data), str(data)
         check_fits(graph, dataset, "train", "validation")
-        choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads)
-        recipe = recipe or Recipe()
-        return cls(
-            graph, analyze(graph, freeze=freeze), dataset, name, choice, epochs, provider, threads, batchnorm, recipe
+        choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads or cores)
+        recipe, analysis = recipe or Recipe(), analyze(graph, freeze=freeze)
+        how = (epochs, provider, threads, batchnorm, recipe, cores, said)
+        return cls(graph, analysis, dataset, name, choice, *how)
+
+    def settings(self, source: str, freeze: Sequence[str], *, cores: int) -> TrialSettings:
+        """What another process needs to open the same; `source` is the file of this one."""
+        splits = {name: self.dataset.split(name) for name in ("train", "validation")} if not self.dataset.spec else {}
+        return TrialSettings(
+            source=source,
+            data=self.dataset.spec or DataSet(self.dataset.name, splits),
+            normalisation=self.choice.normalisation,
+            epochs=self.epochs,
+            provider=self.provider,
+            threads=self.threads,
+            batchnorm=self.batchnorm,
+            recipe=self.recipe,
+            freeze=freeze,
+            input_shapes=self.source.input_shapes,
+            cores=cores,
+            said=self.said,
         )
 
     def __call__(self, task: TrialTask, report: Report) -> TrialOutcome:
@@ -168,20 +207,26 @@ class Workshop:
         anew: bool = False,
         last: bool = False,
         after: After | None = None,
+        samples: int | None = None,
     ) -> tuple[Graph, float]:
         """Train on the train split, against labels and the source; also the seconds that it took. Raises Diverged.
 
-        `anew` begins with fresh weights, `last` is the answer's training, `after` each epoch the weights are shown.
+        `anew` begins with fresh weights, `last` is the answer's training, `after` each epoch the weights are shown;
+        `samples` are the first so many (None: all).
         """
         recipe, data = self.recipe, self.dataset.split("train")
         settings = {"batch": BATCH, **(recipe.final_training if last else recipe.training)}
         anew = anew or (last and recipe.final == "fresh")
-        taught = data.labels is None or settings["distill"] > 0
+        taught = self.taught(last=last)
+        teacher = self.teacher if taught else None
+        if samples is not None:
+            data = data.take(np.arange(min(samples, len(data))))
+            teacher = teacher[: len(data)] if isinstance(teacher, np.ndarray) else teacher
         fitted = fit(
             student,
             data,
             epochs=epochs,
-            teacher=self.teacher if taught else None,
+            teacher=teacher,
             normalise=self.normalise,
             labels=data.labels is not None,
             seed=seed,
@@ -194,12 +239,38 @@ class Workshop:
         )
         return fitted.graph, fitted.seconds
 
+    def expected_seconds(self) -> float:
+        """What a trial takes that is as large as the source, going by some steps of training; smaller ones take less.
+
+        It is a line through two trainings of few steps: what every training costs, and what each step does.
+        """
+        size = int({"batch": BATCH, **self.recipe.training}["batch"])
+        steps = math.ceil(len(self.dataset.split("train")) / size)
+        how: dict[str, Any] = {"epochs": 1, "seed": 0, "report": lambda _: None}
+        try:
+            _, *taken = (self.train(self.source, samples=size * many, **how)[1] for many in (1, *TIMED))
+        except Diverged:
+            return math.nan
+        few, more = (min(many, steps) for many in TIMED)
+        step = max(taken[1] - taken[0], 0.0) / (more - few) if more > few else taken[0] / few
+        return max(taken[0] - few * step, 0.0) + self.epochs * steps * step
+
+    @property
+    def all_threads(self) -> int:
+        """Threads that there are for all that this process and its workers do at the same time."""
+        return torch.get_num_threads()
+
+    def taught(self, *, last: bool = False) -> bool:
+        """Whether the source teaches."""
+        settings = self.recipe.final_training if last else self.recipe.training
+        return self.dataset.split("train").labels is None or settings["distill"] > 0
+
     @cached_property
     def training_threads(self) -> int:
         """As asked, else as many as have enough to do: on small models, threads mostly wait for each other."""
         if self.threads is not None:
             return self.threads
-        return max(1, min(torch.get_num_threads(), BATCH * self.analysis.costs.price({}).macs // GRAIN))
+        return max(1, min(self.cores or torch.get_num_threads(), BATCH * self.analysis.costs.price({}).macs // GRAIN))
 
     @cached_property
     def teacher(self) -> Graph | Array:
@@ -208,7 +279,13 @@ class Workshop:
         data, classes = self.dataset.split("train"), classes_of(self.source)
         if data.labels is None or classes is None or 4 * classes * len(data) > MOST_SCORES:
             return self.source
-        return teacher_scores(self.source, data, normalise=self.normalise)
+        if self.said is None:
+            return teacher_scores(self.source, data, normalise=self.normalise)
+        if not os.path.exists(self.said):
+            with atomic_write(self.said) as part, open(part, "wb") as stream:
+                np.save(stream, teacher_scores(self.source, data, normalise=self.normalise))
+        kept: Array = np.load(self.said, mmap_mode="c")  # memory that all processes of a host share
+        return kept
 
     @cached_property
     def calibration(self) -> Sequence[Mapping[str, Array]] | None:
@@ -229,7 +306,7 @@ class Workshop:
         """
         begun = time.perf_counter()
         how: dict[str, Any] = {"split": split, "normalisation": self.choice.normalisation}
-        how |= {"provider": self.provider, "threads": self.threads}
+        how |= {"provider": self.provider, "threads": self.threads or self.cores}
         if self.dataset.split(split).labels is not None:
             numbers = _numbers(evaluate(graph, self.dataset, **how))
         else:

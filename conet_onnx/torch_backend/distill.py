@@ -137,6 +137,7 @@ def teacher_scores(
     asked = Learner(teacher, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     name = asked.first()
     asked.keep([name], bare=[name])
+    asked.use_channels_last(None)
     asked.settle(prepare(first(data)[0]))
     scores = said_of_all(asked, data, prepare, batch)[name]
     return flat(torch.from_numpy(scores)).numpy()

@@ -10,6 +10,7 @@ import onnx
 import torch
 from onnx import helper
 from torch import fx, nn
+from torch.nn import functional as F
 
 from conet_onnx.errors import DataError, UnsupportedOp, UsageError
 from conet_onnx.graph import Graph
@@ -22,6 +23,7 @@ __all__ = ["Inputs", "Learner", "Tensors", "named"]
 Inputs = Array | Mapping[str, Array]  # what the model takes: images for its only input, or an array for each by name
 Tensors = Mapping[str, torch.Tensor]
 
+NARROW = 8  # channels: a vector of floats on most processors
 TOLERANCE = 1e-3  # relative; two batches at once against one after the other
 _SOFTMAX = (torch.softmax, torch.log_softmax)
 # What may stand between a final Softmax and the output.
@@ -94,13 +96,25 @@ class Learner:
         quiet: Any = type(self.module)
         quiet._wrapped_call = staticmethod(nn.Module.__call__)
 
-    def use_channels_last(self, wanted: bool) -> None:
-        """Hold images and the weights of convolutions with their channels last, at which processors are faster (up to
-        a third: tools/results/bench_train_steps.md)."""
-        self.channels_last = wanted
-        if wanted:
+    def use_channels_last(self, wanted: bool | None) -> None:
+        """Hold images and the weights of convolutions with their channels last, or not; None: if that is faster."""
+        self.channels_last = self.prefers_last() if wanted is None else wanted
+        if self.channels_last:
             module: nn.Module = self.module
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its types leave this one out
+
+    def prefers_last(self) -> bool:
+        """Whether steps are faster with channels last: where there are convolutions over images, all of NARROW channels
+        or more (of ten networks, by 0 to 30%: tools/results/bench_train_layout.md).
+
+        Narrower ones have nothing to gain, and torch 2.13 was once seen to corrupt its memory in them (two and four
+        channels, on a CPU); that could not be made to happen again.
+        """
+        parameters = dict(self.module.named_parameters())
+        read = (node.args[1] for node in self.module.graph.nodes if node.target is F.conv2d)
+        weights = [str(one.target) for one in read if isinstance(one, fx.Node) and one.op == "get_attr"]
+        widths = [parameters[name].shape[0] for name in weights if name in parameters]
+        return min(widths, default=0) >= NARROW
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights that are trained, by the name of the initializer."""

@@ -52,9 +52,8 @@ class Settings:
     dropped at (k + 1) / n of that.
 
     Machine. `accelerator`, `devices`, `strategy` and `precision` are Fabric's, `compile` is torch's. `channels_last` is
-    how images are held: faster on most networks of convolutions, and not the default, because torch 2.13 was seen to
-    corrupt its memory on a CPU then, in a network with layers of 2 and 4 channels. The same seed on the same CPU with
-    as many threads gives the same bits.
+    how images and the weights of convolutions are held; None: where that is faster (learner.Learner.prefers_last). The
+    same seed on the same CPU with as many threads gives the same bits.
     """
 
     epochs: int
@@ -88,7 +87,7 @@ class Settings:
     devices: int = 1
     strategy: str = "auto"
     precision: Any = "32-true"
-    channels_last: bool = False
+    channels_last: bool | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:

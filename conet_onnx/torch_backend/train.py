@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from conet_onnx.batches import Freed
     from conet_onnx.torch_backend.adas import Adas
 
-__all__ = ["After", "Diverged", "Fitted", "Progress", "fit"]
+__all__ = ["After", "Diverged", "Fitted", "Progress", "fabric_of", "fit"]
 
 Progress = Callable[[float], None]  # the share of the work that is done, 0..1
 After = Callable[[Mapping[str, Array]], None]  # shown the trained weights by name after an epoch, not to be kept
@@ -116,7 +116,7 @@ def fit(
     wished = Settings(**settings)
     begun = time.perf_counter()
     with _repeatable(wished.seed, wished.threads):
-        fabric = _fabric(wished)
+        fabric = fabric_of(wished)
         source = fresh(student, wished.seed) if wished.init == "fresh" else student
         prepare = partial(prepared, normalise=normalise)
         dropped = wished.channel_dropout > 0
@@ -526,7 +526,8 @@ class _Run:
         return bool(self._summed(torch.tensor([float(here)]))[0] > 0)
 
 
-def _fabric(settings: Settings) -> Fabric:
+def fabric_of(settings: Settings) -> Fabric:
+    """Lightning Fabric, launched. Raises UsageError where it knows no such precision, or has no such device here."""
     from lightning_fabric import Fabric  # a second to import, which lowering alone need not pay
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 

@@ -1,0 +1,129 @@
+"""The databases that hold studies: a SQLite file of one process, or any that Optuna speaks by URL."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from conet_onnx.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["check_url", "connected", "opened", "prepare", "quiet", "said", "together"]
+
+T = TypeVar("T")
+
+WAIT = 60.0  # seconds for another process's transaction
+TRIES = 8
+
+
+def said(place: Path | str) -> str:
+    """A place as it may be shown and written down: a URL without its password."""
+    if isinstance(place, Path):
+        return str(place)
+    import sqlalchemy
+
+    return sqlalchemy.engine.make_url(place).render_as_string(hide_password=True)
+
+
+def prepare() -> None:
+    """Import what opening a database needs; it takes a second that other work can fill."""
+    import importlib
+
+    for name in ("optuna.storages", "sqlalchemy.dialects.sqlite", "alembic.migration"):
+        importlib.import_module(name)
+
+
+def check_url(url: str) -> None:
+    """Raise UsageError for what is no URL of a database, and where the package that speaks to it is missing."""
+    import sqlalchemy
+
+    example = "write it as postgresql+psycopg://USER@HOST/NAME or sqlite:///FILE"
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise UsageError(f"--storage: that is not the URL of a database; {example}.") from error
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise UsageError(f"--storage {url}: a database in memory cannot be shared; {example}.")
+    try:
+        sqlalchemy.create_engine(parsed).dispose()
+    except sqlalchemy.exc.NoSuchModuleError as error:
+        raise UsageError(f"--storage {said(url)}: no database is called {parsed.drivername!r}; {example}.") from error
+    except ImportError as error:
+        needed = error.name or parsed.get_driver_name()
+        raise UsageError(f"--storage {said(url)} needs the package {needed!r}: pip install {needed}.") from error
+
+
+def opened(url: str, name: str) -> tuple[optuna.storages.RDBStorage, int]:
+    """The study of that name, made where there is none, by however many processes at the same time; and its id.
+
+    Raises UsageError for a wrong URL, OutputError where the database cannot be reached or written.
+    """
+    import optuna
+    import sqlalchemy
+
+    check_url(url)
+    settings: dict[str, Any] = {"pool_pre_ping": True}
+    if sqlalchemy.engine.make_url(url).get_backend_name() == "sqlite":
+        settings = {"connect_args": {"timeout": WAIT}, "poolclass": sqlalchemy.NullPool}
+
+    def made() -> optuna.storages.RDBStorage:
+        return optuna.storages.RDBStorage(url, settings)
+
+    with quiet():
+        try:
+            storage = together(made)
+            with suppress(optuna.exceptions.DuplicatedStudyError):
+                storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], name)
+            return storage, storage.get_study_id_from_name(name)
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+            cause = str(error.__cause__ or error).splitlines()[0]
+            raise OutputError(
+                f"Cannot use --storage {said(url)}: {cause}. Is it running, and yours to write?"
+            ) from error
+
+
+def together(make: Callable[[], T]) -> T:
+    """What `make` returns, which makes tables that are missing: where another process makes them just now, again."""
+    import sqlalchemy
+
+    for left in reversed(range(TRIES)):
+        try:
+            return make()
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError):
+            # "already exists", or a unique index violated, in words that differ between databases
+            if not left:
+                raise
+            time.sleep(random.uniform(0.05, 0.3))
+    raise AssertionError
+
+
+def connected(file: Path, *, skip_table_creation: bool = True) -> optuna.storages.RDBStorage:
+    """The database in a SQLite file."""
+    import optuna
+    import sqlalchemy
+
+    engine = {  # a creator, since a path with ?, % or {} would not survive in a URL
+        "creator": lambda: sqlite3.connect(file, timeout=WAIT),
+        "poolclass": sqlalchemy.NullPool,
+    }
+    return optuna.storages.RDBStorage("sqlite://", engine, skip_table_creation=skip_table_creation)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna says nothing but errors."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
