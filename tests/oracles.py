@@ -235,8 +235,8 @@ def compare_with(
     feeds = feeds_of(graph) if feeds is None else feeds
     chosen = {analysis.widths[name].dim: s.indices for name, s in selections.items()}
     hidden = masked(analysis, chosen)
-    expected = run_all(hidden or graph, feeds, threads=1)
-    got = run_all(resized, feeds, threads=1)
+    expected = tensors_of(hidden or graph, feeds)
+    got = tensors_of(resized, feeds)
     constants = constant_values(graph)
     outputs = {value.name for value in graph.outputs}
     factors = {
@@ -249,7 +249,7 @@ def compare_with(
         for name in node.outputs:
             if not name or node.index in analysis.region.nodes or (grown and name in constants):
                 continue  # integers that carry sizes; weights whose copies are divided
-            if name in apart:
+            if name in apart or (name not in expected and name not in got):
                 continue
             if name in constants and analysis.graph.producer(name).op == "Constant":  # type: ignore[union-attr]  # constants have producers
                 continue
@@ -268,7 +268,7 @@ def compare_with(
             compared, worst = compared + 1, max(worst, error)
     moved = 0.0
     if hidden is not None:
-        plain = run_all(graph, feeds, threads=1)
+        plain = tensors_of(graph, feeds)
         produced = [v.name for v in graph.outputs if v.name in plain]
         moved = max((distance(expected[name], plain[name]) for name in produced), default=0.0)
     return Outcome(compared, worst, moved)
@@ -308,7 +308,8 @@ def undecided(graph: Graph, seeds: Iterable[int], noise: Mapping[str, float] | N
         before, after = nudged(graph, None, seed)
         whole = {name: array for name, array in before.items() if array.dtype.kind != "f"}
         found.update(name for name, array in whole.items() if not np.array_equal(array, after[name]))
-    values = run_all(graph, feeds := feeds_of(graph), threads=1) | feeds if noise is not None else {}
+    feeds = feeds_of(graph)
+    values = {**tensors_of(graph, feeds), **feeds} if noise is not None else {}
     for node in graph.nodes:
         if not found.isdisjoint((*node.inputs, *node.captured)):
             found.update(node.outputs)
@@ -329,7 +330,7 @@ def _wavering(graph: Graph, node: Node, values: Tensors, noise: Mapping[str, flo
     are seldom chance. Signs are drawn sixteen times."""
     rng = np.random.default_rng(0)
     feeds = {name: values[name] if name in values else graph.array(name) for name in node.inputs if name}
-    whole = [name for name in node.outputs if name and (values[name].dtype.kind != "f" or node.op in STEPS)]
+    whole = [name for name in node.outputs if name in values and (values[name].dtype.kind != "f" or node.op in STEPS)]
     kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
     inputs = [helper.make_tensor_value_info(name, kinds[name], array.shape) for name, array in feeds.items()]
     outputs = [onnx.ValueInfoProto(name=name) for name in whole]
@@ -360,8 +361,13 @@ def nudged(graph: Graph, feeds: Tensors | None, seed: int) -> tuple[Tensors, Ten
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     floats = {n: graph.array(n) for n, t in graph.weights.items() if t.data_type in kinds and len(t.dims) > 1}
     moved = graph.with_arrays({name: neighbour(array) for name, array in floats.items()})
-    before, after = (run_all(some, feeds, threads=1) for some in (graph, moved))
+    before, after = (tensors_of(some, feeds) for some in (graph, moved))
     return before, after
+
+
+def tensors_of(graph: Graph, feeds: Tensors) -> Tensors:
+    """Every tensor that a node makes; a sequence is none, and what is taken out of it is."""
+    return {name: value for name, value in run_all(graph, feeds, threads=1).items() if isinstance(value, np.ndarray)}
 
 
 # Selections

@@ -7,6 +7,7 @@ import onnx
 import oracles
 from onnx import TensorProto, helper, numpy_helper
 
+from conet_onnx.analysis import analyze
 from conet_onnx.graph import Graph
 
 
@@ -81,3 +82,27 @@ def test_a_single_number_that_is_rounded_up_or_down_is_undecided() -> None:
     model = Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     assert oracles.undecided(model, (), {"sum": 0.5}) == {"whole", "rest"}
     assert oracles.undecided(model, (), {}) == frozenset()
+
+
+def test_tensors_are_compared_and_sequences_of_them_are_not() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["h"]),
+        helper.make_node("SplitToSequence", ["h"], ["parts"], axis=0),
+        helper.make_node("SequenceAt", ["parts", "first"], ["part"]),
+        helper.make_node("MatMul", ["part", "last"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {"weight": rng.standard_normal((4, 6)), "last": rng.standard_normal((6, 3))}
+    graph = helper.make_graph(
+        nodes,
+        "parts",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+        [
+            *(numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()),
+            numpy_helper.from_array(np.array(0), "first"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert oracles.rounding(Graph(model)).keys() == {"h", "part", "y"}
+    assert oracles.compare(analyze(Graph(model)), {}).compared == 3
