@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +102,29 @@ class Costs:
         made[unchanged] = self.source
         return made
 
+    def terms(self, kind: str) -> list[tuple[tuple[int, ...], Callable[[NDArray[Any]], NDArray[np.float64]]]]:
+        """Params, macs or bytes as a sum of terms: which widths, by their places in `row`, and what they cost.
+
+        A term takes the sizes of its widths, [n, widths] -> [n]; the one of no widths is what is there in any case. The
+        sum is the price, but for the bytes of integers that a resize writes anew or leaves out: there it is no more
+        than the price. Raises UsageError for another kind.
+        """
+        if kind not in Price._fields:
+            raise UsageError(
+                f"{kind!r} is no cost that is known from the widths; it is one of {', '.join(Price._fields)}."
+            )
+        column, ones = Price._fields.index(kind), len(self._ids)
+        found: dict[tuple[int, ...], list[int]] = {(): []}
+        for row in np.flatnonzero(self._table.weights[:, column]).tolist():
+            widths = {w for w in self._table.monomials[row].tolist() if w != ones}
+            found.setdefault(tuple(sorted(widths)), []).append(row)
+        made: list[tuple[tuple[int, ...], Callable[[NDArray[Any]], NDArray[np.float64]]]] = []
+        for scope, rows in found.items():
+            places = np.searchsorted(scope, self._table.monomials[rows])
+            left_out = sum(raw for raw, _ in self._left_over) if kind == "bytes" and not scope else 0
+            made.append((scope, partial(_term, Table(places, self._table.weights[rows, column]), -float(left_out))))
+        return made
+
     def share(self, width: str) -> Share:
         """Parameters and MACs that a width's channels touch."""
         dim = self._coupling.widths[width].dim
@@ -174,6 +197,11 @@ class Costs:
 
     def _evaluate(self, polynomials: list[Polynomial]) -> int:
         return int(np.rint(compile_table([_total(polynomials)], len(self._ids))(self._sizes[None])[0, 0]))
+
+
+def _term(table: Table, more: float, sizes: NDArray[Any]) -> NDArray[np.float64]:
+    """What a table of one column makes of some sizes, and so much more."""
+    return table(sizes) + more
 
 
 def _static_batch(coupling: Coupling) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from conet_onnx.allocating import Limit, Term, allocate, climb
 from conet_onnx.analysis import Analysis
-from conet_onnx.costs import Price
+from conet_onnx.costs import Costs, Price
 from conet_onnx.coupling import Width
 from conet_onnx.dims import Axis, Dim
 from conet_onnx.errors import BudgetUnreachable, UsageError
@@ -23,10 +24,47 @@ from conet_onnx.scoring import importance
 from conet_onnx.sites import places
 from conet_onnx.sizes import Polynomials, compile_table
 
-__all__ = ["TRANSFERS", "Selection", "budgeted", "check_transfer", "plan", "ranked", "scaled", "select"]
+__all__ = [
+    "TRANSFERS",
+    "Allocated",
+    "Selection",
+    "allocated",
+    "budgeted",
+    "check_transfer",
+    "plan",
+    "ranked",
+    "scaled",
+    "select",
+]
 
+Ints = NDArray[np.int64]
 TRANSFERS = ("slice", "svd", "evbmf", "net2net", "zero", "least-squares")
+TINY, SMALL = 1e-300, 1e-9
+LEVELS = 32  # of each width, that an allocation chooses among
 FIRST = ("svd", "evbmf")  # they keep the first channels, whatever the scores
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    """New widths, and those that were left alone with the reason.
+
+    `loss` is what the scores say is lost by them. `gap` is by how much, as a share, the loss of the choice that they
+    were begun from may exceed the least, among the sizes that were tried for each width (see `allocated`).
+    """
+
+    widths: dict[str, int]
+    left: dict[str, str]
+    loss: float
+    gap: float
+
+    @property
+    def note(self) -> str:
+        """In words."""
+        share = f"within {100 * self.gap:.2g}%" if self.gap >= 5e-5 else "within 0.01%"
+        return (
+            f"Widths: {share} of the least that can be lost by these scores, among about {LEVELS} sizes for each; then "
+            "single channels."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +196,7 @@ def budgeted(
     low, high = 0.0, 1.0
     best = scaled(analysis, 1e-9, multiple=multiple, exact=exact)
     if not limits.fits(smallest := costs.price(best[0])):
-        raise BudgetUnreachable(
-            "the budget cannot be met: with every width at its smallest there still are "
-            f"params={smallest.params}, macs={smallest.macs}, bytes={smallest.bytes}. Ask for at least that."
-        )
+        raise _unreachable(smallest)
     for _ in range(40):
         middle = (low + high) / 2
         trial = scaled(analysis, middle, multiple=multiple, exact=exact)
@@ -172,6 +207,67 @@ def budgeted(
     return best
 
 
+def allocated(
+    analysis: Analysis,
+    most: Mapping[str, float],
+    scores: Mapping[str, NDArray[np.float64]],
+    *,
+    further: Sequence[Limit] = (),
+    multiple: int | None = None,
+    exact: bool = False,
+    tolerance: float = 1e-3,
+    seconds: float = 1.5,
+) -> Allocated:
+    """The widths, none above the source's, that keep most of the scores within limits (allocating.allocate).
+
+    `most`: by params, macs and bytes, the largest price. `further` limits read sizes in the order of `costs.row`.
+    `scores`: for each channel of each width what is lost without it, all on one scale (criteria); the loss of those
+    that go is total · log(total / kept), their sum where they are few. Sizes are multiples of `multiple`, below the
+    first of them powers of two; of these about LEVELS are tried for each width, evenly spread, and `gap` is how far
+    the loss may be above the smallest among them. What that leaves of a limit is then spent in single steps. Mixed
+    widths stay if `exact`.
+
+    Raises BudgetUnreachable, saying the nearest price, where even the smallest widths exceed a limit.
+    """
+    costs = analysis.costs
+    limits = [*(_limit(costs, kind, value) for kind, value in most.items()), *further]
+    fine = [_levels(width, multiple or 1, exact=exact) for width in analysis.widths.values()]
+    coarse = [np.unique(np.append(some[:: -max(1, len(some) // LEVELS)], some[0])) for some in fine]
+    curves = [_curve(w, np.asarray(scores.get(name, np.ones(w.size)))) for name, w in analysis.widths.items()]
+    found = allocate(coarse, _at(curves, coarse), limits, tolerance=tolerance, seconds=seconds)
+    if found is None:
+        smallest = costs.price(dict(zip(analysis.widths, (int(some[0]) for some in fine), strict=True)))
+        raise _unreachable(smallest)
+    spent = climb(fine, _at(curves, fine), limits, found.sizes, seconds=seconds / 2)
+    widths = {n: int(s) for (n, w), s in zip(analysis.widths.items(), spent, strict=True) if int(s) != w.size}
+    lost = -sum(float(curve[size]) for curve, size in zip(curves, spent, strict=True))
+    left = {
+        n: f"averaged over by {w.mixed_by[0]}: shrinking it is not exact"
+        for n, w in analysis.widths.items()
+        if w.mixed_by and exact
+    }
+    return Allocated(widths, left, lost, found.gap)
+
+
+def _curve(width: Width, scores: Floats) -> Floats:
+    """What the best n channels are worth, [size + 1] for n from none to all: total · log(kept / total), never above 0.
+
+    That is minus the sum of what went, where it is little; without any channel the model would be cut. Raises
+    UsageError for another number of scores.
+    """
+    if scores.shape != (width.size,):
+        raise UsageError(
+            f"scores of {width.id} ({width.name}): expected {width.size} numbers, got shape {scores.shape}."
+        )
+    kept = np.cumsum(np.sort(np.maximum(np.asarray(scores, dtype=np.float64), 0))[::-1])
+    total = max(float(kept[-1]), TINY)
+    return np.concatenate([[-np.inf], total * np.log(np.maximum(kept, SMALL * total) / total)])
+
+
+def _at(curves: Sequence[Floats], levels: Sequence[Ints]) -> list[Floats]:
+    return [curve[some] for curve, some in zip(curves, levels, strict=True)]
+
+
 def select(analysis: Analysis, selections: Mapping[str, Selection]) -> WidthPlan:
     """The plan that gives each named width exactly these channels. Raises UsageError for copies of what cannot grow."""
     for name, selection in selections.items():
@@ -179,6 +275,29 @@ def select(analysis: Analysis, selections: Mapping[str, Selection]) -> WidthPlan
             width = analysis.widths[name]
             raise UsageError(f"width {name} ({width.name}): {width.limit}: it cannot grow.")
     return _Compiler(analysis, selections).run()
+
+
+def _unreachable(smallest: Price) -> BudgetUnreachable:
+    return BudgetUnreachable(
+        "the budget cannot be met: with every width at its smallest there still are "
+        f"params={smallest.params}, macs={smallest.macs}, bytes={smallest.bytes}. Ask for at least that."
+    )
+
+
+def _limit(costs: Costs, kind: str, most: float) -> Limit:
+    column = Price._fields.index(kind)
+    terms = [Term(*term) for term in costs.terms(kind)]
+    return Limit(terms, lambda rows: costs.price_many(rows)[:, column].astype(np.float64), most)
+
+
+def _levels(width: Width, step: int, *, exact: bool) -> Ints:
+    """The sizes that a width may shrink to, and its own: multiples of a step, and powers of two below the first."""
+    if width.mixed_by and exact:
+        return np.array([width.size])
+    if width.size < step:
+        return np.arange(1, width.size + 1)
+    below = 2 ** np.arange((step - 1).bit_length())
+    return np.unique(np.concatenate([below, np.arange(step, width.size + 1, step), [width.size]]))
 
 
 def _check(analysis: Analysis, name: str, size: int, *, exact: bool, inexact: bool) -> None:

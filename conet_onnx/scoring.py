@@ -18,7 +18,7 @@ __all__ = ["CRITERIA", "channels", "importance", "real_values"]
 
 Scores = Mapping[str, NDArray[np.float64]]
 Indices = NDArray[np.intp]
-CRITERIA = ("l1", "l2", "random", "batchnorm-scale")
+CRITERIA = ("l1", "l2", "random", "batchnorm-scale", "fpgm")
 BLOCK = 1 << 16  # elements that are read at a time
 QUANTISED = {  # the inputs that are a weight, its scale (-1: it comes later) and its zero point
     "DequantizeLinear": (0, 1, 2),
@@ -43,7 +43,9 @@ def importance(
     normalised to mean one, then averaged (Li et al., 2017, arXiv:1608.08710, over all coupled layers instead of one);
     quantised weights count as the numbers that they stand for.
     batchnorm-scale: |scale| of the BatchNormalizations over the width (Liu et al., 2017, arXiv:1708.06519); l2 where
-    there is none. random: uniform. Raises UsageError for another criterion or an unknown width.
+    there is none. fpgm: the sum of the distances of the channel's filter to the others of its layer, normalised and
+    averaged over the weights that make the width (He et al., 2019, arXiv:1811.00250: what lies near the geometric
+    median can be replaced by the others). random: uniform. Raises UsageError for another criterion or an unknown width.
     """
     if criterion not in CRITERIA:
         raise UsageError(f"criterion {criterion!r} is not known; choose one of {', '.join(CRITERIA)}.")
@@ -59,6 +61,11 @@ def importance(
     if not chosen:
         return {}
     by_dim = {w.dim: name for name, w in chosen.items()}
+    if criterion == "fpgm":
+        return {
+            name: _distances(analysis, w.dim, [(m.tensor, m.axis) for m in w.members if m.role == "out"])
+            for name, w in chosen.items()
+        }
     power = 1 if criterion == "l1" else 2
     found = _norms(analysis, by_dim, power, lambda use: len(use.shape) > 1)
     if criterion == "batchnorm-scale":
@@ -133,6 +140,30 @@ def _norms(
                 scale = max(float(score.mean()), float(np.finfo(np.float64).tiny))
                 totals.setdefault(by_dim[dim], []).append(score / scale)
     return {name: np.mean(scores, axis=0) for name, scores in totals.items()}
+
+
+def _distances(analysis: Analysis, dim: Dim, places: Collection[tuple[str, int]]) -> NDArray[np.float64]:
+    """The sum of each channel's distances to the others, of its weights at each place; ones where there is none."""
+    uses = {(use.tensor, axis): analysis.axis(s) for use in analysis.every_use for axis, s in enumerate(use.shape)}
+    scores = []
+    for tensor, axis in places:
+        if not analysis.is_real(tensor):
+            continue
+        rows = np.moveaxis(real_values(analysis.graph, tensor), axis, 0).astype(np.float64)
+        parts = []
+        for found, stretch, own in channels(analysis, uses[tensor, axis]):
+            if found == dim:
+                order = np.argsort(own, kind="stable")[np.count_nonzero(own < 0) :]
+                parts.append(rows[stretch][order].reshape(dim.size[0], -1))
+        if not parts:
+            continue
+        filters = np.hstack(parts)
+        squares = np.square(filters).sum(1)
+        apart = np.sqrt(np.maximum(squares[:, None] + squares - 2 * filters @ filters.T, 0))
+        np.fill_diagonal(apart, 0)  # rounding aside, it is
+        total = apart.sum(1)
+        scores.append(total / max(float(total.mean()), float(np.finfo(np.float64).tiny)))
+    return np.mean(scores, axis=0) if scores else np.ones(dim.size[0])
 
 
 def _sums(array: NDArray[Any], axes: Collection[int], power: int) -> dict[int, NDArray[np.float64]]:

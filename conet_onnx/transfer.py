@@ -22,9 +22,10 @@ from conet_onnx.rewriting import rewrite
 from conet_onnx.slicing import apply
 
 if TYPE_CHECKING:
+    from conet_onnx.torch_backend.recalibration import Recalibration
     from conet_onnx.torch_backend.reconstruction import Reconstruction
 
-__all__ = ["SAMPLES", "Transferred", "calibration_batches", "transferred"]
+__all__ = ["SAMPLES", "Transferred", "calibration_batches", "drawn", "transferred"]
 
 Array = np.ndarray[Any, Any]
 Batches = Sequence[Mapping[str, Array]]
@@ -37,12 +38,14 @@ BATCH = 64
 class Transferred:
     """A resized model and its plan, whose `values` say whether the weights are the plan's takes of the source's.
 
-    `fit` says what least-squares has fitted, and how well; None for other policies.
+    `fit` says what least-squares has fitted, and how well; `norms` whose statistics were measured again. None where
+    nobody asked.
     """
 
     graph: Graph
     plan: WidthPlan
     fit: Reconstruction | None = None
+    norms: Recalibration | None = None
 
 
 def transferred(
@@ -55,6 +58,7 @@ def transferred(
     exact: bool = False,
     inexact: bool = False,
     calibration: Batches | None = None,
+    recalibrate: bool = False,
 ) -> Transferred:
     """Resize the analysed model to some widths, its weights transferred by a policy. The arguments are `plan`'s.
 
@@ -68,12 +72,18 @@ def transferred(
     the source says on the `calibration` batches: an array [batch, ...] for each input
     (torch_backend.reconstruction.reconstruct).
 
-    Raises as `plan`, UsageError for least-squares without calibration (or another policy with it), ModelError for
-    weights that are not finite, UnsupportedOp where least-squares meets what torch cannot compute.
+    `recalibrate`: at last, statistics are measured again on the `calibration` batches, those of BatchNormalization and
+    those of layers that it was folded into, unless least-squares has fitted them
+    (torch_backend.recalibration.recalibrate). What no width's change reaches stays as it is.
+
+    Raises as `plan`, UsageError for least-squares or `recalibrate` without calibration (or neither with it), ModelError
+    for weights that are not finite, UnsupportedOp where one of them meets what torch cannot compute.
     """
-    if transfer == "least-squares" and not calibration:
-        raise UsageError(f"transfer {transfer!r} fits weights on inputs: give it some as `calibration`.")
-    if transfer != "least-squares" and calibration is not None:
+    fits = transfer == "least-squares"
+    if (fits or recalibrate) and not calibration:
+        what = f"transfer {transfer!r} fits weights" if fits else "recalibration measures statistics"
+        raise UsageError(f"{what} on inputs: give it some as `calibration`.")
+    if not (fits or recalibrate) and calibration is not None:
         raise UsageError(f"transfer {transfer!r} fits nothing: leave out `calibration`, or take 'least-squares'.")
     made = make_plan(analysis, widths, scores, transfer=transfer, seed=seed, exact=exact, inexact=inexact)
     resized = rewrite(analysis.graph, made)
@@ -81,14 +91,22 @@ def transferred(
         changed = _low_rank(analysis, resized, made, denoised=transfer == "evbmf")
         grown = any(width.new > width.old for width in made.widths.values())  # and nothing is divided
         resized = resized.with_arrays(changed) if changed else resized
-        return Transferred(resized, made.changed() if changed or grown else made)
+        made = made.changed() if changed or grown else made
     if calibration is None:
         return Transferred(resized, made)
-    from conet_onnx.torch_backend.reconstruction import reconstruct
-
     shrunk = [tensor for tensor, (axis, take) in _resized_sums(analysis, made).items() if _drops(take, axis)]
-    fit = reconstruct(analysis.graph, resized, made, shrunk, calibration)
-    return Transferred(fit.graph, made.changed() if fit.layers else made, fit)
+    fit = norms = None
+    if fits:
+        from conet_onnx.torch_backend.reconstruction import reconstruct
+
+        fit = reconstruct(analysis.graph, resized, made, shrunk, calibration)
+        resized, made = fit.graph, made.changed() if fit.layers else made
+    if recalibrate and made.initializers:
+        from conet_onnx.torch_backend.recalibration import recalibrate as measured
+
+        norms = measured(analysis.graph, resized, made, () if fits else shrunk, calibration)
+        resized, made = norms.graph, made.changed() if norms.norms or norms.layers else made
+    return Transferred(resized, made, fit, norms)
 
 
 def calibration_batches(
@@ -98,12 +116,17 @@ def calibration_batches(
 
     A fixed batch size is met by repeating the last sample.
     """
+    size = fixed_batch(graph)
+    batches = (fed(graph, stored, normalisation) for stored, _ in drawn(split, samples, seed).batches(size or BATCH))
+    return tuple({name: padded(a, size or len(a)) for name, a in batch.items()} for batch in batches)
+
+
+def drawn(split: Split, samples: int = SAMPLES, seed: int = 0) -> Split:
+    """Some samples of a split, in their order. Raises DataError where there are none."""
     index = np.sort(np.random.default_rng(seed).permutation(len(split))[:samples])
     if not len(index):
         raise DataError("there are no samples to calibrate on.")
-    size = fixed_batch(graph)
-    batches = (fed(graph, stored, normalisation) for stored, _ in split.take(index).batches(size or BATCH))
-    return tuple({name: padded(a, size or len(a)) for name, a in batch.items()} for batch in batches)
+    return split.take(index)
 
 
 def _resized_sums(analysis: Analysis, plan: WidthPlan) -> dict[str, tuple[int, Take]]:

@@ -179,6 +179,22 @@ def pricing(setting: Setting) -> Iterator[Row]:
             yield within("pricing", f"{name}, {label}", times, 1e-3)
 
 
+def allocate(setting: Setting) -> Iterator[Row]:
+    """Widths for a budget by what channels are worth, scores included, after the analysis; not part of a run of all."""
+    import conet_onnx as co
+    from conet_onnx.criteria import channel_scores
+    from conet_onnx.planning import allocated
+
+    for name in setting.among("resnet50", "densenet121"):
+        for kind, share in (("macs", 0.5), ("params", 0.5)):
+            times = []
+            for _ in range(setting.repeats):
+                found = co.analyze(co.load(setting.file(name)))
+                most = {kind: share * getattr(found.costs.source, kind)}
+                times.append(timed(lambda found=found, most=most: allocated(found, most, channel_scores(found, "l2"))))
+            yield within("allocate", f"{name}, {kind}={share:g}", times, 2.0 if name == "resnet50" else 4.0)
+
+
 def metrics(setting: Setting) -> Iterator[Row]:
     """Scoring ResNet-34 against numpy.linalg.svd on both unfoldings of every layer, and the same EVBMF, with singular
     vectors (as it is called without more words) and without; not part of a run of all."""
@@ -243,13 +259,14 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "training": training,
     "pricing": pricing,
     "metrics": metrics,
+    "allocate": allocate,
     "large": large,
     "peers": peers,
     "exports": exports,
 }
 
 
-ON_REQUEST = frozenset({"exports", "large", "metrics", "peers"})  # minutes; 10 GB of disk, another package, files
+ON_REQUEST = frozenset({"allocate", "exports", "large", "metrics", "peers"})  # minutes, disk, packages or files
 
 
 def main() -> int:

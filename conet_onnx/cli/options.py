@@ -76,9 +76,12 @@ def data_options(function: F) -> F:
 def calibration_options(function: F) -> F:
     """The same for a command that can do without, and --samples N."""
     samples = click.option(
-        "--samples", type=click.IntRange(min=1), metavar="N", help="Training samples to fit on (default: 256)."
+        "--samples",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Training samples to measure and fit on (default: 256).",
     )
-    return _data_options(samples(function), required=False, use="What --transfer least-squares fits weights on: ")
+    return _data_options(samples(function), required=False, use="What is measured and fitted on (train split): ")
 
 
 def _data_options(function: F, *, required: bool, use: str) -> F:

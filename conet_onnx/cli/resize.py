@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from conet_onnx.cli.calibrating import Samples, check_data
+from conet_onnx.cli.calibrating import FITTING, MEASURED, Samples, check_data
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.evaluate import check_pair
 from conet_onnx.cli.freeing import free
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from conet_onnx.graph import Graph
     from conet_onnx.plans import WidthPlan
 
-    Chooser = Callable[[Analysis], tuple[dict[str, int], dict[str, str]]]
+    Scorer = Callable[[Analysis, Mapping[str, int] | None], Mapping[str, Any]]
+    Chooser = Callable[[Analysis, Scorer], "Choice"]
 
 __all__ = ["resize"]
 
-CRITERIA = ("l1", "l2", "random", "batchnorm-scale")
+CRITERIA = ("l1", "l2", "random", "batchnorm-scale", "fpgm", "qc", "taylor", "obd", "activation", "fur")
+ALLOCATIONS = ("importance", "uniform")
 SMALLEST = 1e-9  # a scale at which every width that may shrink is 1
 SHOWN = 20  # widths in the table; the plan has them all
 
@@ -47,9 +50,25 @@ SHOWN = 20  # widths in the table; the plan has them all
 @click.option("--scale", metavar="S", callback=positive, help="Every width times S.")
 @click.option("--widths", metavar="F|ID=N,...", help="These widths: a JSON file, or w3=48,w5=16.")
 @click.option("--budget", multiple=True, metavar="KIND=V", help="Of params, macs or bytes: macs=0.5, bytes=4MB.")
-@click.option("--criterion", type=click.Choice(CRITERIA), default="l2", show_default=True, help="Which channels stay.")
+@click.option(
+    "--allocation",
+    type=click.Choice(ALLOCATIONS),
+    help="How --budget shares out: by what channels are worth (default), or every width times the same.",
+)
+@click.option(
+    "--criterion",
+    type=click.Choice(CRITERIA),
+    default="l2",
+    show_default=True,
+    help="Which channels stay (docs/oneshot.md).",
+)
 @transfer_option("slice")
 @calibration_options
+@click.option(
+    "--recalibrate/--no-recalibrate",
+    default=None,
+    help="Measure statistics of activations again on --data (default: unless least-squares fits).",
+)
 @click.option("--multiple", type=click.IntRange(min=1), metavar="M", help="Round the chosen widths to multiples of M.")
 @freeze_option
 @click.option("--exact", is_flag=True, help="Leave widths with statistics across channels alone.")
@@ -66,6 +85,7 @@ def resize(
     scale: float | None,
     widths: str | None,
     budget: tuple[str, ...],
+    allocation: str | None,
     criterion: str,
     transfer: str,
     data: str | None,
@@ -74,6 +94,7 @@ def resize(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     samples: int | None,
+    recalibrate: bool | None,
     multiple: int | None,
     freeze: tuple[str, ...],
     exact: bool,
@@ -87,21 +108,23 @@ def resize(
 ) -> None:
     """Resize a model once, without training; it is proved right before it is written. Takes seconds."""
     check_pair(mean, std)
-    check_data(transfer, data, {"resize": resize, "crop": crop, "mean": mean, "samples": samples})
+    beside = {"resize": resize, "crop": crop, "mean": mean, "samples": samples}
+    recalibrate = check_data(transfer, criterion, recalibrate, data, beside)
     if sum(given is not None for given in (scale, widths, budget or None)) != 1:
         raise UsageError("resize takes exactly one of --scale S, --widths F|ID=N,... and --budget KIND=V.")
     if exact and inexact:
         raise UsageError("--exact leaves mixed widths alone, --inexact frees their growth: take one of the two.")
     if widths is not None and multiple is not None:
         raise UsageError("--multiple rounds the widths that --scale or --budget choose; --widths says them outright.")
+    if allocation is not None and not budget:
+        raise UsageError("--allocation is how --budget KIND=V is shared out; --scale and --widths say it outright.")
     _check_places(model, out, plan_to)
-    choose = _chooser(scale, widths, budget, {"multiple": multiple, "exact": exact, "inexact": inexact})
+    rounding = {"multiple": multiple, "exact": exact, "inexact": inexact}
+    choose = _chooser(scale, widths, budget, allocation or ALLOCATIONS[0], rounding)
     with Bar(6) as bar:
         bar.step(f"Reading {model}")
         from conet_onnx.analysis import analyze
         from conet_onnx.loading import load
-        from conet_onnx.planning import ranked
-        from conet_onnx.scoring import importance
         from conet_onnx.transfer import transferred
         from conet_onnx.verification import verify
 
@@ -113,21 +136,26 @@ def resize(
         graph = graph if batch is None else batch.graph
         bar.step("Following the axes")
         analysis = analyze(graph, freeze=freeze)
-        chosen, left_alone = choose(analysis)
-        bar.step(f"Scoring channels by {criterion}")
-        scores = importance(graph, criterion, analysis=analysis, seed=seed, widths=ranked(analysis, chosen))
-        bar.step("Rewriting" if sampled is None else "Fitting weights to the source")
-        calibration = None if sampled is None else sampled.batches(graph)
+        bar.step(f"Choosing widths, and channels by {criterion}")
+        score = _scorer(criterion, sampled, seed)
+        choice = choose(analysis, score)
+        scores = choice.scores or score(analysis, choice.widths)
+        bar.step("Rewriting" if sampled is None else "Fitting to the source")
+        fits = recalibrate or transfer == FITTING
+        calibration = sampled.batches(graph) if sampled is not None and fits else None
         how: dict[str, Any] = {"seed": seed, "exact": exact, "inexact": inexact, "calibration": calibration}
-        made = transferred(analysis, chosen, transfer, scores=scores, **how)
+        made = transferred(analysis, choice.widths, transfer, scores=scores, recalibrate=recalibrate, **how)
         resized, plan = made.graph, made.plan
         bar.step("Verifying")
         proof = None if no_verify else verify(graph, resized, plan, provider=provider)
         bar.step(f"Writing {out}")
         _write(resized, plan, out, plan_to)
-    smaller = _show_change(analysis, plan, left_alone)
-    if sampled is not None and made.fit is not None:
-        sampled.show(made.fit)
+    smaller = _show_change(analysis, plan, choice.left)
+    if choice.note:
+        says(choice.note)
+        says()
+    if sampled is not None:
+        sampled.show(made)
     for line in [*(batch.lines() if batch else ()), *(proof.lines() if proof else ["not verified, as asked"])]:
         says(line)
     says()
@@ -141,37 +169,74 @@ def _check_places(model: str, out: str, plan_to: str | None) -> None:
         raise UsageError("MODEL.onnx, -o and --plan must be different files: one would overwrite another.")
 
 
-def _chooser(scale: float | None, widths: str | None, budget: Sequence[str], rounding: Mapping[str, Any]) -> Chooser:
-    """Read the request before the model; the chooser returns widths, and reasons for what had to be left alone."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """New widths, those left alone with the reason, the scores that widths were weighed by, and what to say of it."""
+
+    widths: dict[str, int]
+    left: dict[str, str]
+    scores: Mapping[str, Any] | None = None
+    note: str = ""
+
+
+def _scorer(criterion: str, sampled: Samples | None, seed: int) -> Scorer:
+    """Scores of the channels: of those widths that shrink to what is given, or of all, comparable with each other."""
+
+    def score(analysis: Analysis, widths: Mapping[str, int] | None) -> Mapping[str, Any]:
+        from conet_onnx.criteria import channel_scores
+        from conet_onnx.planning import ranked
+        from conet_onnx.scoring import CRITERIA as WEIGHTS
+        from conet_onnx.scoring import importance
+
+        if criterion in MEASURED and sampled is not None:
+            return sampled.scores(analysis, criterion)
+        if widths is None or criterion not in WEIGHTS:
+            return channel_scores(analysis, criterion, seed=seed)
+        return importance(analysis.graph, criterion, analysis=analysis, seed=seed, widths=ranked(analysis, widths))
+
+    return score
+
+
+def _chooser(
+    scale: float | None, widths: str | None, budget: Sequence[str], allocation: str, rounding: Mapping[str, Any]
+) -> Chooser:
+    """Read the request before the model; the chooser is given how channels are scored."""
     if widths is not None:
         asked = read_widths(widths)
 
-        def outright(analysis: Analysis) -> tuple[dict[str, int], dict[str, str]]:
+        def outright(analysis: Analysis, _: Scorer) -> Choice:
             check_widths(asked, analysis)
-            return asked, {}
+            return Choice(asked, {})
 
         return outright
     if scale is not None:
 
-        def by_scale(analysis: Analysis) -> tuple[dict[str, int], dict[str, str]]:
+        def by_scale(analysis: Analysis, _: Scorer) -> Choice:
             from conet_onnx.planning import scaled
 
-            return scaled(analysis, scale, **rounding)
+            return Choice(*scaled(analysis, scale, **rounding))
 
         return by_scale
     from conet_onnx.searching.budget import Budget
 
     limit = Budget.parse(budget)
 
-    def by_budget(analysis: Analysis) -> tuple[dict[str, int], dict[str, str]]:
-        from conet_onnx.planning import budgeted, scaled
+    def by_budget(analysis: Analysis, score: Scorer) -> Choice:
+        from conet_onnx.planning import allocated, budgeted, scaled
 
         source = analysis.costs.source
         limits = limit.resolve(source)
         smallest = analysis.costs.price(scaled(analysis, SMALLEST, **rounding)[0])
         if not limits.fits(smallest):
             raise limits.unreachable(smallest, source)
-        return budgeted(analysis, limits, multiple=rounding["multiple"], exact=rounding["exact"])
+        steps: dict[str, Any] = {"multiple": rounding["multiple"], "exact": rounding["exact"]}
+        if limits.fits(source):
+            return Choice({}, {})
+        if allocation == "uniform":
+            return Choice(*budgeted(analysis, limits, **steps))
+        scores = score(analysis, None)
+        found = allocated(analysis, limits.by_kind, scores, **steps)
+        return Choice(found.widths, found.left, scores, found.note)
 
     return by_budget
 

@@ -20,7 +20,7 @@ from conet_onnx.plans import Take, WidthPlan
 from conet_onnx.torch_backend.known import Array
 from conet_onnx.torch_backend.lower import from_torch, lower, names_of
 
-__all__ = ["Reconstruction", "Refit", "reconstruct"]
+__all__ = ["Layer", "Reconstruction", "Refit", "Steps", "layer_of", "reconstruct"]
 
 Tensors = Sequence[torch.Tensor]
 
@@ -88,15 +88,15 @@ def reconstruct(
     teacher, student = modules
     feeds = [tuple(torch.from_numpy(batch[v.name]).to(device) for v in source.inputs) for batch in batches]
     left: dict[str, str] = {}
-    tasks: dict[fx.Node, tuple[_Layer, _Layer, Take]] = {}
+    tasks: dict[fx.Node, tuple[Layer, Layer, Take]] = {}
     for tensor in shrunk:
         take = plan.initializers[tensor]
-        found = [_layer(module, tensor) for module in modules]
+        found = [layer_of(module, tensor) for module in modules]
         obstacle = next((layer for layer in found if isinstance(layer, str)), None)
         if obstacle is not None or not isinstance(take, Take):
             left[tensor] = obstacle or "each of its readers has its own"
             continue
-        theirs, ours = (layer for layer in found if isinstance(layer, _Layer))
+        theirs, ours = (layer for layer in found if isinstance(layer, Layer))
         if ours.inputs > LARGEST:
             left[tensor] = f"it sums over {ours.inputs:,} inputs, and at most {LARGEST:,} are fitted"
             continue
@@ -104,7 +104,7 @@ def reconstruct(
     layers = []
     with torch.no_grad():
         sliced = [_values(student(*feed)) for feed in feeds]
-        run, model = _Steps(student, feeds), _Steps(teacher, feeds)
+        run, model = Steps(student, feeds), Steps(teacher, feeds)
         for node in run.nodes:
             if node in tasks:
                 theirs, ours, take = tasks[node]
@@ -125,7 +125,7 @@ def reconstruct(
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """A call whose output is a sum over its inputs: `groups` times a matrix of weights, and perhaps a bias."""
 
     tensor: str  # the initializer
@@ -185,7 +185,7 @@ class _Layer:
         return y if taken is None else y.index_select(axis, torch.from_numpy(taken).to(y.device))
 
 
-def _layer(module: fx.GraphModule, tensor: str) -> _Layer | str:
+def layer_of(module: fx.GraphModule, tensor: str) -> Layer | str:
     """The call that reads a weight; or why there is none that can be fitted."""
     attribute = names_of(module).attributes.get(tensor, "")
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -213,7 +213,7 @@ def _layer(module: fx.GraphModule, tensor: str) -> _Layer | str:
             return "its bias is computed"
         bias = getattr(module, str(given[2].target))
         free = _alone(module, str(given[2].target))[1] is user
-    return _Layer(tensor, user, given[0], weight, bias, free, turned)
+    return Layer(tensor, user, given[0], weight, bias, free, turned)
 
 
 def _alone(module: fx.GraphModule, attribute: str) -> tuple[fx.Node | None, fx.Node | None]:
@@ -232,7 +232,7 @@ def _given(node: fx.Node) -> tuple[Any, ...]:
     return (*node.args, None, None, None)
 
 
-def _patches(layer: _Layer, x: torch.Tensor) -> torch.Tensor:
+def _patches(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     """What a convolution sums over at each place, [places, groups, channels · kernel], row-major."""
     _, _, _, strides, padding, dilations, groups = _given(layer.node)[:7]
     kernel = layer.weight.shape[2:]
@@ -251,7 +251,7 @@ def _patches(layer: _Layer, x: torch.Tensor) -> torch.Tensor:
 # Running
 
 
-class _Steps:
+class Steps:
     """A lowered module that is run operator by operator, on several batches at once; values go after their last use."""
 
     def __init__(self, module: fx.GraphModule, feeds: Sequence[Tensors]) -> None:
@@ -271,6 +271,14 @@ class _Steps:
                 self.outputs.append(_values(values[node]))
             for last in gone:
                 del values[last]
+
+    def ahead(self, node: fx.Node) -> list[torch.Tensor]:
+        """What the next node would make, for each batch; nothing is kept."""
+        made = []
+        for values in self._values:
+            self._runner.env = values
+            made.append(self._runner.run_node(node))
+        return made
 
     def until(self, last: fx.Node | None) -> None:
         """Run all that comes up to a node, and it; None: to the end. Both models have their layers in one order."""
@@ -301,7 +309,7 @@ def _distance(made: Sequence[Tensors], targets: Sequence[Tensors]) -> float:
 # Fitting
 
 
-def _fit(layer: _Layer, xs: Tensors, ys: Tensors) -> Refit | None:
+def _fit(layer: Layer, xs: Tensors, ys: Tensors) -> Refit | None:
     """Give a layer the weights that come nearest, and say how near; None where that cannot be told."""
     old = layer.matrices()
     bias = old.new_zeros(old.shape[:2]) if layer.bias is None else layer.bias.double().reshape(old.shape[:2])
@@ -328,7 +336,7 @@ def _fit(layer: _Layer, xs: Tensors, ys: Tensors) -> Refit | None:
     return Refit(layer.tensor, *found)
 
 
-def _chunks(layer: _Layer, xs: Tensors, ys: Tensors) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def _chunks(layer: Layer, xs: Tensors, ys: Tensors) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """A layer's input and output, so many samples at a time that unfolded inputs stay within CHUNK; samples belong to
     the two halves in turn."""
     seen = 0

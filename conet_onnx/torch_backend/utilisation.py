@@ -28,7 +28,7 @@ from conet_onnx.torch_backend.losses import Objective, flat
 from conet_onnx.torch_backend.lower import lower
 from conet_onnx.torch_backend.settings import Settings
 
-__all__ = ["undroppable", "utilisation"]
+__all__ = ["filled", "undroppable", "utilisation", "with_free_batch"]
 
 Of = Literal["loss", "accuracy"]
 BATCH = 128  # samples at a time: all that the model computes of them is kept while widths are measured
@@ -68,7 +68,7 @@ def utilisation(
     _check(analysis, rates, passes, of, batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _threads(threads):
-        graph, analysis = _with_free_batch(graph, analysis)
+        graph, analysis = with_free_batch(graph, analysis)
         learner = Learner(graph, device)
         judge = _Judge.of(learner, labels=data.labels is not None, wrong=of == "accuracy", images=bool(data.shape))
         learner.settle(prepared(first(data)[0], normalise))
@@ -81,7 +81,7 @@ def utilisation(
         size = learner.batch or batch
         done, whole = 0, max(1, -(-len(data) // size) * len(tasks))
         for at, (x, y) in enumerate(data.batches(size)):
-            inputs = _filled(learner.tensors(prepared(x, normalise)), learner.batch)
+            inputs = filled(learner.tensors(prepared(x, normalise)), learner.batch)
             with torch.inference_mode():
                 dropping.clear()
                 told = _called(learner, replay, inputs)
@@ -100,7 +100,7 @@ def utilisation(
 
 def undroppable(graph: Graph, analysis: Analysis) -> dict[str, str]:
     """The widths whose channels `utilisation` cannot drop, each with the reason (dropping.insert_drops)."""
-    graph, analysis = _with_free_batch(graph, analysis)
+    graph, analysis = with_free_batch(graph, analysis)
     return dict(insert_drops(lower(graph), analysis).missing)
 
 
@@ -185,7 +185,7 @@ def _check(analysis: Analysis, rates: Mapping[str, float], passes: int, of: str,
         raise UsageError(f"utilisation of {of!r}: it is one of {', '.join(get_args(Of))}.")
 
 
-def _with_free_batch(graph: Graph, analysis: Analysis) -> tuple[Graph, Analysis]:
+def with_free_batch(graph: Graph, analysis: Analysis) -> tuple[Graph, Analysis]:
     """A graph for any batch, where that can be had, and its analysis: there it is seen which positions are whose."""
     if any(value.shape and not isinstance(value.shape[0], int) for value in graph.inputs):
         return graph, analysis
@@ -202,7 +202,7 @@ def _with_free_batch(graph: Graph, analysis: Analysis) -> tuple[Graph, Analysis]
     return made.graph, found
 
 
-def _filled(inputs: tuple[torch.Tensor, ...], batch: int | None) -> tuple[torch.Tensor, ...]:
+def filled(inputs: tuple[torch.Tensor, ...], batch: int | None) -> tuple[torch.Tensor, ...]:
     """As many samples as the model takes, the last one repeated."""
     short = 0 if batch is None else -len(inputs[0]) % batch
     return tuple(torch.cat([t, t[-1:].expand(short, *t.shape[1:])]) if short else t for t in inputs)
