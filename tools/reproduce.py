@@ -116,7 +116,7 @@ def _settled(folder: Path, asked: argparse.Namespace) -> None:
     for name, value in now.items():
         if asked.method != "none" and before[name] != value:
             sys.exit(
-                f"{folder} holds runs with {name} {before[name]!r}, now {value!r}: name other folders (--records, --runs)."
+                f"{folder} holds runs with {name} {before[name]!r}, now {value!r}: name others (--records, --runs)."
             )
         setattr(asked, name, before[name])
 
