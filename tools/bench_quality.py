@@ -36,7 +36,7 @@ from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred
 
 RECORDS = ROOT / "tools" / "results" / "quality"
 SEARCHES = {  # method: the algorithm's name, and options of its own
-    "ours": "auto",
+    "ours": "reallocate",
     "anneal": "anneal",
     "conet-sa": "conet-sa",
     "network-adjustment": "network-adjustment",

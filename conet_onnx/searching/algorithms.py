@@ -9,16 +9,17 @@ from typing import Any
 from conet_onnx.errors import UsageError
 from conet_onnx.searching.adjustment import NetworkAdjustment
 from conet_onnx.searching.anneal import Annealing
-from conet_onnx.searching.auto import Auto
 from conet_onnx.searching.conet import ConetAnnealing, ConetGreedy
 from conet_onnx.searching.method import Method, configured
 from conet_onnx.searching.random import Compound, Random
+from conet_onnx.searching.reallocate import Reallocation
 
 __all__ = ["ALGORITHMS", "find_method"]
 
 ALGORITHMS: Mapping[str, Callable[[], Method]] = {
-    "auto": Auto,
+    "auto": Annealing,  # reallocate is to take its place where it is shown to be better
     "anneal": Annealing,
+    "reallocate": Reallocation,
     "conet-sa": ConetAnnealing,
     "conet-greedy": ConetGreedy,
     "network-adjustment": NetworkAdjustment,

@@ -1,4 +1,4 @@
-"""Our own method: a knapsack over measured loss curves, what they are worth learned from trials, and halving."""
+"""Our own method of reallocation: a knapsack over measured loss curves, what they are worth learned from trials, and halving."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
 from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
-__all__ = ["Auto", "Reallocate"]
+__all__ = ["Reallocation", "Reallocate"]
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -36,7 +36,7 @@ SECONDS = 20.0  # what no knapsack takes, so that chance alone decides, and no c
 
 
 @dataclass(frozen=True, slots=True)
-class Auto:
+class Reallocation:
     """Reallocation: a knapsack over loss curves that are measured of each trained model.
 
     The first trials bring the source within the budget, its price falling by `stride` at most from one to the next.
@@ -102,7 +102,7 @@ class Reallocate:
         self,
         space: WidthSpace,
         limits: Limits,
-        method: Auto,
+        method: Reallocation,
         *,
         trials: int,
         seed: int = 0,

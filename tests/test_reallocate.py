@@ -16,7 +16,7 @@ from searching_fakes import chain, tried
 import conet_onnx as co
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.algorithms import find_method
-from conet_onnx.searching.auto import Auto, Reallocate
+from conet_onnx.searching.reallocate import Reallocation, Reallocate
 from conet_onnx.searching.budget import Budget
 from conet_onnx.searching.curves import Curve, Worth
 from conet_onnx.searching.halving import Halving
@@ -147,19 +147,19 @@ class TestReallocate:
     def test_it_comes_nearer_to_the_optimum_than_chance_and_one_multiplier(self, budget: float) -> None:
         found = {
             name: np.array([best_of(name, seed, budget=budget)[0] for seed in range(8)])
-            for name in ("auto", "random", "compound")
+            for name in ("reallocate", "random", "compound")
         }
-        assert (found["auto"] < found["compound"]).mean() >= 0.75
-        assert found["auto"].mean() < 0.97 * min(found["random"].mean(), found["compound"].mean())
+        assert (found["reallocate"] < found["compound"]).mean() >= 0.75
+        assert found["reallocate"].mean() < 0.97 * min(found["random"].mean(), found["compound"].mean())
 
     def test_at_the_sources_cost_some_widths_grow_while_others_shrink(self) -> None:
-        _, played, space = best_of("auto", 0, budget=1.0)
+        _, played, space = best_of("reallocate", 0, budget=1.0)
         assert played[0].widths == space.source
         moved = [trial.widths for trial in played if trial.widths != space.source]
         assert all(any(w[n] > space.source[n] for n in w) and any(w[n] < space.source[n] for n in w) for w in moved[:1])
 
     def test_widths_that_do_well_are_trained_on_from_their_own_weights(self) -> None:
-        _, played, _ = best_of("auto", 1, budget=0.5)
+        _, played, _ = best_of("reallocate", 1, budget=0.5)
         again = [t for t in played if t.parent is not None and played[t.parent].widths == t.widths]
         assert again
         assert all(played[t.parent or 0].accepted and t.number == (t.parent or 0) + 1 for t in again)
@@ -168,7 +168,7 @@ class TestReallocate:
         analysis = chain(*SIZES)
         limits = Budget(macs=0.5).resolve(analysis.costs.price({}))
         space = WidthSpace(analysis)
-        searcher = Reallocate(space, limits, Auto(), trials=16)
+        searcher = Reallocate(space, limits, Reallocation(), trials=16)
         first = tried(searcher, space, 0, objective=0.5, validation={"loss": 0.5})
         proposals = []
         for number in range(1, 6):
