@@ -16,10 +16,10 @@ from searching_fakes import chain, tried
 import conet_onnx as co
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.algorithms import find_method
-from conet_onnx.searching.reallocate import Reallocation, Reallocate
 from conet_onnx.searching.budget import Budget
 from conet_onnx.searching.curves import Curve, Worth
 from conet_onnx.searching.halving import Halving
+from conet_onnx.searching.reallocate import Reallocate, Reallocation
 from conet_onnx.searching.recipe import CurveMeasure
 from conet_onnx.searching.space import WidthSpace
 

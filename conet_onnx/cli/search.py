@@ -122,7 +122,7 @@ def search(
 ) -> None:
     """Search for better widths within a budget, training on data. Says in advance how long it takes.
 
-    The defaults are those of auto; other algorithms have their own, and published ones need no budget (docs/methods.md).
+    Defaults are those of auto; other algorithms have their own, and published ones need no budget (docs/methods.md).
     """
     check_pair(mean, std)
     check_writable(json_to)

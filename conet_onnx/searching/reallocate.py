@@ -1,4 +1,4 @@
-"""Our own method of reallocation: a knapsack over measured loss curves, what they are worth learned from trials, and halving."""
+"""Reallocation: a knapsack over measured loss curves, what they are worth learned from trials, and halving."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
 from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
-__all__ = ["Reallocation", "Reallocate"]
+__all__ = ["Reallocate", "Reallocation"]
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
