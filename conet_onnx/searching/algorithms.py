@@ -9,6 +9,7 @@ from typing import Any
 from conet_onnx.errors import UsageError
 from conet_onnx.searching.adjustment import NetworkAdjustment
 from conet_onnx.searching.anneal import Annealing
+from conet_onnx.searching.auto import Auto
 from conet_onnx.searching.conet import ConetAnnealing, ConetGreedy
 from conet_onnx.searching.method import Method, configured
 from conet_onnx.searching.random import Compound, Random
@@ -16,7 +17,7 @@ from conet_onnx.searching.random import Compound, Random
 __all__ = ["ALGORITHMS", "find_method"]
 
 ALGORITHMS: Mapping[str, Callable[[], Method]] = {
-    "auto": Annealing,
+    "auto": Auto,
     "anneal": Annealing,
     "conet-sa": ConetAnnealing,
     "conet-greedy": ConetGreedy,
