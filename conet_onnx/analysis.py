@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+from conet_onnx.collecting import collector_paused
 from conet_onnx.costs import Costs
 from conet_onnx.coupling import Coupling, Frozen, Width
 from conet_onnx.folding import fold
@@ -60,6 +61,7 @@ class Analysis(Coupling):
         }
 
 
+@collector_paused()
 def analyze(graph: Graph, *, freeze: Iterable[str] = ()) -> Analysis:
     """Find a graph's widths. `freeze` takes out widths by id or name, or all that touch a tensor or a node.
 

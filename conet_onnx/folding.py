@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 
-from conet_onnx.collecting import collector_paused
 from conet_onnx.dims import Axis, Dim, Segment, product
 from conet_onnx.graph import FLOATS, REALS, Graph, Node
 from conet_onnx.integers import Region, trace
@@ -160,7 +159,6 @@ class Findings:
         return (*tied, *self.uses)
 
 
-@collector_paused()
 def fold(findings: Findings) -> None:
     """Visit every node of the findings' graph once, in topological order, and fill the findings in."""
     _Fold(findings).run()

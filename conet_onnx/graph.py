@@ -20,7 +20,8 @@ from conet_onnx.ahead import Ahead
 from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer
-from conet_onnx.storing import Data, apart, as_bytes, embedded, flowing, pieces, plain, size_of, values, whole
+from conet_onnx.storing import Data, apart, as_bytes, embedded, flowing, pieces, size_of, whole
+from conet_onnx.tensors import plain, values
 
 __all__ = ["FLOATS", "PROTOBUF_LIMIT", "REALS", "Draft", "Graph", "Node", "Value", "one_line"]
 
@@ -55,7 +56,7 @@ class Node:
     @property
     def has_subgraph(self) -> bool:
         """Whether it is control flow, whose body the view does not look into."""
-        return any(isinstance(value, onnx.GraphProto) for value in self.attributes.values())
+        return onnx.GraphProto in map(type, self.attributes.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +147,13 @@ class Graph:
         return {name: node for node in self.nodes for name in node.outputs if name}
 
     @cached_property
-    def _consumers(self) -> dict[str, tuple[Node, ...]]:
+    def _consumers(self) -> dict[str, list[Node]]:
         found: dict[str, list[Node]] = {}
         for node in self.nodes:
-            for name in dict.fromkeys((*node.inputs, *node.captured)):
+            names = (*node.inputs, *node.captured)
+            for name in dict.fromkeys(names) if len(names) > 1 else names:
                 found.setdefault(name, []).append(node)
-        return {name: tuple(nodes) for name, nodes in found.items()}
+        return found
 
     @cached_property
     def inference(self) -> Inference:
@@ -172,7 +174,7 @@ class Graph:
 
     def consumers(self, name: str) -> tuple[Node, ...]:
         """The nodes that read a value, themselves or in a subgraph."""
-        return self._consumers.get(name, ())
+        return tuple(self._consumers.get(name, ()))
 
     def readings(self, name: str) -> int:
         """How often a value is read: by inputs of nodes, by subgraphs, and as an output of the model."""
@@ -205,7 +207,8 @@ class Graph:
         if name in self.arrays:
             return self.array(name)
         if name not in self._constants:
-            self._constants[name] = self.array(name) if name in self.weights else self.inference.constant(name)
+            found = self.inference.constant(name)
+            self._constants[name] = self.array(name) if found is None and name in self.weights else found
         return self._constants[name]
 
     def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import chain
 
 from conet_onnx.graph import Graph, Node
-from conet_onnx.rules.registry import Origin
+from conet_onnx.rules.registry import Origin, flat_integers
 from conet_onnx.shapes import SMALL
 
 __all__ = ["Region", "trace"]
 
 Reads = frozenset[tuple[str, int]]  # axes, each a tensor's
+BEGINNINGS = frozenset({"Shape", "Size"})
+MOVING = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,39 +36,38 @@ def trace(graph: Graph) -> Region:
     nodes: set[int] = set()
     origins: dict[str, tuple[Origin, ...]] = {}
     reads: dict[str, Reads] = {}
+    followed = reads.keys()
     for node in graph.nodes:
-        begins = node.op in ("Shape", "Size")
-        if node.domain or (not begins and reads.keys().isdisjoint(node.inputs)):
+        begins = node.op in BEGINNINGS
+        if (not begins and followed.isdisjoint(node.inputs)) or node.domain:
             continue
         if node.has_subgraph or _shapes_weights(node, graph, reads):
             continue
-        if _counts_integers(node, graph, origins):
-            found: tuple[Origin, ...] | None = (len(origins[node.inputs[0]]),)  # which no resize adds to
-            touched: Reads = frozenset()
-        elif begins:
-            sizes = graph.sizes(node.inputs[0])
-            rank = len(sizes) if sizes is not None else 0
-            part = slice(
-                node.attributes.get("start", 0), node.attributes.get("end", rank)
-            )  # of Shape, from opset 15 on
-            axes = tuple((node.inputs[0], axis) for axis in range(rank)[part])
-            touched = frozenset(axes)
-            found = axes if node.op == "Shape" else (touched,)
+        found: tuple[Origin, ...] | None
+        if begins:
+            found, touched = _begun(node, graph, origins)
         elif all(not name or name in reads or graph.constant(name) is not None for name in node.inputs):
             found = _move(node, graph, origins)
-            touched = Reads().union(*(reads.get(name, ()) for name in node.inputs))
+            touched = Reads().union(*[reads[name] for name in node.inputs if name in reads])
         else:
             continue
         for name in node.outputs:
-            origins[name] = found if found is not None else _unknown(name, graph, touched)
-            reads[name] = Reads().union(*map(_touched, found)) if found else touched
+            origins[name] = _unknown(name, graph, touched) if found is None else found
+            reads[name] = _computed(*found) if found else touched
         nodes.add(node.index)
     return Region(frozenset(nodes), origins, reads)
 
 
-def _touched(origin: Origin) -> Reads:
-    """The axes whose sizes an element depends on."""
-    return frozenset((origin,)) if isinstance(origin, tuple) else Reads() if isinstance(origin, int) else origin
+def _begun(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[tuple[Origin, ...], Reads]:
+    """What Shape or Size makes, and the axes whose sizes it reads."""
+    name = node.inputs[0]
+    if _counts_integers(node, graph, origins):
+        return (len(origins[name]),), Reads()  # which no resize adds to
+    rank = len(graph.sizes(name) or ())
+    part = slice(node.attributes.get("start", 0), node.attributes.get("end", rank))  # of Shape, from opset 15 on
+    axes = tuple([(name, axis) for axis in range(rank)[part]])
+    touched = Reads(axes)
+    return axes if node.op == "Shape" else (touched,), touched
 
 
 def _unknown(name: str, graph: Graph, touched: Reads) -> tuple[Origin, ...]:
@@ -100,42 +100,45 @@ def _shapes_weights(node: Node, graph: Graph, reads: Container[str]) -> bool:
 
 def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
     """The sources of a node's elements, where the node only moves one-dimensional integers about."""
-
-    def sources(index: int) -> tuple[Origin, ...]:
-        name = node.inputs[index]
-        if name in origins:
-            return origins[name]
-        value = graph.constant(name)
-        if value is not None and value.dtype.kind not in "iub":
-            return (Reads(),) * value.size  # they scale a size, say: no literal that could be edited
-        return () if value is None else tuple(int(v) for v in np.ravel(value))
-
-    def constant(index: int) -> list[int] | None:
-        value = graph.constant(node.inputs[index]) if index < len(node.inputs) and node.inputs[index] else None
-        return None if value is None else [int(v) for v in np.ravel(value)]
-
     if len(node.outputs) != 1:
         return None
-    if any(not sources(i) for i, name in enumerate(node.inputs) if name and name in origins):
-        return None  # how many there are is not known
-    if node.op in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
-        return sources(0)
+    for name in node.inputs:
+        if name and name in origins and not origins[name]:
+            return None  # how many there are is not known
+    if node.op in MOVING:
+        return _sources(node.inputs[0], graph, origins)
     if node.op == "ConstantOfShape":
         value = graph.constant(node.outputs[0])
-        settled = all(isinstance(origin, int) for origin in sources(0))
-        return tuple(int(v) for v in np.ravel(value)) if value is not None and settled else None
+        settled = all(isinstance(origin, int) for origin in _sources(node.inputs[0], graph, origins))
+        return flat_integers(value) if value is not None and settled else None
     if node.op in _ELEMENTWISE:
-        return _each(node.op, [sources(i) for i in range(len(node.inputs))])
+        return _each(node.op, [_sources(name, graph, origins) for name in node.inputs])
     if node.op == "Concat":
-        return tuple(o for i in range(len(node.inputs)) for o in sources(i))
-    if node.op == "Gather" and (indices := constant(1)) is not None:
-        items = sources(0)
+        return tuple(chain.from_iterable([_sources(name, graph, origins) for name in node.inputs]))
+    if node.op == "Gather" and (indices := _constant(node, 1, graph)) is not None:
+        items = _sources(node.inputs[0], graph, origins)
         inside = all(-len(items) <= i < len(items) for i in indices)
-        return tuple(items[i] for i in indices) if inside else None
+        return tuple([items[i] for i in indices]) if inside else None
     if node.op == "Slice" and node.since >= 10:
-        start, end, step = constant(1), constant(2), constant(4) or [1]
-        return None if start is None or end is None else sources(0)[start[0] : end[0] : step[0]]
+        start, end, step = (_constant(node, k, graph) for k in (1, 2, 4))
+        items = _sources(node.inputs[0], graph, origins)
+        return None if start is None or end is None else items[start[0] : end[0] : step[0] if step else 1]
     return None
+
+
+def _sources(name: str, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...]:
+    """What an input's elements are: where they come from, or literals."""
+    if name in origins:
+        return origins[name]
+    value = graph.constant(name)
+    if value is not None and value.dtype.kind not in "iub":
+        return (Reads(),) * value.size  # they scale a size, say: no literal that could be edited
+    return () if value is None else flat_integers(value)
+
+
+def _constant(node: Node, index: int, graph: Graph) -> tuple[int, ...] | None:
+    value = graph.constant(node.inputs[index]) if index < len(node.inputs) and node.inputs[index] else None
+    return None if value is None else flat_integers(value)
 
 
 def _equal(a: Origin, b: Origin) -> Origin:
@@ -155,8 +158,10 @@ def _product(a: Origin, b: Origin) -> Origin:
     return b if a == 1 else a if b == 1 else _computed(a, b)
 
 
-def _computed(*of: Origin) -> Origin:
-    return Reads().union(*map(_touched, of))
+def _computed(*of: Origin) -> Reads:
+    """The axes whose sizes elements depend on: of hundreds, most are alike."""
+    different = [origin for origin in set(of) if not isinstance(origin, int)]
+    return Reads().union(*[origin if isinstance(origin, frozenset) else (origin,) for origin in different])
 
 
 _ELEMENTWISE: Mapping[str, Callable[..., Origin]] = {
@@ -174,4 +179,10 @@ def _each(op: str, operands: Sequence[tuple[Origin, ...]]) -> tuple[Origin, ...]
     if any(len(items) not in (1, length) for items in operands):
         return None
     whole = (items * length if len(items) == 1 else items for items in operands)
-    return tuple(_ELEMENTWISE[op](*items) for items in zip(*whole, strict=True))
+    made: dict[tuple[Origin, ...], Origin] = {}
+    found = []
+    for items in zip(*whole, strict=True):  # of hundreds, most are alike
+        if items not in made:
+            made[items] = _ELEMENTWISE[op](*items)
+        found.append(made[items])
+    return tuple(found)

@@ -92,8 +92,8 @@ def plan(
     """Decide how to give some widths new sizes.
 
     Shrinking keeps the channels of highest score (by default l2 importance; see `ranked`), in their order. Growing
-    copies channels and divides them where they are summed, which keeps the function: evenly (`slice`,
-    `least-squares`), in uneven, seeded shares that training can pull apart (`net2net`; Chen et al., 2016,
+    copies channels and divides them where they are summed, which keeps the function: evenly (`slice`), in
+    uneven, seeded shares that training can pull apart (`net2net`, `least-squares`; Chen et al., 2016,
     arXiv:1511.05641), or with nothing for the copies (`zero`; where two activations share them, evenly: zeros on both
     sides would never learn). `svd` and `evbmf` do as CONETv2 has it (arXiv:2110.06830): the first channels stay, the
     last ones are copied, and nothing is divided, so that growth changes the function. What becomes of values other
@@ -358,7 +358,7 @@ def _choose(width: Width, size: int, scores: Floats, transfer: str, rng: np.rand
     copies = np.bincount(indices, minlength=width.size)
     if transfer == "zero":
         return Selection(indices, np.concatenate([np.ones(width.size), np.full(len(extra), np.inf)]))
-    if transfer in ("slice", "least-squares"):
+    if transfer == "slice":
         return Selection(indices, copies[indices].astype(np.float64))
     shares = np.where(copies[indices] > 1, rng.uniform(0.5, 1.5, size), 1.0)
     return Selection(indices, np.bincount(indices, weights=shares)[indices] / shares)

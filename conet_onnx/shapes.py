@@ -8,8 +8,9 @@ evaluating small constant nodes and inferring node by node.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,14 @@ from google.protobuf.message import Message
 from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from conet_onnx.collecting import collector_paused
 from conet_onnx.contrib import DOMAIN, apart_from_onnx, outputs_of
+from conet_onnx.tensors import values
 
 __all__ = ["Assignment", "Done", "Inference", "copy_except", "infer", "settle", "skeleton"]
 
 SMALL = 1024  # elements: weights up to here take part in data propagation, computed constants are kept up to here
+FEW = 32  # elements: what is computed of so few is small, but for what GROWING makes
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 )
@@ -70,25 +74,42 @@ class Inference:
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """A small computed value, where both assignments agree on it."""
         a, b = self.first.constants.get(name), self.second.constants.get(name)
-        return a if a is not None and b is not None and np.array_equal(a, b) else None
+        if a is None or b is None:
+            return None
+        return a if a is b or np.array_equal(a, b) else None
 
     def dtype(self, name: str) -> np.dtype[Any] | None:
         """The element type of a tensor."""
         found = self.first.types.get(name)
-        return (
-            helper.tensor_dtype_to_np_dtype(found.tensor_type.elem_type)
-            if found and found.tensor_type.elem_type
-            else None
-        )
+        kind = found.tensor_type.elem_type if found is not None else 0
+        return _element_type(kind) if kind else None
 
 
+@cache
+def _element_type(kind: int) -> np.dtype[Any]:
+    return helper.tensor_dtype_to_np_dtype(kind)
+
+
+@collector_paused()
 def infer(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Inference:
     """Shapes and constants of a model; `input_shapes` replaces the sizes chosen for symbolic axes."""
     light, weights = _unshaped(model)
     chosen = [_choose(model, which, input_shapes or {}) for which in (0, 1)]
+    stored = {t.name: values(t) for t in light.graph.initializer}
+    for node in light.graph.node:
+        if (value := _value_of(node)) is not None:
+            stored[node.output[0]] = values(value)
     done: Done = {}
-    first = _assign(model, light, chosen[0], weights, done)
-    return Inference(first, first if chosen[0] == chosen[1] else _assign(model, light, chosen[1], weights, done))
+    first = _assign(model, light, chosen[0], weights, stored, done)
+    same = chosen[0] == chosen[1]
+    return Inference(first, first if same else _assign(model, light, chosen[1], weights, stored, done))
+
+
+def _value_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor that a Constant node holds."""
+    if node.op_type != "Constant":
+        return None
+    return next((a.t for a in node.attribute if a.name == "value"), None)
 
 
 def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TypeProto]]:
@@ -118,7 +139,7 @@ def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Ty
         if name not in listed:
             made.graph.input.add(name=name, type=types[name])
     for node in model.graph.node:
-        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        value = _value_of(node)
         if value is None or keep(value, node.output[0]):
             made.graph.node.add().CopyFrom(node)
     apart_from_onnx(made)
@@ -201,6 +222,7 @@ def _assign(
     light: onnx.ModelProto,
     shapes: Mapping[str, tuple[int, ...]],
     weights: Mapping[str, onnx.TypeProto],
+    stored: Mapping[str, np.ndarray[Any, Any]],
     done: Done,
 ) -> Assignment:
     for value in light.graph.input:
@@ -209,12 +231,10 @@ def _assign(
             value.type.CopyFrom(helper.make_tensor_type_proto(elem_type, shapes[value.name]))
     graph = shape_inference.infer_shapes(light, data_prop=True).graph
     types = {v.name: v.type for v in (*graph.value_info, *graph.output, *graph.input)} | dict(weights)
-    constants = {t.name: numpy_helper.to_array(t) for t in light.graph.initializer}
+    constants = dict(stored)
     for node in light.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-            continue
-        settle(node, model, types, constants, done)
+        if node.op_type != "Constant" or node.output[0] not in constants:
+            settle(node, model, types, constants, done)
     return Assignment(types, constants)
 
 
@@ -229,40 +249,48 @@ def settle(
 
     What is found is added to `types` and `constants`. Returns what onnx has against the node, "" where nothing.
     """
-    complaint = ""
-    if node.domain == DOMAIN:
+    complaint, domain = "", node.domain
+    if domain == DOMAIN:
         _infer_contrib(node, types)
-    if any(a.HasField("g") or a.graphs for a in node.attribute) or node.domain not in ("", "ai.onnx"):
+    if domain not in ("", "ai.onnx") or any(a.HasField("g") or a.graphs for a in node.attribute):
         return complaint
-    if node.op_type in ("Shape", "Size") and _known(types.get(node.input[0])):
+    op = node.op_type
+    made: list[np.ndarray[Any, Any]] = []
+    if op in ("Shape", "Size") and _known(types.get(node.input[0])):
         shape = [d.dim_value for d in types[node.input[0]].tensor_type.shape.dim]
         attributes = {a.name: a.i for a in node.attribute}
         value = np.array(shape, np.int64)[attributes.get("start", 0) : attributes.get("end")]
-        made = [value if node.op_type == "Shape" else np.array(np.prod(shape, dtype=np.int64))]
+        made = [value if op == "Shape" else np.array(math.prod(shape), np.int64)]
     else:
-        if not all(not name or _known(types.get(name)) for name in node.output):
-            complaint = _infer_node(node, model, types, constants)
-        settled = node.op_type not in RANDOM and all(not name or name in constants for name in node.input)
-        if not settled or not _stays_small(node, types):
-            made = []
-        elif node.op_type == "Identity":  # exporters store equal norms once and name them so: hundreds of them
+        given = [constants.get(name) for name in node.input if name]
+        settled = op not in RANDOM and all(array is not None for array in given)
+        if settled and op == "Identity":  # exporters store equal norms once and name them so: hundreds of them
             made = [constants[node.input[0]]]
-        else:
+        elif settled and op not in GROWING and sum(array.size for array in given if array is not None) <= FEW:
+            made = _evaluate(node, model, constants, done)
+        if not made and not all(not name or _known(types.get(name)) for name in node.output):
+            complaint = _infer_node(node, model, types, constants)
+        if not made and settled and _stays_small(op, node.output, types):
             made = _evaluate(node, model, constants, done)
     for name, array in zip(node.output, made, strict=False):
         if name and array.size <= SMALL:
             constants[name] = array
-            types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            types[name] = _tensor_type(array.dtype, array.shape)
     return complaint
 
 
-def _stays_small(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> bool:
+@lru_cache(4096)  # most are of a few integers; those who read types do not write to them
+def _tensor_type(dtype: np.dtype[Any], shape: tuple[int, ...]) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype), shape)
+
+
+def _stays_small(op: str, outputs: Iterable[str], types: Mapping[str, onnx.TypeProto]) -> bool:
     """Whether a node with small inputs has small outputs: a few integers can ask for any number of elements."""
-    for name in filter(None, node.output):
+    for name in filter(None, outputs):
         found = types.get(name)
         if found is None or not _known(found):
-            return node.op_type not in GROWING
-        if np.prod([d.dim_value for d in found.tensor_type.shape.dim], dtype=np.float64) > SMALL:
+            return op not in GROWING
+        if math.prod(d.dim_value for d in found.tensor_type.shape.dim) > SMALL:
             return False
     return True
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from conet_onnx.coupling import Coupling
 from conet_onnx.dims import Axis
 from conet_onnx.graph import Graph, Node
+from conet_onnx.rules.registry import flat_integers
 
 __all__ = ["Place", "places"]
 
@@ -74,7 +75,7 @@ def _place(graph: Graph, node: Node, where: str, sites: dict[int, tuple[Axis, in
         known = () if value is None else value if isinstance(value, tuple) else (value,)
     else:
         constant = graph.constant(tensor) if tensor else None
-        known = () if constant is None else tuple(int(v) for v in constant.ravel())
+        known = () if constant is None else flat_integers(constant)
     length = len(known) or 1 + max(sites)
     values = known or tuple(sites[i][1] if i in sites else None for i in range(length))
     fresh = kind == "input" and not (tensor in graph.weights and graph.readings(tensor) == 1)

@@ -12,17 +12,17 @@ import io
 import math
 import os
 import stat
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from conet_onnx.shapes import SMALL, copy_except
+from conet_onnx.tensors import plain
 
 __all__ = [
     "Data",
@@ -37,7 +37,6 @@ __all__ = [
     "plain",
     "read_model",
     "size_of",
-    "values",
     "whole",
 ]
 
@@ -71,35 +70,10 @@ BUFFER = 1 << 16  # bytes: between two large weights there is seldom more
 VARINT, EMBEDDED = 0, 2  # wire types
 FIXED = {1: 8, 5: 4}  # wire type -> bytes
 
-# ONNX TensorProto.raw_data: these are stored element by element, little-endian, as numpy holds them
-PLAIN = frozenset(
-    {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.BOOL}
-    | {TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64}
-    | {TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64}
-)
-
-
-_PLAIN: Mapping[int, np.dtype[Any]] = (
-    {kind: helper.tensor_dtype_to_np_dtype(kind) for kind in PLAIN} if sys.byteorder == "little" else {}
-)
-
-
-def plain(tensor: TensorProto) -> bool:
-    """Whether raw_data is the elements as numpy holds them."""
-    return tensor.data_type in PLAIN and sys.byteorder == "little"
-
 
 def apart(tensor: TensorProto) -> bool:
     """Whether a weight is large and plain enough to be held apart. Smaller ones take part in shape inference."""
     return plain(tensor) and math.prod(tensor.dims) > SMALL and min(tensor.dims) > 0 and bool(tensor.name)
-
-
-def values(tensor: TensorProto) -> Array:
-    """What a tensor holds itself, not to be written to. Raises ValueError where that does not fit its shape."""
-    if tensor.HasField("raw_data") and (dtype := _PLAIN.get(tensor.data_type)) is not None:
-        return np.frombuffer(tensor.raw_data, dtype).reshape(tuple(tensor.dims))  # as to_array does, and faster
-    array: Array = numpy_helper.to_array(tensor)
-    return array
 
 
 def whole(data: Data) -> Array:

@@ -20,14 +20,15 @@ from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.contrib import apart_from_onnx
 from conet_onnx.dims import Axis, Dim, Segment
 from conet_onnx.folding import Use
-from conet_onnx.graph import Graph
+from conet_onnx.graph import Graph, Node
 from conet_onnx.planning import Selection, WidthPlan, plan, select
 from conet_onnx.rewriting import rewrite
-from conet_onnx.runtime import run_all, session
+from conet_onnx.runtime import run_all, run_session, session
 
 TOLERANCE = 2e-5
 LEAST = 0.05  # tensors whose largest element is below this are compared as if it were this
 CONTRACTED = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1, **INTEGER}  # the axis of the first input that is summed over
+STEPS = ("Ceil", "Floor", "Round", "Sign")
 RECURRENT = ("GRU", "LSTM", "RNN")
 
 Tensors = Mapping[str, np.ndarray]
@@ -234,8 +235,8 @@ def compare_with(
     feeds = feeds_of(graph) if feeds is None else feeds
     chosen = {analysis.widths[name].dim: s.indices for name, s in selections.items()}
     hidden = masked(analysis, chosen)
-    expected = run_all(hidden or graph, feeds, threads=1)
-    got = run_all(resized, feeds, threads=1)
+    expected = tensors_of(hidden or graph, feeds)
+    got = tensors_of(resized, feeds)
     constants = constant_values(graph)
     outputs = {value.name for value in graph.outputs}
     factors = {
@@ -248,7 +249,7 @@ def compare_with(
         for name in node.outputs:
             if not name or node.index in analysis.region.nodes or (grown and name in constants):
                 continue  # integers that carry sizes; weights whose copies are divided
-            if name in apart:
+            if name in apart or (name not in expected and name not in got):
                 continue
             if name in constants and analysis.graph.producer(name).op == "Constant":  # type: ignore[union-attr]  # constants have producers
                 continue
@@ -267,7 +268,7 @@ def compare_with(
             compared, worst = compared + 1, max(worst, error)
     moved = 0.0
     if hidden is not None:
-        plain = run_all(graph, feeds, threads=1)
+        plain = tensors_of(graph, feeds)
         produced = [v.name for v in graph.outputs if v.name in plain]
         moved = max((distance(expected[name], plain[name]) for name in produced), default=0.0)
     return Outcome(compared, worst, moved)
@@ -296,18 +297,57 @@ def rounding(graph: Graph, feeds: Tensors | None = None, seed: int = 5) -> dict[
     return {name: distance(after[name], array) if same[name] else np.inf for name, array in floats.items()}
 
 
-def undecided(graph: Graph, seeds: Iterable[int]) -> frozenset[str]:
+def undecided(graph: Graph, seeds: Iterable[int], noise: Mapping[str, float] | None = None) -> frozenset[str]:
     """Tensors that hang on a choice which rounding decides: whole numbers and truth values that are others when weights
-    move to neighbouring floats (the order of nearly equal scores, say), and all that is computed from them."""
+    move to neighbouring floats (the order of nearly equal scores, say), and all that is computed from them.
+
+    With `noise`, so are those that are others when a node's inputs differ by as much as a comparison allows them to.
+    """
     found: set[str] = set()
     for seed in seeds:
         before, after = nudged(graph, None, seed)
         whole = {name: array for name, array in before.items() if array.dtype.kind != "f"}
         found.update(name for name, array in whole.items() if not np.array_equal(array, after[name]))
+    feeds = feeds_of(graph)
+    values = {**tensors_of(graph, feeds), **feeds} if noise is not None else {}
     for node in graph.nodes:
         if not found.isdisjoint((*node.inputs, *node.captured)):
             found.update(node.outputs)
+        elif noise is not None and not node.domain and _chooses(node, values):
+            found.update(_wavering(graph, node, values, noise))
     return frozenset(found - {""})
+
+
+def _chooses(node: Node, values: Tensors) -> bool:
+    """Whether a node makes whole numbers, or truth values, of numbers that depend on the input."""
+    reals = any(values[name].dtype.kind == "f" for name in node.inputs if name in values)
+    whole = any(values[name].dtype.kind != "f" for name in node.outputs if name in values)
+    return reals and (whole or node.op in STEPS) and not node.has_subgraph
+
+
+def _wavering(graph: Graph, node: Node, values: Tensors, noise: Mapping[str, float]) -> list[str]:
+    """The whole outputs of one node that are others where its inputs differ by what is allowed, zeros excepted: they
+    are seldom chance. Signs are drawn sixteen times."""
+    rng = np.random.default_rng(0)
+    feeds = {name: values[name] if name in values else graph.array(name) for name in node.inputs if name}
+    whole = [name for name in node.outputs if name in values and (values[name].dtype.kind != "f" or node.op in STEPS)]
+    kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
+    inputs = [helper.make_tensor_value_info(name, kinds[name], array.shape) for name, array in feeds.items()]
+    outputs = [onnx.ValueInfoProto(name=name) for name in whole]
+    alone = helper.make_graph([graph.model.graph.node[node.index]], "one", inputs, outputs)
+    model = helper.make_model(alone, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
+    started = session(model, provider="cpu", threads=1, optimise=False)
+    found = set()
+    for _ in range(16):
+        near = dict(feeds)
+        for name, array in feeds.items():
+            if name in values and array.dtype.kind == "f" and array.size:
+                most = max(TOLERANCE, 3 * noise.get(name, 0.0)) * max(np.abs(array).max(), LEAST)
+                moved = array + most * rng.choice((-1, 1), array.shape) * (array != 0)
+                near[name] = np.asarray(moved, array.dtype)  # a scalar is no array
+        made = run_session(started, near, whole)
+        found.update(name for name in whole if not np.array_equal(made[name], values[name], equal_nan=True))
+    return sorted(found)
 
 
 def nudged(graph: Graph, feeds: Tensors | None, seed: int) -> tuple[Tensors, Tensors]:
@@ -321,8 +361,13 @@ def nudged(graph: Graph, feeds: Tensors | None, seed: int) -> tuple[Tensors, Ten
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     floats = {n: graph.array(n) for n, t in graph.weights.items() if t.data_type in kinds and len(t.dims) > 1}
     moved = graph.with_arrays({name: neighbour(array) for name, array in floats.items()})
-    before, after = (run_all(some, feeds, threads=1) for some in (graph, moved))
+    before, after = (tensors_of(some, feeds) for some in (graph, moved))
     return before, after
+
+
+def tensors_of(graph: Graph, feeds: Tensors) -> Tensors:
+    """Every tensor that a node makes; a sequence is none, and what is taken out of it is."""
+    return {name: value for name, value in run_all(graph, feeds, threads=1).items() if isinstance(value, np.ndarray)}
 
 
 # Selections

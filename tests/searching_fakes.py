@@ -56,6 +56,23 @@ class FakeCosts:
         params = weights.sum(1) + rows.sum(1) + head
         return np.stack([params, (weights * areas).sum(1) + head, 4 * params], axis=1)
 
+    def terms(self, kind: str) -> list[tuple[tuple[int, ...], Any]]:
+        """A convolution reads its width and the one before."""
+        last = len(self.sizes) - 1
+
+        def of(i: int) -> Any:
+            area = 1024 // 4 ** (i // 2) if kind == "macs" else 1
+            more = int(kind != "macs")
+            times = 4 if kind == "bytes" else 1
+
+            def cost(sizes: Any) -> Any:
+                own, before = sizes[:, -1], sizes[:, 0] if i else 3
+                return (times * (9 * area * own * before + more * own + (10 * own if i == last else 0))).astype(float)
+
+            return cost
+
+        return [((i - 1, i) if i else (0,), of(i)) for i in range(last + 1)]
+
 
 @dataclass(frozen=True)
 class FakeAnalysis:

@@ -78,3 +78,9 @@ def test_bench_needs_no_torch(model: Path) -> None:
 def test_evaluate_needs_no_torch(model: Path) -> None:
     found = imported("evaluate", model, "--data", "digits", "--mean", "0", "--std", "1")
     assert not {"torch", "torchvision", "optuna", "plotly"} & found
+
+
+def test_training_waits_for_no_compiler() -> None:
+    program = "import sys, conet_onnx.searching.job; print('torch._dynamo' in sys.modules)"
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "False"

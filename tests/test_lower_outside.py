@@ -85,6 +85,14 @@ class TestTails:
                 assert list(untrained_of(other)) == ["kept"]
                 assert all(torch.equal(a, b) for a, b in zip(other(torch.from_numpy(X)), wanted, strict=True))
 
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # likewise
+    def test_a_compiler_leaves_it_alone(self) -> None:
+        module = pickle.loads(pickle.dumps(lower(Graph(detector()))))
+        wanted = module(torch.from_numpy(X))
+        for got, one in zip(torch.compile(module, backend="eager")(torch.from_numpy(X)), wanted, strict=True):
+            assert torch.equal(got, one)
+
     def test_control_flow_captures_what_torch_makes(self) -> None:
         """An If that reads a trained value and a weight from outside of its branches."""
         branches = [

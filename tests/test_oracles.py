@@ -7,6 +7,7 @@ import onnx
 import oracles
 from onnx import TensorProto, helper, numpy_helper
 
+from conet_onnx.analysis import analyze
 from conet_onnx.graph import Graph
 
 
@@ -39,3 +40,69 @@ def test_what_rounding_decides_is_undecided_and_so_is_what_follows() -> None:
 
 def test_what_it_does_not_decide_is_compared() -> None:
     assert oracles.undecided(picking(apart=0.1), range(8)) == frozenset()
+
+
+def test_what_an_allowed_difference_decides_is_undecided_too() -> None:
+    near = picking(apart=1e-5)  # of numbers that lie many neighbours apart
+    assert oracles.undecided(near, range(8)) == frozenset()
+    assert oracles.undecided(near, (), {}) == {"places", "order", "picked"}
+    assert oracles.undecided(picking(apart=0.1), (), {}) == frozenset()
+
+
+def test_exact_zeros_are_no_matter_of_chance() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["scores"]),
+        helper.make_node("Relu", ["scores"], ["positive"]),
+        helper.make_node("Cast", ["positive"], ["any"], to=TensorProto.BOOL),
+    ]
+    weight = np.concatenate([np.eye(4, dtype=np.float32), -np.eye(4, dtype=np.float32)], axis=1)
+    graph = helper.make_graph(
+        nodes,
+        "zeros",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("any", TensorProto.BOOL, [1, 8])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert oracles.undecided(Graph(model), (), {}) == frozenset()
+
+
+def test_a_single_number_that_is_rounded_up_or_down_is_undecided() -> None:
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Floor", ["sum"], ["whole"]),
+        helper.make_node("Sub", ["sum", "whole"], ["rest"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "single",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])],
+        [helper.make_tensor_value_info("rest", TensorProto.FLOAT, [])],
+    )
+    model = Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert oracles.undecided(model, (), {"sum": 0.5}) == {"whole", "rest"}
+    assert oracles.undecided(model, (), {}) == frozenset()
+
+
+def test_tensors_are_compared_and_sequences_of_them_are_not() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["h"]),
+        helper.make_node("SplitToSequence", ["h"], ["parts"], axis=0),
+        helper.make_node("SequenceAt", ["parts", "first"], ["part"]),
+        helper.make_node("MatMul", ["part", "last"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {"weight": rng.standard_normal((4, 6)), "last": rng.standard_normal((6, 3))}
+    graph = helper.make_graph(
+        nodes,
+        "parts",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+        [
+            *(numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()),
+            numpy_helper.from_array(np.array(0), "first"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert oracles.rounding(Graph(model)).keys() == {"h", "part", "y"}
+    assert oracles.compare(analyze(Graph(model)), {}).compared == 3

@@ -584,7 +584,7 @@ class TestLeastSquares:
         made = fitted(analysis, {"w0": 6, "w1": 5}, images(4, 3, 5, 5), {})
         assert made.fit is not None
         assert (made.fit.layers, made.fit.left, made.plan.values) == ((), {}, "source")
-        assert made.plan.as_json() == transferred(analysis, {"w0": 6, "w1": 5}, scores={}).plan.as_json()
+        assert made.plan.as_json() == transferred(analysis, {"w0": 6, "w1": 5}, "net2net", scores={}).plan.as_json()
         proof = verify(analysis.graph, made.graph, made.plan, provider="cpu")
         assert proof.difference is not None
 

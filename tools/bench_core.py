@@ -56,6 +56,7 @@ class Setting:
     folder: Path
     models: tuple[str, ...]
     repeats: int
+    exports: Path
 
     def among(self, *names: str) -> Iterator[str]:
         """Those of the names that are to be measured."""
@@ -238,6 +239,16 @@ def peers(setting: Setting) -> Iterator[Row]:
     yield from beside(setting.folder, _analysis_alone, partial(_resize_time, scale=0.5), setting.repeats)
 
 
+def exports(setting: Setting) -> Iterator[Row]:
+    """Every file that `tools/zoo.py --keep` has left: analyze alone, and all from file to widths beyond onnx.load; not
+    part of a run of all."""
+    for path in sorted(setting.exports.glob("*.onnx")):
+        times = [_analysis_alone(path) for _ in range(setting.repeats)]
+        yield within("analyze", path.stem, times, 0.1)
+        beyond = [max(0.0, _load_and_analysis(path) - _load_time(path)) for _ in range(setting.repeats)]
+        yield within("load+analyze - onnx.load", path.stem, beyond, 1.0)
+
+
 BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "startup": startup,
     "analyze": analysis,
@@ -251,10 +262,11 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "allocate": allocate,
     "large": large,
     "peers": peers,
+    "exports": exports,
 }
 
 
-ON_REQUEST = frozenset({"allocate", "large", "metrics", "peers"})  # some minutes; 10 GB of disk, or another package
+ON_REQUEST = frozenset({"allocate", "exports", "large", "metrics", "peers"})  # minutes, disk, packages or files
 
 
 def main() -> int:
@@ -266,6 +278,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=BENCHES, help="run this one; may be given again")
     parser.add_argument("--model", action="append", choices=zoo.MODELS, help="measure on this one; may be given again")
+    parser.add_argument("--exports", type=Path, default=ROOT / "runs" / "zoo", metavar="DIR", help="for --only exports")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: all cores")
     parser.add_argument("--repeats", type=int, default=7, help="of each measurement; the median counts")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the rows as JSON")
@@ -281,7 +294,7 @@ def main() -> int:
     rows: list[Row] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(Path(folder), tuple(arguments.model or zoo.MODELS), arguments.repeats)
+        setting = Setting(Path(folder), tuple(arguments.model or zoo.MODELS), arguments.repeats, arguments.exports)
         for name in arguments.only or [name for name in BENCHES if name not in ON_REQUEST]:
             try:
                 for row in BENCHES[name](setting):
@@ -317,6 +330,11 @@ def _load_and_analysis(path: Path) -> float:
 
     forget(path)
     return timed(lambda: _analyze(co.load(path)))
+
+
+def _load_time(path: Path) -> float:
+    forget(path)
+    return timed(onnx.load, path)
 
 
 def _analyze(graph: Any) -> Any:

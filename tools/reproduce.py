@@ -10,8 +10,10 @@ Every method searches with `--trials` times `--epochs-per-trial` epochs, and tra
 random widths from scratch, and compares their metrics with their accuracy. Validation is a tenth of the training
 images; the test images are read once for each run, at its end, and choose nothing.
 
-Runs are folders in runs/reproduce/NETWORK, of `conet-onnx search`, and go on where they were stopped; with other
-settings name another --runs. `--table` writes the results of all that is there as Markdown and JSON, with figures.
+Runs are folders in runs/reproduce/NETWORK, of `conet-onnx search`, and go on where they were stopped. What the tables
+need of each finished one is a file in tools/results/reproduce/NETWORK, so that they go on on another machine too; with
+other settings name another --records and --runs. `--table` writes the results of all records as Markdown and JSON, with
+figures.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from conet_onnx.data import DataSet, Normalisation, fed, load_data  # noqa: E402
 from conet_onnx.evaluation import evaluate  # noqa: E402 - found through the path above
 from conet_onnx.files import atomic_write  # noqa: E402 - found through the path above
 from conet_onnx.metrics import METRICS, by_width, score  # noqa: E402 - found through the path above
-from conet_onnx.searching import Run, read_run  # noqa: E402 - found through the path above
+from conet_onnx.searching import Run  # noqa: E402 - found through the path above
 from conet_onnx.searching.recipe import from_scratch  # noqa: E402 - found through the path above
 from conet_onnx.torch_backend import fit  # noqa: E402 - found through the path above
 from models.catalogue import built  # noqa: E402 - found through the path above
@@ -75,24 +77,27 @@ def main() -> int:
     parser.add_argument("--configurations", type=int, default=20, metavar="N", help="of `correlation`")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reproduce", metavar="DIR")
+    parser.add_argument("--records", type=Path, default=ROOT / "tools" / "results" / "reproduce", metavar="DIR")
     parser.add_argument("--table", type=Path, metavar="F.md", help="write F.md, F.json and figures beside it")
     asked = parser.parse_args()
     asked.augment = [] if asked.augment == "none" else asked.augment.split(",")
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning_fabric")
     torch.set_num_threads(asked.threads)
-    folder = asked.runs / asked.network
-    _settled(folder, asked)
-    source = _source(folder, asked.network)
-    data = _data(asked.data, asked.samples)
-    if asked.method == "correlation":
-        for number in range(asked.configurations):
-            _configuration(folder, source, data, asked, number)
-    elif asked.method != "none":
-        for seed in range(asked.seeds):
-            for method in (*BASELINES, *SEARCHES) if asked.method == "all" else (asked.method,):
-                _search(folder, source, data, asked, method, seed)
+    folder, records = asked.runs / asked.network, asked.records / asked.network
+    _settled(records, asked)
+    if asked.method != "none":
+        folder.mkdir(parents=True, exist_ok=True)
+        source = _source(folder, asked.network)
+        data = _data(asked.data, asked.samples)
+        if asked.method == "correlation":
+            for number in range(asked.configurations):
+                _configuration(folder, records, source, data, asked, number)
+        else:
+            for seed in range(asked.seeds):
+                for method in (*BASELINES, *SEARCHES) if asked.method == "all" else (asked.method,):
+                    _search(folder, records, source, data, asked, method, seed)
     if asked.table:
-        _write(asked.table, folder, asked)
+        _write(asked.table, records, asked)
     return 0
 
 
@@ -110,7 +115,9 @@ def _settled(folder: Path, asked: argparse.Namespace) -> None:
     before = json.loads(file.read_text())
     for name, value in now.items():
         if asked.method != "none" and before[name] != value:
-            sys.exit(f"{folder} holds runs with {name} {before[name]!r}, now {value!r}: name another folder (--runs).")
+            sys.exit(
+                f"{folder} holds runs with {name} {before[name]!r}, now {value!r}: name others (--records, --runs)."
+            )
         setattr(asked, name, before[name])
 
 
@@ -157,12 +164,14 @@ def _options(asked: argparse.Namespace, method: str, epochs: int | None) -> dict
     return (every if epochs else {}) | start | as_it_is | own
 
 
-def _search(folder: Path, source: Path, data: DataSet, asked: argparse.Namespace, method: str, seed: int) -> None:
-    out = folder / f"{method}-{seed}"
-    if (out / "run.json").exists() and read_run(out).best is not None:
+def _search(
+    folder: Path, records: Path, source: Path, data: DataSet, asked: argparse.Namespace, method: str, seed: int
+) -> None:
+    out, record = folder / f"{method}-{seed}", records / f"{method}-{seed}.json"
+    if record.exists():
         return
     lengths = _lengths(asked, method)
-    co.search(
+    found = co.search(
         co.load(source),
         data=data,
         algorithm="compound" if method in BASELINES else method,
@@ -178,11 +187,35 @@ def _search(folder: Path, source: Path, data: DataSet, asked: argparse.Namespace
         resume=out.exists(),
         progress=_Log(f"{method}, seed {seed}"),
     )
+    with atomic_write(record) as part:
+        part.write_text(json.dumps(_recorded(method, found.run), indent=1))
 
 
-def _configuration(folder: Path, source: Path, data: DataSet, asked: argparse.Namespace, number: int) -> None:
+def _recorded(method: str, run: Run) -> dict[str, Any]:
+    """What tables and figures need of a finished search."""
+    best, settings = run.best, run.settings
+    assert best is not None
+    assert best.test is not None
+    return {
+        "method": method,
+        "seed": settings["seed"],
+        "params": best.params,
+        "macs": best.macs,
+        "test": best.test["top1"],
+        "searched": 0 if method in BASELINES else len(run.trials) * settings["epochs_per_trial"],
+        "epochs": settings["epochs"],
+        "seconds": run.seconds["total"],
+        "names": list(run.widths),
+        "widths": [list(trial.widths.values()) for trial in run.trials],
+        "chosen": best.trial,
+    }
+
+
+def _configuration(
+    folder: Path, records: Path, source: Path, data: DataSet, asked: argparse.Namespace, number: int
+) -> None:
     """One set of random widths, trained from scratch: its metrics after the last epoch, and its accuracy."""
-    record = folder / "correlation" / f"{number}.json"
+    record, checkpoint = records / "correlation" / f"{number}.json", folder / f"configuration-{number}.ckpt"
     if record.exists():
         return
     record.parent.mkdir(exist_ok=True)
@@ -206,7 +239,7 @@ def _configuration(folder: Path, source: Path, data: DataSet, asked: argparse.Na
         normalise=lambda x: fed(graph, x, CIFAR10),
         seed=number,
         threads=asked.threads,
-        checkpoint=record.with_suffix(".ckpt"),
+        checkpoint=checkpoint,
         progress=lambda share: _Log(f"configuration {number}")("training", share, 1.0, None),
     )
     trained = co.analyze(fitted.graph)
@@ -224,7 +257,7 @@ def _configuration(folder: Path, source: Path, data: DataSet, asked: argparse.Na
         kept[split] = {"top1": found.top1, "loss": found.loss}
     with atomic_write(record) as part:
         part.write_text(json.dumps(kept))
-    record.with_suffix(".ckpt").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     print(f"{time.strftime('%H:%M:%S')} configuration {number}: {kept['test']['top1']:.2%}", flush=True)
 
 
@@ -246,10 +279,10 @@ class _Log:
 # Results
 
 
-def _write(table: Path, folder: Path, asked: argparse.Namespace) -> None:
-    runs = {method: _runs(folder, method) for method in (*BASELINES, *SEARCHES)}
+def _write(table: Path, records: Path, asked: argparse.Namespace) -> None:
+    runs = {method: _runs(records, method) for method in (*BASELINES, *SEARCHES)}
     runs = {method: found for method, found in runs.items() if found}
-    trained = [json.loads(file.read_text()) for file in sorted((folder / "correlation").glob("*.json"))]
+    trained = [json.loads(file.read_text()) for file in sorted((records / "correlation").glob("*.json"))]
     rows = [_row(method, found) for method, found in runs.items()]
     correlated = _correlated(trained) if len(trained) > 2 else {}
     figures = _figures(table, runs, trained)
@@ -266,28 +299,25 @@ def _write(table: Path, folder: Path, asked: argparse.Namespace) -> None:
     print(table.read_text())
 
 
-def _runs(folder: Path, method: str) -> list[Run]:
-    found = (read_run(one.parent) for one in sorted(folder.glob(f"{method}-[0-9]*/run.json")))
-    return [run for run in found if run.best is not None and run.best.test]
+Record = Mapping[str, Any]  # of a finished search (_recorded)
 
 
-def _row(method: str, runs: Sequence[Run]) -> dict[str, Any]:
-    best = [run.best for run in runs if run.best is not None]
-    tests = [model.test["top1"] for model in best if model.test]
-    settings = runs[0].settings
-    searched = 0 if method in BASELINES else len(runs[0].trials) * settings["epochs_per_trial"]
+def _runs(records: Path, method: str) -> list[Record]:
+    return [json.loads(one.read_text()) for one in sorted(records.glob(f"{method}-[0-9]*.json"))]
+
+
+def _row(method: str, runs: Sequence[Record]) -> dict[str, Any]:
+    tests = [run["test"] for run in runs]
     return {
         "method": method,
-        "seeds": [run.settings["seed"] for run in runs],
-        "params": [model.params for model in best],
-        "macs": [model.macs for model in best],
+        "seeds": [run["seed"] for run in runs],
+        "params": [run["params"] for run in runs],
+        "macs": [run["macs"] for run in runs],
         "test": tests,
         "mean": statistics.mean(tests),
         "spread": statistics.stdev(tests) if len(tests) > 1 else None,
-        "epochs": [searched, settings["epochs"]],
-        "seconds": [run.seconds["total"] for run in runs],
-        "widths": [[trial.widths for trial in run.trials] for run in runs],
-        "chosen": [model.trial for model in best],
+        "epochs": [runs[0]["searched"], runs[0]["epochs"]],
+        "seconds": [run["seconds"] for run in runs],
     }
 
 
@@ -375,7 +405,7 @@ def _word(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-def _figures(table: Path, runs: Mapping[str, Sequence[Run]], trained: Sequence[Mapping[str, Any]]) -> list[Path]:
+def _figures(table: Path, runs: Mapping[str, Sequence[Record]], trained: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Accuracy against parameters, how the channels of each method moved, and the metric against accuracy."""
     import matplotlib
 
@@ -386,8 +416,7 @@ def _figures(table: Path, runs: Mapping[str, Sequence[Run]], trained: Sequence[M
     if runs:
         figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
         for method, found in runs.items():
-            best = [run.best for run in found if run.best is not None and run.best.test]
-            x, y = ([m.params / 1e6 for m in best], [100 * (m.test or {})["top1"] for m in best])
+            x, y = [run["params"] / 1e6 for run in found], [100 * run["test"] for run in found]
             points = axes.scatter(x, y, s=18, alpha=0.5)
             axes.errorbar(
                 statistics.mean(x),
@@ -409,11 +438,11 @@ def _figures(table: Path, runs: Mapping[str, Sequence[Run]], trained: Sequence[M
             1, len(moved), figsize=(3 * len(moved), 3.2), sharey=True, layout="constrained", squeeze=False
         )
         for axes, (method, run) in zip(grid[0], moved.items(), strict=True):
-            for k, name in enumerate(run.widths):
-                shade = pyplot.get_cmap("viridis")(k / max(1, len(run.widths) - 1))
-                axes.plot([trial.widths[name] for trial in run.trials], color=shade, linewidth=1)
-            if run.best is not None and run.best.trial is not None:
-                axes.axvline(run.best.trial, color="0.6", linestyle=":", linewidth=1)
+            for k, _ in enumerate(run["names"]):
+                shade = pyplot.get_cmap("viridis")(k / max(1, len(run["names"]) - 1))
+                axes.plot([widths[k] for widths in run["widths"]], color=shade, linewidth=1)
+            if run["chosen"] is not None:
+                axes.axvline(run["chosen"], color="0.6", linestyle=":", linewidth=1)
             axes.set(title=method, xlabel="trial", yscale="log")
         grid[0][0].set_ylabel("channels (first layer dark, last light)")
         made.append(_saved(figure, table, "channels"))

@@ -175,7 +175,7 @@ def _build(entry: Entry, file: Path) -> int:
     except NotBuilt as reason:
         print(reason, file=sys.stderr)
         return 3
-    if model.ByteSize() < 2**31 - 2**20:
+    if sum(tensor.ByteSize() for tensor in model.graph.initializer) < 2**31 - 2**26:  # of all, it cannot be asked
         onnx.save(model, file)
     else:
         onnx.save(model, file, save_as_external_data=True, location=f"{file.name}.data")

@@ -128,13 +128,13 @@ def _compare(
         hidden = oracles.masked(analysis, chosen)
         graph = analysis.graph
         if hidden is None:
-            apart = oracles.undecided(graph, DRAWS)
+            apart = oracles.undecided(graph, DRAWS, noise)
             if not apart:
                 raise
             return oracles.compare_with(analysis, resized, selections, noise=noise, apart=apart)
         own = _noise(hidden)
         most = {name: max(value, own.get(name, 0.0)) for name, value in noise.items()}
-        apart = oracles.undecided(graph, DRAWS) | oracles.undecided(hidden, DRAWS)
+        apart = oracles.undecided(graph, DRAWS, most) | oracles.undecided(hidden, DRAWS, most)
         return oracles.compare_with(analysis, resized, selections, noise=most, apart=apart)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,10 @@ can only shrink is left alone where the others grow.
 - *left*: parameters left when every width is halved;
 - *worst*: the largest difference of any tensor in any comparison, relative to the tensor's largest element. 2e-5 is
   allowed, or three times what moving each weight to a neighbouring float does to that tensor (the most of three draws,
-  in the source or, where that is too little, in the masked source);
+  in the source or, where that is too little, in the masked source); what is chosen by numbers nearer to each other than
+  that (a detector's candidates) is left out then, with what follows from it;
+- *chaotic*: rounding alone moves some tensor of these random weights by so much of its largest element, and behind it a
+  comparison says little;
 - *shapes*, *analysis*, *resize*: seconds, beside other work on two cores; *peak*: of loading, analysis and resizing to
   a file, above the start, in multiples of the model's size (small models say little);
 - *torch*: the largest difference of an output of the lowered model from onnxruntime's (1e-4 is allowed, or three times
@@ -161,7 +165,8 @@ def _not_built(tried: Sequence[tuple[Entry, Record]]) -> Iterable[str]:
 
 
 def _plain(text: str) -> str:
-    """Without what Markdown or a table would take for its own, and without paths of a machine."""
+    """Without what Markdown or a table would take for its own, without colours, and without paths of a machine."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = " ".join(
         part if not part.startswith("/") or part.count("/") < 3 else part.rsplit("/", 1)[-1] for part in text.split()
     )

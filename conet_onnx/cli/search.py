@@ -68,11 +68,11 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     default="auto",
     show_default=True,
     metavar="A",
-    help="auto (anneal), anneal, conet-sa, conet-greedy, network-adjustment, compound or random.",
+    help="auto (anneal), anneal, reallocate, conet-sa, conet-greedy, network-adjustment, compound or random.",
 )
 @click.option("--option", "options", multiple=True, metavar="NAME=V", help="A constant of the algorithm: gamma=0.9.")
 @click.option("--cost", metavar="C", help="What network-adjustment keeps: macs.")
-@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Sets of widths to try (default: 24).")
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Trials of training (default: 24).")
 @click.option("--epochs-per-trial", type=click.IntRange(min=1), metavar="E", help="Training of each (default: 4).")
 @click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 40).")
 @click.option("--final", type=click.Choice(("inherit", "fresh")), help="Train the best further, or anew.")
@@ -122,7 +122,7 @@ def search(
 ) -> None:
     """Search for better widths within a budget, training on data. Says in advance how long it takes.
 
-    The defaults are those of auto; published algorithms have their own, and need no budget (docs/methods.md).
+    Defaults are those of auto; other algorithms have their own, and published ones need no budget (docs/methods.md).
     """
     check_pair(mean, std)
     check_writable(json_to)

@@ -54,7 +54,7 @@ class Run:
 
     `widths` maps each width of the source to its {"name", "size"}, `budget` each limited kind to its absolute limit,
     `seconds` is {"total", "training", "evaluation", "overhead"}, `latency` the best's over the source's, measured in
-    turns: {"p50", "low", "high"}.
+    turns: {"p50", "low", "high"}, `measured` what the method asked to be measured of the source, by quantity and width.
     """
 
     directory: Path
@@ -67,6 +67,7 @@ class Run:
     pareto: tuple[ModelRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     latency: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The contract's search document: `trials` counts the finished ones, `history` lists all of them."""
@@ -81,6 +82,7 @@ class Run:
             "budget": dict(self.budget),
             "settings": dict(self.settings),
             "widths": {name: dict(width) for name, width in self.widths.items()},
+            "measured": {quantity: dict(found) for quantity, found in self.measured.items()},
             "history": [trial.as_json() for trial in self.trials],
         }
 
@@ -134,6 +136,7 @@ def _parse(folder: Path, text: str) -> Run:
             pareto=tuple(_inside(folder, model) for model in document["pareto"]),
             seconds=document["seconds"],
             latency=document["latency"],
+            measured=document.get("measured", {}),  # earlier releases noted none
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # what any wrong JSON value can raise
         raise DataError(f"{folder / RUN_FILE} is not the record of a search: {error}. Was it edited?") from error

@@ -29,6 +29,7 @@ __all__ = [
     "each",
     "find_rule",
     "fixed",
+    "flat_integers",
     "held",
     "rule",
     "spatial",
@@ -72,7 +73,7 @@ class Op:
     def integers(self, index: int) -> tuple[int, ...] | None:
         """A constant input as a flat tuple of integers."""
         value = self.value(index)
-        return None if value is None else tuple(int(v) for v in np.ravel(value))
+        return None if value is None else flat_integers(value)
 
     def origin(self, index: int) -> tuple[Origin, ...]:
         """Where each element of an integer input comes from."""
@@ -100,7 +101,7 @@ class Op:
 
     def _elements(self, name: str) -> tuple[Origin, ...]:
         value = self.graph.constant(name)
-        known = () if value is None else tuple(int(v) for v in np.ravel(value))
+        known = () if value is None else flat_integers(value)
         return self.origins.get(name, known)
 
     def sizes(self, output: int = 0) -> tuple[Size, ...]:
@@ -194,6 +195,12 @@ def rule(*ops: str, since: int = 1, domain: str = "") -> Callable[[Rule], Rule]:
         return function
 
     return enter
+
+
+def flat_integers(value: np.ndarray[Any, Any]) -> tuple[int, ...]:
+    """The elements of an array, in order, as Python's integers."""
+    elements = value.ravel().tolist()  # at once: tables of positions have thousands
+    return tuple(elements if value.dtype.kind in "iu" else map(int, elements))
 
 
 def each(count: int) -> tuple[tuple[int, ...], ...]:

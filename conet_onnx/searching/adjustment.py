@@ -10,7 +10,7 @@ from typing import Any, Literal
 from conet_onnx.errors import NotYet, UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import Recipe, UtilisationMeasure
+from conet_onnx.searching.recipe import Measured, Recipe, UtilisationMeasure
 from conet_onnx.searching.searcher import Proposal, Widths, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
@@ -75,7 +75,9 @@ class NetworkAdjustment:
         sizes = [width.size for width in analysis.widths.values()] or [1]
         return WidthSpace(analysis, multiple=1, between=(min(self.floor, *sizes), round(self.growth * max(sizes))))
 
-    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> Adjustment:
+    def searcher(
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+    ) -> Adjustment:
         """What moves channels."""
         return Adjustment(space, limits, self)
 

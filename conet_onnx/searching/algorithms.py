@@ -12,12 +12,14 @@ from conet_onnx.searching.anneal import Annealing
 from conet_onnx.searching.conet import ConetAnnealing, ConetGreedy
 from conet_onnx.searching.method import Method, configured
 from conet_onnx.searching.random import Compound, Random
+from conet_onnx.searching.reallocate import Reallocation
 
 __all__ = ["ALGORITHMS", "find_method"]
 
 ALGORITHMS: Mapping[str, Callable[[], Method]] = {
-    "auto": Annealing,
+    "auto": Annealing,  # reallocate is to take its place where it is shown to be better
     "anneal": Annealing,
+    "reallocate": Reallocation,
     "conet-sa": ConetAnnealing,
     "conet-greedy": ConetGreedy,
     "network-adjustment": NetworkAdjustment,

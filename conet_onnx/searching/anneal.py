@@ -11,7 +11,7 @@ import numpy as np
 
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import Recipe
+from conet_onnx.searching.recipe import Measured, Recipe
 from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
@@ -51,7 +51,9 @@ class Annealing:
         """Round widths, up to twice the source's."""
         return WidthSpace(analysis)
 
-    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> Anneal:
+    def searcher(
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+    ) -> Anneal:
         """Simulated annealing."""
         return Anneal(space, limits, trials=trials, seed=seed)
 

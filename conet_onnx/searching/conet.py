@@ -12,7 +12,7 @@ import numpy as np
 from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import QualityMeasure, Recipe, from_scratch
+from conet_onnx.searching.recipe import Measured, QualityMeasure, Recipe, from_scratch
 from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
@@ -85,7 +85,9 @@ class ConetGreedy:
         between = (1 if limits.by_kind else self.smallest, self.largest)
         return WidthSpace(analysis, multiple=EVEN, between=between)
 
-    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> ConetSearch:
+    def searcher(
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+    ) -> ConetSearch:
         """What proposes widths by their momentum."""
         return ConetSearch(space, limits, self, trials=trials, seed=seed)
 

@@ -18,7 +18,7 @@ from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
 from conet_onnx.latency import compare
 from conet_onnx.loading import load
-from conet_onnx.planning import check_transfer
+from conet_onnx.planning import check_transfer, plan
 from conet_onnx.records.claims import Claims, Shared, Sole
 from conet_onnx.records.database import check_url, prepare, said
 from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, ModelRecord, Run, read_run, write_run
@@ -232,7 +232,7 @@ class _Job:
         ended = [trial for trial in run.trials if trial.state != "running"]
         if len(ended) < trials:
             self._expect()
-        searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed)
+        searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed, source=run.measured)
         with self._crew(idle=len(ended) >= trials) as crew:
             at_once = self.settings["jobs"]
             loop = Loop(self.folder, self.space, self.limits, searcher, study, crew, seed, at_once, claims)
@@ -328,6 +328,7 @@ class _Job:
             widths={name: {"name": w.name, "size": w.size} for name, w in self.workshop.analysis.widths.items()},
             settings=self.settings,
             budget=self.limits.by_kind,
+            measured=self.workshop.curves(self.workshop.source),
         )
 
     def _finish(self, run: Run, loop: Loop, study: TrialStudy) -> Run:
@@ -340,6 +341,8 @@ class _Job:
             )
         chosen = loop.searcher.choose(fitting)
         best, training, evaluation = self._train(chosen, loop)
+        if self._keeps_source(run.source, best):
+            best = self._source_itself(run.source)
         pareto = self._save(front(fitting, self.limits), loop)
         asked = time.perf_counter()
         run = self._measured(replace(run, best=best, pareto=pareto))
@@ -380,6 +383,19 @@ class _Job:
         model.save(file, durable=True)
         _copy(loop.plan(chosen.number), self.folder / "plans" / "best.json")
         return replace(_record(chosen, file), validation=validation), training, evaluation
+
+    def _keeps_source(self, source: ModelRecord, best: ModelRecord) -> bool:
+        """Whether a search that began with the source's weights, and a budget that they are within, found no better."""
+        recipe = self.workshop.recipe
+        ours = recipe.start == "source" and recipe.final == "inherit" and bool(self.limits.by_kind)
+        return ours and self.limits.fits(source) and source.validation["loss"] < best.validation["loss"]
+
+    def _source_itself(self, source: ModelRecord) -> ModelRecord:
+        """The source as the answer."""
+        file, widths = self.folder / "best.onnx", dict(self.space.source)
+        self.workshop.source.save(file, durable=True)
+        plan(self.workshop.analysis, widths).save(self.folder / "plans" / "best.json")
+        return replace(source, file=os.fspath(file), widths=widths)
 
     def _save(self, trials: Sequence[Trial], loop: Loop) -> tuple[ModelRecord, ...]:
         """These trials' models and no others in DIR/pareto."""

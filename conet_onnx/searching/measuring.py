@@ -15,9 +15,10 @@ from conet_onnx.data.dataset import Array
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
 from conet_onnx.metrics import LayerQuality, as_json, by_width, score
-from conet_onnx.searching.recipe import Measure, QualityMeasure, UtilisationMeasure
+from conet_onnx.searching.recipe import CurveMeasure, Measure, Measured, QualityMeasure, UtilisationMeasure
+from conet_onnx.transfer import drawn
 
-__all__ = ["Measured", "Measuring"]
+__all__ = ["Measuring", "curves"]
 
 FORMAT = "conet-onnx-measures/1"
 OVER: Mapping[str, Callable[[Array], Any]] = {
@@ -25,8 +26,6 @@ OVER: Mapping[str, Callable[[Array], Any]] = {
     "mean": lambda epochs: epochs.mean(0),
     "last": lambda epochs: epochs[-1],
 }
-
-Measured = Mapping[str, Mapping[str, float]]  # by the quantity, then the width
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +96,33 @@ class Measuring:
 
     def _look(self, weights: Mapping[str, Array]) -> None:
         self.epochs.append(score(self.analysis, weights=weights))
+
+
+def curves(
+    asked: CurveMeasure,
+    graph: Graph,
+    analysis: Analysis,
+    data: Split,
+    *,
+    criterion: str,
+    normalise: Callable[[Any], Any],
+    seed: int,
+    threads: int | None = None,
+) -> Measured:
+    """What the loss gains where the least important channels of each width are masked, on some training samples."""
+    from conet_onnx.criteria import channel_scores
+    from conet_onnx.torch_backend.utilisation import losses_without
+
+    some = drawn(data, asked.samples)
+    scores = channel_scores(analysis, criterion, data=some, normalise=normalise, seed=seed)
+    masks = {name: [_mask(own, share) for share in asked.quantities.values()] for name, own in scores.items()}
+    lost = losses_without(graph, analysis, some, masks, normalise=normalise, threads=threads)
+    found = {q: {name: losses[k] for name, losses in lost.items()} for k, q in enumerate(asked.quantities)}
+    return {q: {name: loss for name, loss in by.items() if np.isfinite(loss)} for q, by in found.items()}
+
+
+def _mask(scores: Array, share: float) -> Array:
+    """1 but for the least share of channels; of equal ones the last go, as in planning."""
+    mask = np.ones(len(scores))
+    mask[np.argsort(-scores, kind="stable")[len(scores) - int(share * len(scores)) :]] = 0
+    return mask

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 from conet_onnx.errors import UsageError
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import Recipe
+from conet_onnx.searching.recipe import Measured, Recipe
 from conet_onnx.searching.searcher import Searcher
 from conet_onnx.searching.space import Priceable, WidthSpace
 
@@ -45,8 +45,10 @@ class Method(Protocol):
     def space(self, analysis: Priceable, limits: Limits) -> WidthSpace:
         """The widths that it chooses from; `limits` may be none."""
 
-    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> Searcher:
-        """What proposes them."""
+    def searcher(
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+    ) -> Searcher:
+        """What proposes them; `source` is what the recipe's measure found of the source, by quantity and width."""
 
     def recipe(self) -> Recipe:
         """How its models are trained, and what is measured of them."""

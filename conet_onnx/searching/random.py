@@ -12,7 +12,7 @@ import numpy as np
 from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import Recipe, from_scratch
+from conet_onnx.searching.recipe import Measured, Recipe, from_scratch
 from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
@@ -54,16 +54,16 @@ class Random:
         """Round widths."""
         return WidthSpace(analysis, growth=max(2.0, self.spread))
 
-    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> Independent:
+    def searcher(
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+    ) -> Independent:
         """Chance alone."""
-        source = space.source
+        sizes = space.source
 
         def wish(number: int) -> dict[str, int]:
             rng = np.random.default_rng([seed, number, 0])
-            draw = rng.uniform(-1, 1, len(source)) if number else np.zeros(len(source))
-            drawn = {
-                name: source[name] * math.pow(self.spread, x) for name, x in zip(source, draw.tolist(), strict=True)
-            }
+            draw = rng.uniform(-1, 1, len(sizes)) if number else np.zeros(len(sizes))
+            drawn = {name: sizes[name] * math.pow(self.spread, x) for name, x in zip(sizes, draw.tolist(), strict=True)}
             return space.project(drawn, limits)
 
         return Independent(space, wish)
@@ -106,7 +106,9 @@ class Compound:
         """Round widths."""
         return WidthSpace(analysis, growth=max(2.0, self.largest))
 
-    def searcher(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int) -> Independent:
+    def searcher(
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+    ) -> Independent:
         """Smaller and smaller; as small as it gets, in the end."""
         smallest = space.price({name: low for name, (low, _) in space.bounds.items()})
 

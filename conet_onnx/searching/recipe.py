@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["DISTILL", "Measure", "QualityMeasure", "Recipe", "UtilisationMeasure", "from_scratch"]
+__all__ = [
+    "DISTILL",
+    "CurveMeasure",
+    "Measure",
+    "Measured",
+    "QualityMeasure",
+    "Recipe",
+    "UtilisationMeasure",
+    "from_scratch",
+]
+
+Measured: TypeAlias = Mapping[str, Mapping[str, float]]  # by the quantity, then the width
 
 # Share of the teacher in the loss, as Cho and Hariharan (2019) have it: the source knows more than a label says.
 DISTILL = 0.9
@@ -35,7 +46,25 @@ class UtilisationMeasure:
     cost: Literal["macs", "latency"] = "macs"
 
 
-Measure: TypeAlias = QualityMeasure | UtilisationMeasure
+@dataclass(frozen=True, slots=True)
+class CurveMeasure:
+    """What the loss gains, in nats, where a share of a width's channels is masked, the least important ones first by
+    the recipe's criterion: of the source before the first trial, and of every trial after its training.
+
+    Quantity "without 3/8" is that of floor(3/8 of the channels), in eighths where there are 8 `parts`; `samples` of the
+    training data are read.
+    """
+
+    parts: int = 8
+    samples: int = 256
+
+    @property
+    def quantities(self) -> dict[str, float]:
+        """The share that is masked, by the quantity."""
+        return {f"without {k}/{self.parts}": k / self.parts for k in range(1, self.parts)}
+
+
+Measure: TypeAlias = QualityMeasure | UtilisationMeasure | CurveMeasure
 
 
 def from_scratch(lr: float = 0.1, every: float = 25.0, factor: float = 0.5, decay: float = 5e-4) -> dict[str, Any]:
@@ -52,12 +81,16 @@ class Recipe:
 
     `start`: trials without a parent begin with the source's weights, or with fresh ones. `final`: the last training
     goes on from the chosen trial's weights ("inherit"), or begins anew. `training` and `final_training` are settings
-    of torch_backend.settings.Settings, beside epochs, seed and threads. `transfer` says how weights survive a resize.
+    of torch_backend.settings.Settings, beside epochs, seed and threads. `transfer` says how weights survive a resize,
+    `criterion` which channels stay (criteria.channel_scores; on training samples), and `recalibrate` whether statistics
+    are measured again before the training (torch_backend.recalibration).
     """
 
     start: Literal["source", "fresh"] = "source"
     final: Literal["inherit", "fresh"] = "inherit"
     transfer: str = "net2net"
+    criterion: str = "l2"
+    recalibrate: bool = False
     training: Mapping[str, Any] = field(default_factory=lambda: {"distill": DISTILL})
     final_training: Mapping[str, Any] = field(default_factory=lambda: {"distill": DISTILL})
     measure: Measure | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from conet_onnx.searching.budget import Limits, Priced
+from conet_onnx.allocating import Limit, Term
+from conet_onnx.searching.budget import KINDS, Limits, Priced
 
 __all__ = ["Priceable", "WidthSpace"]
 
@@ -33,6 +35,7 @@ class _Width(Protocol):
 class _Costs(Protocol):
     def price(self, widths: Mapping[str, int]) -> Priced: ...
     def price_many(self, widths: Any) -> np.ndarray[Any, Any]: ...
+    def terms(self, kind: str) -> Any: ...
 
 
 class Priceable(Protocol):
@@ -86,6 +89,24 @@ class WidthSpace:
     def price(self, widths: Mapping[str, int]) -> Priced:
         """What these widths cost."""
         return self._costs.price(widths)
+
+    @cached_property
+    def levels(self) -> dict[str, Ints]:
+        """The allowed sizes of each width, ascending."""
+        rows = [self._named(self._low)]
+        while (row := self.above(rows[-1])) != rows[-1]:
+            rows.append(row)
+        return {name: np.unique([row[name] for row in rows]) for name in self.names}
+
+    def constraints(self, limits: Limits) -> list[Limit]:
+        """Limits as a knapsack reads them (allocating.allocate), sizes in the order of `names`."""
+
+        def limit(kind: str, most: float) -> Limit:
+            column = KINDS.index(kind)
+            terms = [Term(*term) for term in self._costs.terms(kind)]
+            return Limit(terms, lambda sizes: self._costs.price_many(sizes)[:, column].astype(np.float64), most)
+
+        return [limit(kind, most) for kind, most in limits.by_kind.items()]
 
     def snap(self, widths: Mapping[str, float]) -> dict[str, int]:
         """The nearest allowed widths."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,18 +21,18 @@ from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalis
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import REALS, Graph
 from conet_onnx.loading import load
-from conet_onnx.planning import plan
+from conet_onnx.planning import plan, ranked
 from conet_onnx.rewriting import rewrite
-from conet_onnx.searching.recipe import Recipe
+from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
 from conet_onnx.searching.task import Report, TrialOutcome, TrialTask
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
 from conet_onnx.torch_backend.train import After, Diverged, fit
-from conet_onnx.transfer import calibration_batches, transferred
+from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred
 
 if TYPE_CHECKING:
-    from conet_onnx.searching.measuring import Measured, Measuring
+    from conet_onnx.searching.measuring import Measuring
 
 __all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit", "open_workshop"]
 
@@ -157,9 +157,12 @@ class Workshop:
         structure = plan(self.analysis, task.widths, inexact=True).changed()
         student = rewrite(self.source, structure)
         anew = task.parent is None and self.recipe.start == "fresh"
+        fitting = time.perf_counter()
         if not anew:
             how: dict[str, Any] = {"transfer": self.recipe.transfer, "calibration": self.calibration}
-            student = inherit(student, self.source, task, analysis=self.analysis, **how)
+            how |= {"recalibrate": self.recipe.recalibrate}
+            student = inherit(student, self.source, task, analysis=self.analysis, score=self.scores, **how)
+        fitting = time.perf_counter() - fitting  # channels are scored and weights fitted: neither training nor overhead
         measuring = self.measuring(student)
         try:
             trained, seconds = self.train(
@@ -176,7 +179,7 @@ class Workshop:
         measured: Measured = {}
         if measuring is not None:
             asked = time.perf_counter()
-            measured = measuring.measured(
+            measured = self.curves(trained) or measuring.measured(
                 trained,
                 self.dataset.split("validation"),
                 normalise=self.normalise,
@@ -187,7 +190,7 @@ class Workshop:
             evaluation_seconds += time.perf_counter() - asked
         structure.save(task.plan)
         trained.save(task.weights, durable=True)
-        return TrialOutcome(validation, seconds, evaluation_seconds, measured)
+        return TrialOutcome(validation, seconds, evaluation_seconds + fitting, measured)
 
     def measuring(self, student: Graph) -> Measuring | None:
         """What the method wants to know of a trial's model, if anything."""
@@ -196,6 +199,40 @@ class Workshop:
         from conet_onnx.searching.measuring import Measuring  # most methods measure nothing
 
         return Measuring(self.recipe.measure, self.analysis, analyze(student))
+
+    def curves(self, graph: Graph) -> Measured:
+        """What masked channels cost a trained model, or the source, where the method asks for it. In widths of the
+        source's: nothing of a model that has lost one of them."""
+        asked = self.recipe.measure
+        if not isinstance(asked, CurveMeasure):
+            return {}
+        from conet_onnx.searching.measuring import curves
+
+        analysis = analyze(graph)
+        if analysis.all_widths.keys() != self.analysis.all_widths.keys():
+            return {}
+        found = curves(
+            asked,
+            graph,
+            analysis,
+            self.dataset.split("train"),
+            criterion=self.recipe.criterion,
+            normalise=self.normalise,
+            seed=0,
+            threads=self.training_threads,
+        )
+        return {q: {name: by[name] for name in self.analysis.widths if name in by} for q, by in found.items()}
+
+    def scores(self, analysis: Analysis) -> Mapping[str, Array] | None:
+        """What each channel is worth by the recipe's criterion; None: by their weights, as plans have it."""
+        if self.recipe.criterion == "l2":
+            return None
+        from conet_onnx.criteria import channel_scores
+
+        asked = self.recipe.measure
+        samples = asked.samples if isinstance(asked, CurveMeasure) else SAMPLES
+        some = drawn(self.dataset.split("train"), samples)
+        return channel_scores(analysis, self.recipe.criterion, data=some, normalise=self.normalise)
 
     def train(
         self,
@@ -289,8 +326,8 @@ class Workshop:
 
     @cached_property
     def calibration(self) -> Sequence[Mapping[str, Array]] | None:
-        """Training samples that weights are fitted on, by the policy that does so."""
-        if self.recipe.transfer != "least-squares":
+        """Training samples that weights are fitted on, or statistics measured, by the policy that does so."""
+        if self.recipe.transfer != "least-squares" and not self.recipe.recalibrate:
             return None
         return calibration_batches(self.source, self.dataset.split("train"), self.choice.normalisation)
 
@@ -323,9 +360,12 @@ def inherit(
     analysis: Analysis,
     transfer: str = "net2net",
     calibration: Sequence[Mapping[str, Array]] | None = None,
+    recalibrate: bool = False,
+    score: Callable[[Analysis], Mapping[str, Array] | None] = lambda _: None,
 ) -> Graph:
     """The skeleton with its parent's weights, resized by a policy (transfer.transferred): by default, channels are kept
-    by importance and new ones added as Net2Net does.
+    by importance (what `score` says of the parent's channels; None: by their weights) and new ones added as Net2Net
+    does.
 
     The skeleton is the source resized to these widths, so that the result's structure is that of one plan, however
     many trials its weights have come through. Where the parent has lost a width (a single channel is no axis to grow),
@@ -340,7 +380,11 @@ def inherit(
         bounded = (name for name, width in analysis.widths.items() if width.max is not None)
         if any(task.widths.get(name, 0) > sizes[name] for name in bounded) or sizes != known:
             return skeleton
-    made = transferred(analysis, task.widths, transfer, seed=task.seed, inexact=True, calibration=calibration)
+    if {name: width.size for name, width in analysis.widths.items()} == dict(task.widths):
+        calibration, recalibrate, transfer = None, False, "slice"  # nothing is resized
+    how: dict[str, Any] = {"calibration": calibration, "recalibrate": recalibrate and calibration is not None}
+    scores = score(analysis) if ranked(analysis, task.widths) else None
+    made = transferred(analysis, task.widths, transfer, scores=scores, seed=task.seed, inexact=True, **how)
     resized = made.graph
     stepped = stepped_weights(skeleton)  # what trials train, and no sizes
     arrays = {name: resized.array(name) for name in skeleton.weights if name in resized.weights}

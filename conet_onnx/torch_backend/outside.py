@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,12 @@ class Outside(nn.Module):
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
+        _keep_from_compilers()
         self.model = model.SerializeToString()
         self.inputs = [value.name for value in model.graph.input]
         self.outputs = [value.name for value in model.graph.output]
         self._session: Any = None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's has no type
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         """The piece's outputs for its inputs, wherever those are. Strings come as numpy arrays."""
         if self._session is None:
@@ -53,6 +54,17 @@ class Outside(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without the session, which starts again where it is needed."""
         return {**self.__dict__, "_session": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process, which may not know yet what compilers must not look into."""
+        _keep_from_compilers()
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's has no type
+
+
+@cache
+def _keep_from_compilers() -> None:
+    """Tell torch.compile not to look inside; to say so imports the compiler, for which most models need not wait."""
+    Outside.forward = torch.compiler.disable(Outside.forward)  # type: ignore[method-assign, no-untyped-call]  # torch has no type for it
 
 
 def ancestors(graph: Graph, node: Node | None) -> list[Node]:

@@ -6,11 +6,12 @@ mode, where p_i is the rate that costs the same at every width (metrics.utilisat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import fx
 from torch.nn import functional as F
@@ -28,7 +29,7 @@ from conet_onnx.torch_backend.losses import Objective, flat
 from conet_onnx.torch_backend.lower import lower
 from conet_onnx.torch_backend.settings import Settings
 
-__all__ = ["filled", "undroppable", "utilisation", "with_free_batch"]
+__all__ = ["filled", "losses_without", "undroppable", "utilisation", "with_free_batch"]
 
 Of = Literal["loss", "accuracy"]
 BATCH = 128  # samples at a time: all that the model computes of them is kept while widths are measured
@@ -96,6 +97,50 @@ def utilisation(
                     if progress is not None:
                         progress(done / whole)
     return {name: total / (passes * len(data)) for name, total in lost.items()}
+
+
+def losses_without(
+    graph: Graph,
+    analysis: Analysis,
+    data: Split,
+    masks: Mapping[str, Sequence[np.ndarray[Any, Any]]],
+    *,
+    normalise: Normalise | None = None,
+    batch: int = BATCH,
+    threads: int | None = None,
+) -> dict[str, list[float]]:
+    """What the loss of a sample gains on average, in nats, where a width's channels are multiplied by one of its masks.
+
+    `masks`: [channels] each, 0 where a channel is taken out, as if the contracted weights at it were zero (law 2). The
+    loss is `utilisation`'s, in eval mode; the model is computed once as it is, and then what lies behind each width.
+    Widths that cannot be masked are left out: `undroppable` says why. Raises as `utilisation`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with _threads(threads):
+        graph, analysis = with_free_batch(graph, analysis)
+        learner = Learner(graph, device)
+        judge = _Judge.of(learner, labels=data.labels is not None, wrong=False, images=bool(data.shape))
+        learner.settle(prepared(first(data)[0], normalise))
+        dropping = insert_drops(learner.module, analysis)
+        measured = [name for name in analysis.widths if masks.get(name) and name in dropping.widths]
+        lost = {name: [0.0] * len(masks[name]) for name in measured}
+        tasks = [
+            (name, k, torch.tensor(np.asarray(mask, dtype=np.float32)))
+            for name in measured
+            for k, mask in enumerate(masks[name])
+        ]
+        replay = _Replay(learner.module, measured)
+        for x, y in data.batches(learner.batch or batch):
+            inputs = filled(learner.tensors(prepared(x, normalise)), learner.batch)
+            with torch.inference_mode():
+                dropping.clear()
+                told = _called(learner, replay, inputs)
+                before = judge(told, told, y, len(x))
+                for name, k, mask in tasks:
+                    dropping.use({name: mask.expand(len(inputs[0]), -1)})
+                    found = dict(zip(learner.names, replay.behind(name), strict=True))
+                    lost[name][k] += (judge(found, told, y, len(x)) - before) / len(data)
+    return lost
 
 
 def undroppable(graph: Graph, analysis: Analysis) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -69,7 +70,8 @@ def from_torch(
                 return export(module, inputs, names, opset, symbolic)
             except Exception as error:  # exporters raise whatever they like; the table says what
                 last = error
-        raise NotBuilt(f"{exporter} exporter: {type(last).__name__}: {_first_line(last)}") from last
+        root = _root(last)
+        raise NotBuilt(f"{exporter} exporter: {type(root).__name__}: {_first_line(root)}") from last
 
 
 def _torchscript(module: Any, inputs: tuple[Any, ...], names: Sequence[str], opset: int, symbolic: Symbols) -> Any:
@@ -133,5 +135,12 @@ def share(names: Sequence[str]) -> dict[str, int]:
 
 
 def _first_line(error: BaseException | None) -> str:
-    lines = str(error).strip().splitlines() or [""]
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [""]
     return lines[0][:200]
+
+
+def _root(error: BaseException | None) -> BaseException | None:
+    """What an error came from: exporters wrap theirs several times."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from unittest import mock
 
 from tools.zoo_models.entry import Entry, NotBuilt, from_torch, share
 
 __all__ = ["entries"]
 
 BASES = {"alexnet": 224, "inception_v3": 96, "vgg": 224, "swin": 64, "vit": 224, "maxvit": 224}  # heights of images
-VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 224)}  # frames, height
+VIDEO = {"mvit": (8, 64), "swin3d": (8, 64), "s3d": (16, 224)}  # frames, height
+RCNN = {  # detectors enlarge their images to 800 rows and look at 1,000 places: fewer of both do what many do
+    "min_size": 160,
+    "max_size": 160,
+    "rpn_pre_nms_top_n_test": 100,
+    "rpn_post_nms_top_n_test": 20,
+    "box_detections_per_img": 10,
+    "box_score_thresh": 0.0,  # untrained, no class is likely
+}
+ONE_STAGE = {"score_thresh": 0.0, "topk_candidates": 50, "detections_per_img": 10}
+RESIZING = {"min_size": 160, "max_size": 160}  # what SSD has no choice of
 TRANSFORMERS = ("vit", "swin", "maxvit", "mvit")
 
 
@@ -66,7 +79,10 @@ def _make(family: str, name: str) -> tuple[Any, tuple[Any, ...]]:
         settings["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": False}
-    model = models.get_model(name, **settings)
+    if family == "detection":
+        settings |= RCNN if "rcnn" in name else ONE_STAGE if "ssd" in name else ONE_STAGE | RESIZING
+    with _small_clips() if name.startswith("mvit") else nullcontext():
+        model = models.get_model(name, **settings)
     if family == "video":
         frames, side = next((v for k, v in VIDEO.items() if name.startswith(k)), (8, 64))
         return model, (torch.randn(1 if side > 64 else 2, 3, frames, side, side),)
@@ -79,6 +95,18 @@ def _make(family: str, name: str) -> tuple[Any, tuple[Any, ...]]:
         return model, (torch.randn(1, 3, 128, 128),)
     side = next((v for k, v in BASES.items() if name.startswith(k)), 64)
     return model, (torch.randn(2, 3, side, side),)
+
+
+@contextmanager
+def _small_clips() -> Iterator[None]:
+    """MViT's tables of positions are as large as its clips, of which torchvision's builders leave no choice: at full
+    size, all tensors at once do not fit into memory."""
+    from torchvision.models.video import mvit
+
+    frames, side = VIDEO["mvit"]
+    small = {"temporal_size": frames, "spatial_size": (side, side)}
+    with mock.patch.object(mvit, "MViT", lambda original=mvit.MViT, **settings: original(**(settings | small))):
+        yield
 
 
 def _Only(model: Any) -> Any:  # noqa: N802  (a class, made where torch has been imported)

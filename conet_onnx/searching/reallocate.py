@@ -1,0 +1,268 @@
+"""Reallocation: a knapsack over measured loss curves, what they are worth learned from trials, and halving."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from conet_onnx.allocating import allocate
+from conet_onnx.errors import UsageError
+from conet_onnx.records.trial import Trial
+from conet_onnx.searching.budget import Limits
+from conet_onnx.searching.curves import Curve, Worth
+from conet_onnx.searching.halving import Halving
+from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
+from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
+from conet_onnx.searching.space import Priceable, WidthSpace
+
+__all__ = ["Reallocate", "Reallocation"]
+
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+# A mean worsening is accepted one time in ten at first, and never (1 in 10^10) at last: trials are few.
+HOTTEST = 1 / math.log(10)
+COOLING = 0.1
+ATTEMPTS = 16  # draws before a set of widths is tried a second time
+MOST_LEVELS = 16  # of a width in one knapsack
+TOLERANCE = 0.01  # of a knapsack: what curves say is less certain
+FLOOR = 1 / 8  # of the source's size: no knapsack takes a width below that, though a budget may
+LEAPS = 3  # widths a trial that may take one step though it is larger than the factor
+SECONDS = 20.0  # what no knapsack takes, so that chance alone decides, and no clock
+
+
+@dataclass(frozen=True, slots=True)
+class Reallocation:
+    """Reallocation: a knapsack over loss curves that are measured of each trained model.
+
+    The first trials bring the source within the budget, its price falling by `stride` at most from one to the next.
+    Each later one solves the knapsack again around the current widths, which change by `boldest` at most in the first
+    trial and by `timidest` in the last; the worth of each width is drawn from what trials have shown of it. Metropolis
+    acceptance. Widths that are in the best 1/`eta` of their rung are trained on for another trial, `rungs` rungs up.
+    `hedge`: how far the first knapsack may go from widths that are scaled alike.
+    """
+
+    trials: int = 20
+    epochs_per_trial: int = 3
+    epochs: int = 40
+    boldest: float = 1.6
+    timidest: float = 1.15
+    stride: float = 2.5
+    hedge: float = 1.6
+    eta: int = 3
+    rungs: int = 2
+    criterion: str = "obd"
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.boldest >= self.timidest >= 1 or not self.stride > 1 or not self.hedge >= 1:
+            raise UsageError(
+                f"boldest={self.boldest}, timidest={self.timidest}, stride={self.stride}, hedge={self.hedge}: "
+                "factors of at least 1, the boldest not below the timidest."
+            )
+        if self.eta < 2 or self.rungs < 0 or self.samples < 1:
+            raise UsageError(f"eta={self.eta}, rungs={self.rungs}, samples={self.samples}: at least 2, 0 and 1.")
+
+    @property
+    def at_once(self) -> int | None:
+        """Any number of draws from the same widths."""
+        return None
+
+    @property
+    def needs_budget(self) -> bool:
+        """A knapsack has a size."""
+        return True
+
+    def space(self, analysis: Priceable, limits: Limits) -> WidthSpace:
+        """Round widths, up to twice the source's."""
+        return WidthSpace(analysis)
+
+    def searcher(
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+    ) -> Reallocate:
+        """What solves the knapsacks."""
+        return Reallocate(space, limits, self, trials=trials, seed=seed, source=source or {})
+
+    def recipe(self) -> Recipe:
+        """Trials begin with the source's weights."""
+        return Recipe(transfer="least-squares", criterion=self.criterion, measure=CurveMeasure(samples=self.samples))
+
+
+class Reallocate:
+    """Thompson sampling (1933) over a knapsack, and Metropolis acceptance (1953) on the priced objective.
+
+    Where a model's curves are not known, a width counts as if the loss were a / n with the same a / size for all.
+    """
+
+    def __init__(
+        self,
+        space: WidthSpace,
+        limits: Limits,
+        method: Reallocation,
+        *,
+        trials: int,
+        seed: int = 0,
+        source: Measured | None = None,
+    ) -> None:
+        self._space = space
+        self._limits = limits
+        self._method = method
+        self._trials = trials
+        self._seed = seed
+        self._source = source or {}
+        self._shares = CurveMeasure().quantities
+        excess = math.log(max(limits.utilisation(space.price(space.source)), 1))
+        self._excess = excess
+        self._strides = min(max(math.ceil(excess / math.log(method.stride)), 1), max(trials // 3, 1))
+        self._halving = Halving(method.eta, method.rungs)
+        self._current: Trial | None = None
+        self._last: Trial | None = None
+        self._told: dict[int, Trial] = {}
+        self._changes: list[float] = []  # of the objective, from parent to child
+        self._predicted: list[Floats] = []  # of the loss, by width, from parent to child
+        self._seen: list[float] = []  # the loss's own change then
+
+    def ask(self, number: int, beside: Sequence[Widths] = ()) -> Proposal:
+        """Onto the budget first; then the last trial again if it is promoted; else another knapsack."""
+        before = self._current.widths if self._current else self._space.source
+        parent = self._current.number if self._current else None
+        if number < self._strides or self._current is None:
+            limits = self._limits.scaled(math.exp(self._excess * max(1 - (number + 1) / self._strides, 0)))
+            widths = self._onto(before, limits)
+            if widths not in beside:
+                return Proposal(widths, parent, f"onto {limits}: {moves(before, widths)}")
+        last = self._last
+        if last is not None and self._promoted(last) and last.widths not in beside:
+            trained = self._halving.trained(last)
+            return Proposal(last.widths, last.number, f"trained on: among the best after {trained} of its trials")
+        rng = np.random.default_rng([self._seed, number, 0])
+        known = [*(trial.widths for trial in self._told.values()), before, *beside]
+        worth = Worth.of(self._predicted, self._seen, len(self._space.names))
+        for attempt in range(ATTEMPTS):
+            widths = self._drawn(before, number, worth.drawn(rng, 1 + attempt / 4), rng, attempt)
+            if widths not in known:
+                break
+        return Proposal(widths, parent, moves(before, widths))
+
+    def accepts(self, trial: Trial) -> bool:
+        """Better always; worse by d with probability exp(-d / temperature). Coming within the budget is not judged."""
+        if math.isnan(trial.objective):
+            return False
+        if trial.number < self._strides or self._current is None:
+            return True
+        change = trial.objective - self._current.objective
+        if change <= 0:
+            return True
+        chance = float(np.random.default_rng([self._seed, trial.number, 1]).random())
+        return chance < math.exp(-change / self.temperature(trial.number, [*self._changes, change]))
+
+    def tell(self, trial: Trial) -> None:
+        """Remember the trial, and what it shows of the curves; go on from it if it was accepted."""
+        parent = self._told.get(trial.parent) if trial.parent is not None else None
+        self._told[trial.number] = self._last = trial
+        if trial.number >= self._strides - 1:  # within the budget
+            self._halving.tell(trial, parent)
+        if trial.number >= self._strides and parent is not None and not math.isnan(trial.objective):
+            self._changes.append(trial.objective - parent.objective)
+            self._learn(parent, trial)
+        if trial.accepted:
+            self._current = trial
+
+    def choose(self, trials: Sequence[Trial]) -> Trial:
+        """The one of least objective."""
+        return least_objective(trials)
+
+    def temperature(self, number: int, changes: list[float]) -> float:
+        """In units of the objective, at trial `number`, after these changes of the objective."""
+        return HOTTEST * float(np.mean(np.abs(changes))) * math.pow(COOLING, self._progress(number))
+
+    def curves(self, trial: Trial | None) -> list[Curve]:
+        """Of each width, in the space's order, as measured of a trial's model, or of the source."""
+        measured = trial.measured if trial else self._source
+        widths = trial.widths if trial else self._space.source
+        found = []
+        for name in self._space.names:
+            of = [(share, measured[q][name]) for q, share in self._shares.items() if name in measured.get(q, {})]
+            found.append(Curve.of(widths[name], of or [(s, s / (1 - s)) for s in self._shares.values()]))
+        return found
+
+    def _promoted(self, trial: Trial) -> bool:
+        return trial.accepted and self._halving.promoted(trial)
+
+    def _progress(self, number: int) -> float:
+        return min(max(number - self._strides, 0) / max(self._trials - self._strides - 1, 1), 1)
+
+    def _learn(self, parent: Trial, trial: Trial) -> None:
+        """What the parent's curves said that this change of widths does to the loss, and what it did."""
+        if {"loss"} - parent.validation.keys() - trial.validation.keys():
+            before, after = parent.objective, trial.objective
+        else:
+            before, after = parent.validation["loss"], trial.validation["loss"]
+        moved = [
+            float(curve.change([trial.widths[name]])[0])
+            for name, curve in zip(self._space.names, self.curves(parent), strict=True)
+        ]
+        self._predicted.append(np.array(moved))
+        self._seen.append(after - before)
+
+    def _onto(self, before: Mapping[str, int], limits: Limits) -> dict[str, int]:
+        """The best within limits by the current curves, near widths that are scaled alike."""
+        scaled = self._space.project(before, limits)
+        if self._current is None and self._limits.fits(self._space.price(self._space.source)):
+            return self._space.snap(self._space.source)  # which no trial may be worse than
+        curves = self.curves(self._current)
+        hedge, values = self._method.hedge, [curve.change for curve in curves]
+        levels = []
+        for name in self._space.names:
+            low = scaled[name] / hedge
+            high = min(scaled[name] * hedge, max(before[name], scaled[name]))
+            levels.append(self._between(name, low, high, scaled[name]))
+        return self._solved(levels, [-v(n) for v, n in zip(values, levels, strict=True)], limits) or scaled
+
+    def _drawn(
+        self, before: Mapping[str, int], number: int, worth: Floats, rng: np.random.Generator, attempt: int
+    ) -> dict[str, int]:
+        """The best within the limits if a nat of each curve is worth so much, near the current widths."""
+        method = self._method
+        bold = method.boldest * math.pow(method.timidest / method.boldest, self._progress(number))
+        factor = math.pow(bold, rng.uniform(0.5, 1) * (1 + attempt / 8))
+        above, below = self._space.above(before), self._space.below(before)
+        names = self._space.names
+        far = [name for name in names if above[name] > before[name] * factor or below[name] < before[name] / factor]
+        leaps = {far[k] for k in rng.permutation(len(far))[:LEAPS]}
+        levels = []
+        for name in names:
+            low, high = before[name] / factor, before[name] * factor
+            if name in leaps:
+                low, high = min(low, below[name]), max(high, above[name])
+            levels.append(self._between(name, low, high, before[name]))
+        values = [
+            -w * curve.change(some)
+            for w, curve, some in zip(worth.tolist(), self.curves(self._current), levels, strict=True)
+        ]
+        # What no choice among these levels can meet is met by one multiplier.
+        return self._solved(levels, values, self._limits) or self._space.project(before, self._limits)
+
+    def _between(self, name: str, low: float, high: float, at: int) -> Ints:
+        """Levels of a width, its own among them; not below a share of the source's size: what has a single channel is
+        no width any more, and nothing inherits from it."""
+        own = self._space.levels[name]
+        least = max(low, FLOOR * self._space.source[name], 2)
+        return _thinned(np.union1d(own[(own >= least) & (own <= high)], [at]), at)
+
+    def _solved(self, levels: list[Ints], values: list[Floats], limits: Limits) -> dict[str, int] | None:
+        constraints = self._space.constraints(limits)
+        found = allocate(levels, values, constraints, tolerance=TOLERANCE, seconds=SECONDS)
+        return None if found is None else dict(zip(self._space.names, found.sizes, strict=True))
+
+
+def _thinned(levels: Ints, kept: int | None = None) -> Ints:
+    """At most MOST_LEVELS of them, evenly spread, the ends among them, and one that is kept."""
+    if len(levels) <= MOST_LEVELS:
+        return levels
+    some = levels[np.unique(np.linspace(0, len(levels) - 1, MOST_LEVELS).round().astype(int))]
+    return some if kept is None else np.union1d(some, [kept])

@@ -1,0 +1,226 @@
+"""Our own searcher: curves, what they are worth, which widths are trained on, and what it finds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from searching_fakes import chain, tried
+
+import conet_onnx as co
+from conet_onnx.records.trial import Trial
+from conet_onnx.searching.algorithms import find_method
+from conet_onnx.searching.budget import Budget
+from conet_onnx.searching.curves import Curve, Worth
+from conet_onnx.searching.halving import Halving
+from conet_onnx.searching.reallocate import Reallocate, Reallocation
+from conet_onnx.searching.recipe import CurveMeasure
+from conet_onnx.searching.space import WidthSpace
+
+SHARES = CurveMeasure().quantities
+masked = st.lists(st.floats(-0.5, 5.0), min_size=7, max_size=7)
+
+
+class TestCurve:
+    @given(st.integers(1, 300), masked)
+    def test_the_loss_never_rises_with_the_size(self, size: int, lost: list[float]) -> None:
+        curve = Curve.of(size, list(zip(SHARES.values(), lost, strict=True)))
+        changes = curve.change(np.arange(1, 4 * size + 1))
+        assert (np.diff(changes) <= 1e-9).all()
+        assert changes[size - 1] == 0
+
+    @given(st.integers(2, 300), masked)
+    def test_each_channel_more_is_worth_less_than_the_one_before(self, size: int, lost: list[float]) -> None:
+        curve = Curve.of(size, list(zip(SHARES.values(), lost, strict=True)))
+        gains = -np.diff(curve.change(np.arange(size, 4 * size + 1)))
+        assert (np.diff(gains) <= 1e-9).all()
+        assert gains[0] <= curve.margin + 1e-12
+        kept = -np.diff(curve.change(np.arange(1, size + 1)))
+        assert gains[0] <= kept[-1] + 1e-9
+
+    def test_it_goes_through_what_was_measured(self) -> None:
+        curve = Curve.of(16, [(k / 8, 0.1 * k * k) for k in range(1, 8)])
+        assert curve.change([16 - 2 * k for k in range(8)]) == pytest.approx([0.1 * k * k for k in range(8)])
+
+
+class TestWorth:
+    def test_what_trials_show_is_found(self) -> None:
+        rng = np.random.default_rng(0)
+        truth = np.array([0.2, 0.05, 0.6, 0.1])
+        moved = [rng.normal(size=4) for _ in range(200)]
+        worth = Worth.of(moved, [float(truth @ x) - 0.03 + 0.01 * rng.normal() for x in moved], 4)
+        draws = np.stack([worth.drawn(rng) for _ in range(400)])
+        assert draws.mean(0) == pytest.approx(truth, rel=0.15)
+        assert (draws > 0).all()
+
+    def test_before_any_trial_all_are_alike_and_draws_differ(self) -> None:
+        rng = np.random.default_rng(0)
+        draws = np.stack([Worth.of([], [], 3).drawn(rng) for _ in range(4000)])
+        assert draws.mean(0) == pytest.approx([1, 1, 1], rel=0.05)
+        assert draws.std(0) == pytest.approx([0.5, 0.5, 0.5], rel=0.15)
+
+
+def trial(number: int, objective: float, parent: int | None = None, width: int | None = None) -> Trial:
+    widths = {"w0": number + 1 if width is None else width}
+    return Trial(number, widths, 1, 1, 1, parent, "", "complete", {}, objective)
+
+
+class TestHalving:
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=30, unique=True), st.integers(2, 4))
+    def test_widths_are_trained_on_where_they_are_among_the_best_of_their_rung(
+        self, found: list[float], eta: int
+    ) -> None:
+        halving = Halving(eta, 2)
+        for number, objective in enumerate(found):
+            halving.tell(one := trial(number, objective), None)
+            rank = sum(other < objective for other in found[:number])
+            assert halving.promoted(one) == (rank < max((number + 1) // eta, 1))
+
+    def test_between_two_rungs_training_goes_on_and_after_the_last_it_ends(self) -> None:
+        halving, parent = Halving(2, 2), None
+        trials = [trial(0, 0.5)]
+        for number in range(1, 4):
+            trials.append(trial(number, 0.5 - 0.1 * number, parent=number - 1, width=1))
+        for one in trials:
+            halving.tell(one, parent)
+            parent = one
+        assert [halving.promoted(one) for one in trials] == [True, True, True, False]
+        assert halving.trained(trials[-1]) == 4
+
+    def test_a_failed_trial_is_not_promoted(self) -> None:
+        halving = Halving(3, 2)
+        halving.tell(one := trial(0, math.nan), None)
+        assert not halving.promoted(one)
+
+
+SIZES = (32, 64, 64, 128, 128)
+EXPONENT = 0.8
+
+
+def true_loss(widths: Mapping[str, int], a: Mapping[str, float]) -> float:
+    """Sum of a / n^b."""
+    return 0.05 + sum(a[name] / n**EXPONENT for name, n in widths.items())
+
+
+def measured(widths: Mapping[str, int], a: Mapping[str, float], bias: Mapping[str, float]) -> dict[str, Any]:
+    """What masking would say, wrong by a factor for each width."""
+
+    def lost(name: str, n: int, share: float) -> float:
+        return bias[name] * a[name] * ((n - int(share * n)) ** -EXPONENT - n**-EXPONENT)
+
+    return {q: {name: lost(name, n, share) for name, n in widths.items()} for q, share in SHARES.items()}
+
+
+def best_of(algorithm: str, seed: int, *, budget: float, trials: int = 16) -> tuple[float, list[Trial], WidthSpace]:
+    rng = np.random.default_rng([seed, 99])
+    names = [f"w{i}" for i in range(len(SIZES))]
+    a = dict(zip(names, np.exp(rng.normal(0, 1, len(SIZES))).tolist(), strict=True))
+    bias = dict(zip(names, (10 * np.exp(rng.normal(0, 0.5, len(SIZES)))).tolist(), strict=True))
+    analysis, method = chain(*SIZES), find_method(algorithm)
+    limits = Budget(macs=budget).resolve(analysis.costs.price({}))
+    space = method.space(analysis, limits)
+    searcher = method.searcher(space, limits, trials=trials, seed=seed, source=measured(space.source, a, bias))
+    played = []
+    for number in range(trials):
+        noise = 0.002 * float(rng.standard_normal())
+        played.append(
+            tried(
+                searcher,
+                space,
+                number,
+                objective=lambda widths, noise=noise: true_loss(widths, a) + noise,
+                validation=lambda widths, noise=noise: {"loss": true_loss(widths, a) + noise},
+                measured=lambda widths: measured(widths, a, bias),
+            )
+        )
+    return true_loss(searcher.choose(played).widths, a), played, space
+
+
+class TestReallocate:
+    @pytest.mark.parametrize("budget", [0.3, 0.6])
+    def test_it_comes_nearer_to_the_optimum_than_chance_and_one_multiplier(self, budget: float) -> None:
+        found = {
+            name: np.array([best_of(name, seed, budget=budget)[0] for seed in range(8)])
+            for name in ("reallocate", "random", "compound")
+        }
+        assert (found["reallocate"] < found["compound"]).mean() >= 0.75
+        assert found["reallocate"].mean() < 0.97 * min(found["random"].mean(), found["compound"].mean())
+
+    def test_at_the_sources_cost_some_widths_grow_while_others_shrink(self) -> None:
+        _, played, space = best_of("reallocate", 0, budget=1.0)
+        assert played[0].widths == space.source
+        moved = [trial.widths for trial in played if trial.widths != space.source]
+        assert all(any(w[n] > space.source[n] for n in w) and any(w[n] < space.source[n] for n in w) for w in moved[:1])
+
+    def test_widths_that_do_well_are_trained_on_from_their_own_weights(self) -> None:
+        _, played, _ = best_of("reallocate", 1, budget=0.5)
+        again = [t for t in played if t.parent is not None and played[t.parent].widths == t.widths]
+        assert again
+        assert all(played[t.parent or 0].accepted and t.number == (t.parent or 0) + 1 for t in again)
+
+    def test_from_the_same_state_other_numbers_try_something_else(self) -> None:
+        analysis = chain(*SIZES)
+        limits = Budget(macs=0.5).resolve(analysis.costs.price({}))
+        space = WidthSpace(analysis)
+        searcher = Reallocate(space, limits, Reallocation(), trials=16)
+        first = tried(searcher, space, 0, objective=0.5, validation={"loss": 0.5})
+        proposals = []
+        for number in range(1, 6):
+            proposals.append(searcher.ask(number, [first.widths, *proposals]).widths)
+        assert len({tuple(widths.values()) for widths in proposals}) == 5
+        assert searcher.ask(1).widths == first.widths  # which was promoted, and nobody tries it beside
+
+    def test_a_knapsack_of_a_space_counts_what_the_space_prices(self) -> None:
+        space = WidthSpace(chain(*SIZES))
+        limits = Budget(macs=0.5, params=0.5, bytes=0.7).resolve(space.price(space.source))
+        rng = np.random.default_rng(0)
+        rows = np.stack([rng.choice(space.levels[name], 20) for name in space.names], 1)
+        for kind, limit in zip(limits.by_kind, space.constraints(limits), strict=True):
+            prices = [getattr(space.price(dict(zip(space.names, row.tolist(), strict=True))), kind) for row in rows]
+            assert limit.spent(rows) == pytest.approx(prices)
+            assert sum(term.cost(rows[:, list(term.widths)]) for term in limit.terms) == pytest.approx(prices)
+
+
+class TestTheSourceAsAnAnswer:
+    def test_within_its_own_cost_nothing_worse_than_the_source_is_returned(self, tmp_path: Path) -> None:
+        source = co.load("models/digits_resnet8.onnx")
+        found = co.search(
+            source, data="digits", budget="macs=1.0", trials=1, epochs_per_trial=1, epochs=0, out=tmp_path / "run"
+        )
+        assert found.run.best is not None
+        assert found.run.best.validation["loss"] <= found.run.source.validation["loss"]
+        assert found.run.measured.keys() == SHARES.keys()
+        assert found.run.trials[0].measured.keys() == SHARES.keys()
+        if found.run.best.trial is None:
+            assert found.best.array("conv1.weight").tobytes() == source.array("conv1.weight").tobytes()
+
+
+def test_losses_without_channels_are_those_of_the_model_with_their_weights_at_zero() -> None:
+    from conet_onnx.data import fed, load_data
+    from conet_onnx.evaluation import evaluate
+    from conet_onnx.finetuning import choose_inputs
+    from conet_onnx.torch_backend.utilisation import losses_without
+
+    source, dataset = co.load("models/digits_resnet8.onnx"), load_data("digits").with_validation()
+    analysis, choice = co.analyze(source), choose_inputs(source, dataset)
+    name = "w1"
+    mask = np.ones(analysis.widths[name].size)
+    mask[[0, 3, 7]] = 0
+    readers = {m.tensor: m.axis for m in analysis.widths[name].members if m.role == "in"}
+    zeroed = {}
+    for tensor, axis in readers.items():
+        array = source.array(tensor).copy()
+        np.moveaxis(array, axis, 0)[mask == 0] = 0
+        zeroed[tensor] = array
+    how: dict[str, Any] = {"split": "validation", "normalisation": choice.normalisation}
+    before, after = (evaluate(graph, dataset, **how).loss for graph in (source, source.with_arrays(zeroed)))
+    normalise = lambda x: fed(source, x, choice.normalisation)  # noqa: E731 - one expression, used once
+    lost = losses_without(source, analysis, dataset.split("validation"), {name: [mask]}, normalise=normalise)
+    assert lost[name] == pytest.approx([after - before], abs=2e-5)
+    assert after - before > 1e-4
