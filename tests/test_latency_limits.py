@@ -135,3 +135,32 @@ def test_the_fast_multiple_is_the_largest_block_that_is_rounded_up_to() -> None:
     assert fast_multiple(operators) % operators.multiple == 0
     assert fast_multiple(replace(operators, expressions=(), multiple=4)) == 4
     assert fast_multiple(found("matmul")[1]) == 1
+
+
+class Law:
+    """Stands in for a predictor: a constant, a width alone, and a layer that reads three."""
+
+    def cost(self, sizes: np.ndarray) -> np.ndarray:
+        return 1e-6 * sizes[:, 0] * (sizes[:, 1] + 2 * sizes[:, 2])
+
+    def terms(self) -> list:
+        return [
+            ((), lambda sizes: np.full(len(sizes), 3e-6)),
+            ((2,), lambda sizes: 1e-6 * sizes[:, 0]),
+            ((0, 1, 2), self.cost),
+        ]
+
+    def predict_many(self, rows: np.ndarray) -> np.ndarray:
+        return 3e-6 + 1e-6 * rows[:, 2] + self.cost(rows)
+
+
+def test_a_layer_of_many_widths_is_bounded_from_below_width_by_width() -> None:
+    whole = limit(Law(), 1.0)  # type: ignore[arg-type]
+    rows = np.random.default_rng(0).integers(1, 65, (200, 3))
+    terms = sum(term.cost(rows[:, list(term.widths)]) for term in whole.terms)
+    assert (terms <= whole.spent(rows) * (1 + 1e-9)).all()
+    assert all(len(term.widths) <= 2 for term in whole.terms)
+    ones = np.ones((1, 3), dtype=np.int64)
+    assert sum(term.cost(ones[:, list(term.widths)]) for term in whole.terms) == pytest.approx(whole.spent(ones))
+    alone = np.array([[40, 1, 1]])
+    assert sum(t.cost(alone[:, list(t.widths)]) for t in whole.terms) == pytest.approx(whole.spent(alone))

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.graph import Graph
 from conet_onnx.latency.nodes import make, read_nodes
-from conet_onnx.latency.operators import Kind, Operators, Term, find_operators, probe_widths, resized
+from conet_onnx.latency.operators import Kind, Operator, Operators, Term, find_operators, probe_widths, resized
 from conet_onnx.loading import load
 from conet_onnx.runtime import run
 
@@ -174,3 +174,11 @@ def test_elements_are_those_of_the_inputs() -> None:
         inputs = sum(array.size for array in single.feeds.values())
         inputs += sum(numpy_helper.to_array(t).size for t in onnx.load_from_string(single.model).graph.initializer)
         assert one.elements(sizes)[0] == inputs
+
+
+def test_an_operator_of_sizes_that_nothing_changes_goes_by_all_widths() -> None:
+    kind = Kind("{}", (Term(8),))
+    listed = tuple(Operator(when, kind, (), when) for when in ("always", "aligned", "odd"))  # type: ignore[arg-type]
+    made = Operators(listed, (), (), ("w0", "w1"), multiple=4)
+    rows = np.array([[4, 8], [4, 7], [3, 7]])
+    assert made.there(rows).tolist() == [[True, True, False], [True, False, True], [True, False, True]]

@@ -16,6 +16,7 @@ from conet_onnx.latency.operators import Operators
 from conet_onnx.latency.prediction import (
     Accuracy,
     Predictor,
+    _nonnegative,
     accuracy,
     calibrated,
     known_operators,
@@ -214,3 +215,15 @@ def test_an_anchor_has_the_order_of_the_widths() -> None:
     anchors = usable(made.analysis, replace(table, models={sha: turned}))
     assert anchors is not None
     assert [one.widths for one in anchors.measured] == [one.widths for one in table.models[sha].measured]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_least_squares_without_negative_numbers_cannot_be_bettered(seed: int) -> None:
+    """By the conditions of Karush, Kuhn and Tucker: no step that keeps all at zero or above lessens the squares."""
+    rng = np.random.default_rng(seed)
+    design, target = rng.normal(size=(12, 4)), rng.normal(size=12)
+    made = _nonnegative(design, target)
+    slope = design.T @ (design @ made - target)
+    assert (made >= 0).all()
+    assert (slope >= -1e-6).all()
+    assert made * slope == pytest.approx(np.zeros(4), abs=1e-6)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from conet_onnx.cli.output import Bar, command, says, several
 from conet_onnx.cli.profile import estimated, read_tables, warn_of_drift, where
 from conet_onnx.errors import BudgetUnreachable
@@ -90,7 +88,7 @@ class Timed:
 
         source = self.predicted.predict(self.predicted.source)
         most = factor * self.most.seconds(source)
-        least = self.predicted.predict(np.asarray(self.analysis.costs.row(smallest)))
+        least = self.predicted.predict(self.analysis.costs.row(smallest))
         if least > most:
             raise BudgetUnreachable(
                 f"The budget (latency {self.most}) cannot be met: the nearest that can is about "
@@ -114,7 +112,7 @@ class Timed:
         """What was measured, beside the limit and the prediction."""
         a, b, ratio = met.found.a, met.found.b, met.found.ratio
         source = self.predicted.predict(self.predicted.source)
-        foretold = self.predicted.predict(np.asarray(self.analysis.costs.row(widths))) / source
+        foretold = self.predicted.predict(self.analysis.costs.row(widths)) / source
         says(
             f"Latency on {where(self.provider, self.threads)}: {a.p50_ms:.3f} ms, now {b.p50_ms:.3f} ms: "
             f"×{ratio.p50:.3f} (95% interval {ratio.low:.3f} to {ratio.high:.3f}; predicted ×{foretold:.3f}); at most "
