@@ -214,6 +214,7 @@ def allocated(
     *,
     further: Sequence[Limit] = (),
     multiple: int | None = None,
+    least: int = 1,
     exact: bool = False,
     tolerance: float = 1e-3,
     seconds: float = 1.5,
@@ -224,14 +225,15 @@ def allocated(
     `scores`: for each channel of each width what is lost without it, all on one scale (criteria); the loss of those
     that go is total · log(total / kept), their sum where they are few. Sizes are multiples of `multiple`, below the
     first of them powers of two; of these about LEVELS are tried for each width, evenly spread, and `gap` is how far
-    the loss may be above the smallest among them. What that leaves of a limit is then spent in single steps. Mixed
-    widths stay if `exact`.
+    the loss may be above the smallest among them; none is below `least`, where a width has room. What that leaves of a
+    limit is then spent in single steps. Mixed widths stay if `exact`.
 
     Raises BudgetUnreachable, saying the nearest price, where even the smallest widths exceed a limit.
     """
     costs = analysis.costs
     limits = [*(_limit(costs, kind, value) for kind, value in most.items()), *further]
-    fine = [_levels(width, multiple or 1, exact=exact) for width in analysis.widths.values()]
+    every = [(width, _levels(width, multiple or 1, exact=exact)) for width in analysis.widths.values()]
+    fine = [some[some >= min(least, width.size)] for width, some in every]
     coarse = [np.unique(np.append(some[:: -max(1, len(some) // LEVELS)], some[0])) for some in fine]
     curves = [_curve(w, np.asarray(scores.get(name, np.ones(w.size)))) for name, w in analysis.widths.items()]
     found = allocate(coarse, _at(curves, coarse), limits, tolerance=tolerance, seconds=seconds)

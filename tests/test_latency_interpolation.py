@@ -27,8 +27,8 @@ def test_of_two_sizes_it_meets_all_points(times: list[float]) -> None:
     assert made(np.array(grid)) == pytest.approx(times, rel=1e-9)
 
 
-@given(st.integers(1, 10_000), st.integers(1, 10_000))
-def test_power_laws_are_met_between_and_beyond(a: int, b: int) -> None:
+@given(st.integers(16, 10_000), st.integers(4, 10_000))
+def test_power_laws_are_met_between_and_above(a: int, b: int) -> None:
     def law(x: float, y: float) -> float:
         return 1e-9 * x**1.5 * y**0.5
 
@@ -39,6 +39,12 @@ def test_power_laws_are_met_between_and_beyond(a: int, b: int) -> None:
 def test_between_two_points_it_is_their_geometric_mean_in_the_middle() -> None:
     made = surface({(16.0,): 1e-3, (64.0,): 4e-3, (256.0,): 4e-3})
     assert made(np.array([[32], [128]])) == pytest.approx([2e-3, 4e-3])
+
+
+@given(st.integers(1, 15), st.integers(1, 10_000))
+def test_below_the_first_point_noise_is_not_carried_on(a: int, b: int) -> None:
+    made = surface({(16.0, 16.0): 1e-6, (32.0, 16.0): 1e-7, (16.0, 32.0): 1e-7, (32.0, 32.0): 1e-6})
+    assert made(np.array([[a, b]]))[0] == pytest.approx(made(np.array([[16, max(b, 16)]]))[0])
 
 
 def test_holes_of_a_grid_are_filled_along_its_lines() -> None:

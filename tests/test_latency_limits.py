@@ -99,8 +99,9 @@ def test_widths_are_shared_out_within_the_prediction_and_use_it(name: str, share
     made, _, predicted = plain(name)
     most = share * predicted.predict(predicted.source)
     scores = {n: np.linspace(1, 2, w.size) for n, w in made.analysis.widths.items()}
-    chosen = allocated(made.analysis, {}, scores, further=[limit(predicted, most)], multiple=4)
+    chosen = allocated(made.analysis, {}, scores, further=[limit(predicted, most)], multiple=4, least=8)
     assert chosen.widths
+    assert all(size >= min(8, made.analysis.widths[n].size) for n, size in chosen.widths.items())
     used = spent(predicted, chosen.widths, list(made.analysis.widths))
     assert 0.75 * most < used <= most
 

@@ -76,18 +76,20 @@ class Timed:
 
     @property
     def multiple(self) -> int:
-        """What widths are multiples of, unless the user says otherwise."""
+        """What widths are multiples of, unless the user says otherwise, and what none is below, where it has room:
+        smaller ones are laid out so that they take more."""
         from conet_onnx.latency.limits import fast_multiple
 
         return fast_multiple(self.predicted.operators)
 
-    def limits(self, factor: float, smallest: Mapping[str, int]) -> Sequence[Any]:
+    def limits(self, factor: float) -> Sequence[Any]:
         """Further limits for planning.allocated: of `factor` times the limit. Raises BudgetUnreachable where even the
         smallest widths are predicted to take more."""
         from conet_onnx.latency.limits import in_units, limit
 
         source = self.predicted.predict(self.predicted.source)
         most = factor * self.most.seconds(source)
+        smallest = {name: min(self.multiple, width.size) for name, width in self.analysis.widths.items()}
         least = self.predicted.predict(self.analysis.costs.row(smallest))
         if least > most:
             raise BudgetUnreachable(

@@ -271,11 +271,12 @@ def _chooser(
         steps: dict[str, Any] = {"multiple": multiple, "exact": rounding["exact"]}
         source = analysis.costs.source
         limits = limit.resolve(source)
-        least = scaled(analysis, SMALLEST, **{**rounding, "multiple": multiple})[0]
-        smallest = analysis.costs.price(least)
+        smallest = analysis.costs.price(scaled(analysis, SMALLEST, **rounding)[0])
         if not limits.fits(smallest):
             raise limits.unreachable(smallest, source)
-        further = timed.limits(factor, least) if timed else ()
+        further = timed.limits(factor) if timed else ()
+        if timed:
+            steps["least"] = timed.multiple
         if limits.fits(source) and not further:
             return Choice({}, {})
         if allocation == "uniform":

@@ -18,8 +18,12 @@ SHORTEST = 1e-9  # seconds: what a call costs is taken off, and something remain
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """Log seconds on a grid of log sizes, one axis for each; linear between its lines, and beyond them in the
-    direction of the last two. A power law in each size is met exactly."""
+    """Log seconds on a grid of log sizes, one axis for each; linear between its lines, and above them in the
+    direction of the last two. A power law in each size is met exactly.
+
+    Below the first line a size takes what it takes there: the direction of two short times, each with a call's cost
+    taken off, is mostly noise, and some octaves further down it would be anything.
+    """
 
     axes: tuple[Floats, ...]
     values: Floats  # one dimension for each axis
@@ -36,7 +40,8 @@ class Surface:
             lower.append(at)
             upper = np.minimum(at + 1, len(axis) - 1)
             step = axis[upper] - axis[at]
-            shares.append(np.divide(logs[:, k] - axis[at], step, out=np.zeros(len(logs)), where=step > 0))
+            beyond = np.maximum(logs[:, k] - axis[at], 0.0)
+            shares.append(np.divide(beyond, step, out=np.zeros(len(logs)), where=step > 0))
         for corner in np.ndindex(*(2,) * len(self.axes)):
             index, weight = [], np.ones(len(logs))
             for k, up in enumerate(corner):
