@@ -168,7 +168,7 @@ class TestAModel:
     ) -> None:
         analysis, scores = scored(name)
         limits = Budget.parse(budget).resolve(analysis.costs.source)
-        found = allocated(analysis, limits.by_kind, scores)
+        found = allocated(analysis, limits.by_kind, scores, tolerance=0.02, seconds=30.0)  # on a busy machine too
         assert limits.fits(analysis.costs.price(found.widths))
         assert found.loss == pytest.approx(lost(analysis, scores, found.widths))
         assert found.loss < lost(analysis, scores, budgeted(analysis, limits)[0])
@@ -180,10 +180,10 @@ class TestAModel:
         analysis, scores = scored("densenet121")
         limits = Budget.parse(["macs=0.5"]).resolve(analysis.costs.source)
         started = time.perf_counter()
-        found = allocated(analysis, limits.by_kind, scores, seconds=1.0)
-        assert time.perf_counter() - started < 30  # a busy machine; it takes about two
+        found = allocated(analysis, limits.by_kind, scores, tolerance=0.02, seconds=30.0)
+        assert time.perf_counter() - started < 60  # a busy machine; it takes about two
         assert limits.fits(analysis.costs.price(found.widths))
-        assert 0 <= found.gap < 1
+        assert 0 <= found.gap < 0.05
         assert found.loss < lost(analysis, scores, budgeted(analysis, limits)[0])
 
     def test_sizes_are_multiples(self) -> None:

@@ -22,7 +22,7 @@ from conet_onnx.searching.space import WidthSpace
 TRIALS = 14
 MEASURED = ("qc", "fur")  # what methods ask for
 OPTIONS = {"network-adjustment": {"floor": 1}}  # so that a budget may ask for anything
-CHANCE = ("auto", "anneal", "random", "conet-sa")  # those in which it has a part
+CHANCE = ("auto", "anneal", "reallocate", "random", "conet-sa")  # those in which it has a part
 
 
 def play(

@@ -191,7 +191,14 @@ class TestTheSourceAsAnAnswer:
     def test_within_its_own_cost_nothing_worse_than_the_source_is_returned(self, tmp_path: Path) -> None:
         source = co.load("models/digits_resnet8.onnx")
         found = co.search(
-            source, data="digits", budget="macs=1.0", trials=1, epochs_per_trial=1, epochs=0, out=tmp_path / "run"
+            source,
+            data="digits",
+            algorithm="reallocate",
+            budget="macs=1.0",
+            trials=1,
+            epochs_per_trial=1,
+            epochs=0,
+            out=tmp_path / "run",
         )
         assert found.run.best is not None
         assert found.run.best.validation["loss"] <= found.run.source.validation["loss"]

@@ -261,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--source", default="runs/resnet20.onnx")
-    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--data", default="", metavar="D", help="as `conet-onnx search --data` takes it; for `run`")
     parser.add_argument("--methods", default=",".join(m for m in METHODS if m not in ("anneal", "uniform search")))
     parser.add_argument("--budgets", default="macs=0.5,macs=0.3")
     parser.add_argument("--seeds", type=int, default=1)

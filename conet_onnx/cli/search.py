@@ -72,7 +72,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 )
 @click.option("--option", "options", multiple=True, metavar="NAME=V", help="A constant of the algorithm: gamma=0.9.")
 @click.option("--cost", metavar="C", help="What network-adjustment keeps: macs.")
-@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Trials of training (default: 24).")
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Sets of widths to try (default: 24).")
 @click.option("--epochs-per-trial", type=click.IntRange(min=1), metavar="E", help="Training of each (default: 4).")
 @click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 40).")
 @click.option("--final", type=click.Choice(("inherit", "fresh")), help="Train the best further, or anew.")
