@@ -309,6 +309,22 @@ class TestWeights:
         back = from_torch(graph, module)
         np.testing.assert_array_equal(numpy_helper.to_array(back.model.graph.node[0].attribute[0].t), np.zeros((3, 2)))
 
+    def test_what_holds_nothing_keeps_its_other_sizes(self) -> None:
+        """As exporters slice a mask of windows where there is nothing to shift."""
+        rng = np.random.default_rng(0)
+        weights = {"k": ints(*range(12)), "to": ints(3, 2, 2), "start": ints(0), "end": ints(0), "axes": ints(0)}
+        nodes = [
+            helper.make_node("Reshape", ["k", "to"], ["square"]),
+            helper.make_node("Slice", ["square", "start", "end", "axes"], ["none"]),
+            helper.make_node("Concat", ["none", "square"], ["whole"], axis=0),
+            helper.make_node("Cast", ["whole"], ["real"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["x", "real"], ["y"]),
+        ]
+        x = some((3, 2, 2), rng)
+        model = build(nodes, {"x": x}, weights, ["y"], 17)
+        made = lower(Graph(model))(torch.from_numpy(x))
+        assert np.array_equal(made.numpy(), run_reference(model, {"x": x})[0])
+
     def test_single_numbers_bounds_and_the_preparation_of_the_input_are_not_trained(self) -> None:
         rng = np.random.default_rng(0)
         weights = {

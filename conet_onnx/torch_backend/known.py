@@ -29,7 +29,8 @@ class Known:
     def of(cls, array: Array) -> Known:
         """All elements known while lowering."""
         elements = np.empty(array.shape, object)
-        elements[...] = array.tolist()
+        if array.size:  # a list of nothing has lost the other sizes
+            elements[...] = array.tolist()
         return cls(elements, array.dtype)
 
     @property
