@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from searching_fakes import FakeEvaluate, chain
 
@@ -64,8 +65,8 @@ def loop(
     study.close()
 
 
-def run(folder: Path, crew: Crew, *, trials: int = TRIALS, **how: object) -> tuple[Trial, ...]:
-    with loop(folder, crew, trials=trials, **how) as made:  # type: ignore[arg-type]
+def run(folder: Path, crew: Crew, *, trials: int = TRIALS, **how: Any) -> tuple[Trial, ...]:
+    with loop(folder, crew, trials=trials, **how) as made:
         return made.run(trials, Clock(trials))
 
 

@@ -34,8 +34,12 @@ class Machine:
 
     def run(self, profile: Profile, progress: Any = None) -> Table:
         self.world = World(profile.analysis, profile.operators, moods=self.drifts)
-        how = {"compare": self.world.compare, "measure": self.world.measure, "time_all": self.world.time_all}
-        return RUN(profile, progress, **how)  # type: ignore[arg-type]
+        how: dict[str, Any] = {
+            "compare": self.world.compare,
+            "measure": self.world.measure,
+            "time_all": self.world.time_all,
+        }
+        return RUN(profile, progress, **how)
 
     def compare(self, a: Any, b: Any, **how: Any) -> Any:
         self.compared += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -178,7 +179,8 @@ def test_elements_are_those_of_the_inputs() -> None:
 
 def test_an_operator_of_sizes_that_nothing_changes_goes_by_all_widths() -> None:
     kind = Kind("{}", (Term(8),))
-    listed = tuple(Operator(when, kind, (), when) for when in ("always", "aligned", "odd"))  # type: ignore[arg-type]
+    cases: tuple[Any, ...] = ("always", "aligned", "odd")
+    listed = tuple(Operator(when, kind, (), when) for when in cases)
     made = Operators(listed, (), (), ("w0", "w1"), multiple=4)
     rows = np.array([[4, 8], [4, 7], [3, 7]])
     assert made.there(rows).tolist() == [[True, True, False], [True, False, True], [True, False, True]]

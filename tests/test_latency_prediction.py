@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,9 +30,9 @@ from conet_onnx.latency.table import Anchor, Anchors, Host, Table, identity
 HOST = Host("p", 1, "cpu", 1, "1")
 
 
-def world(name: str, **known: object) -> tuple[World, Profile]:
+def world(name: str, **known: Any) -> tuple[World, Profile]:
     analysis, operators = found(name)
-    return World(analysis, operators, **known), Profile(analysis, operators, HOST)  # type: ignore[arg-type]
+    return World(analysis, operators, **known), Profile(analysis, operators, HOST)
 
 
 def profiled(made: World, profile: Profile) -> Table:
@@ -139,7 +140,7 @@ def test_nothing_is_negative_whatever_was_measured() -> None:
 
 def test_the_error_is_that_at_anchors_left_out() -> None:
     made, table, predicted = plain("digits_resnet8")
-    off = accuracy(predicted.plain, usable(made.analysis, table))  # type: ignore[arg-type]
+    off = accuracy(predicted.plain, usable(made.analysis, table))
     assert off.models == 16
     assert off.median < 0.1
     assert off.spearman > 0.95

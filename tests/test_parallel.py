@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,11 +173,11 @@ def alive(pid: int) -> bool:
         return False
 
 
-def opened(folder: Path, **how: object) -> Evaluate:
+def opened(folder: Path, **how: Any) -> Evaluate:
     """What workers open: notes their process."""
     with open(folder / "pids.log", "a") as log:
         log.write(f"{os.getpid()}\n")
-    return Recorded(folder, **how)  # type: ignore[arg-type]
+    return Recorded(folder, **how)
 
 
 class Deadly(Recorded):
@@ -351,8 +352,8 @@ class TestClaims:
     @contextmanager
     def two(self, folder: Path, now: list[float]) -> Iterator[tuple[Shared, Shared]]:
         studies = [TrialStudy(f"sqlite:///{folder}/a.db", name="a") for _ in range(2)]
-        how = {"lease": 10.0, "beat": 3600.0, "clock": lambda: now[0]}
-        claims = [Shared(s.storage.engine, "a", owner=f"elsewhere {k} x", **how) for k, s in enumerate(studies)]  # type: ignore[arg-type]
+        how: dict[str, Any] = {"lease": 10.0, "beat": 3600.0, "clock": lambda: now[0]}
+        claims = [Shared(s.storage.engine, "a", owner=f"elsewhere {k} x", **how) for k, s in enumerate(studies)]
         yield claims[0], claims[1]
         for one, study in zip(claims, studies, strict=True):
             one.close()

@@ -135,7 +135,11 @@ class Profile:
         tables: list[tuple[float, Table]] = []
         before = source()
         for k in range(1 + AGAIN):
-            table = self._operators(lambda done, k=k: progress((k + done) / (k + 1)), time_all)  # type: ignore[misc]
+
+            def told(done: float, turn: int = k) -> None:
+                progress((turn + done) / (turn + 1))
+
+            table = self._operators(told, time_all)
             after = source()
             tables.append((_factor(before, after), table))
             if tables[-1][0] <= DRIFT:

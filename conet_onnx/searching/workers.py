@@ -153,7 +153,7 @@ def serve(connection: Connection, open: Open) -> None:  # noqa: A002
             connection.send(("outcome", outcome))
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         return
-    except Exception as error:  # belongs to the parent
+    except Exception as error:  # whatever it is, the parent raises it (Workers._heard) and says it
         with suppress(OSError):
             connection.send(("failed", _sendable(error)))
 
@@ -184,7 +184,7 @@ def _sendable(error: Exception) -> Exception:
     sent: Exception = error
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # errors of other packages can do anything
+    except Exception:  # pickling calls code of the error's own package, which may raise anything
         sent = RuntimeError(f"{type(error).__name__}: {error}")
     if not isinstance(error, ConetError):
         sent.add_note("".join(traceback.format_exception(error)))
