@@ -140,14 +140,14 @@ class TestAnneal:
             worse = replace(second, number=5, objective=current.objective + change)
             accepted += searcher.accepts(worse)
             changes = [second.objective - first.objective, change]
-            expected += math.exp(-change / searcher.temperature(5, changes))
+            expected += math.exp(-change / searcher.metropolis.temperature(5, changes))
         assert abs(accepted - expected) < 4 * math.sqrt(expected)
         assert 100 < expected < 390
 
     def test_it_cools(self) -> None:
         searcher, _ = searcher_of("anneal", *SIZES)
         assert isinstance(searcher, Anneal)
-        temperatures = [searcher.temperature(number, [1.0, -1.0]) for number in range(TRIALS)]
+        temperatures = [searcher.metropolis.temperature(number, [1.0, -1.0]) for number in range(TRIALS)]
         assert temperatures[1:] == sorted(temperatures[1:], reverse=True)
         assert temperatures[-1] == pytest.approx(0.1 * temperatures[1])
 

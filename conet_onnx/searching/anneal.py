@@ -11,6 +11,7 @@ import numpy as np
 
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
+from conet_onnx.searching.metropolis import Metropolis
 from conet_onnx.searching.recipe import Measured, Recipe
 from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
@@ -21,9 +22,6 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 STRIDE = 2.5  # the price falls at most by this factor from one trial to the next: inherited weights survive that
 BOLDEST, TIMIDEST = 1.4, 1.15  # factor of a trade at the first trial and at the last
-# A mean worsening is accepted one time in ten at first, and never (1 in 10^10) at last: trials are few.
-HOTTEST = 1 / math.log(10)
-COOLING = 0.1
 CHEAPER = 0.15  # share of moves that only shrink, so that the front has more than one price
 FLOOR = 1 / 8  # of the source's size: no trade takes a width below that, though a budget may
 ATTEMPTS = 32  # draws before a set of widths is tried a second time
@@ -75,11 +73,11 @@ class Anneal:
     def __init__(self, space: WidthSpace, limits: Limits, *, trials: int, seed: int = 0) -> None:
         self._space = space
         self._limits = limits
-        self._trials = trials
         self._seed = seed
         excess = math.log(max(limits.utilisation(space.price(space.source)), 1))
         self._strides = min(max(math.ceil(excess / math.log(STRIDE)), 1), max(trials // 3, 1))
         self._excess = excess
+        self.metropolis = Metropolis(self._strides, trials, seed)
         self._current: Trial | None = None
         self._told: dict[int, Trial] = {}
         self._changes: list[float] = []  # of the objective, from parent to child
@@ -108,16 +106,8 @@ class Anneal:
         return Proposal(widths, parent, moves(before, widths))
 
     def accepts(self, trial: Trial) -> bool:
-        """Better always; worse by d with probability exp(-d / temperature). Scaling onto the budget is not judged."""
-        if math.isnan(trial.objective):
-            return False
-        if trial.number < self._strides or self._current is None:
-            return True
-        change = trial.objective - self._current.objective
-        if change <= 0:
-            return True
-        chance = float(np.random.default_rng([self._seed, trial.number, 1]).random())
-        return chance < math.exp(-change / self.temperature(trial.number, [*self._changes, change]))
+        """As Metropolis has it. Scaling onto the budget is not judged."""
+        return self.metropolis.accepts(trial, self._current, self._changes)
 
     def tell(self, trial: Trial) -> None:
         """Remember the trial; go on from it if it was accepted."""
@@ -134,13 +124,6 @@ class Anneal:
         """The one of least objective."""
         return least_objective(trials)
 
-    def temperature(self, number: int, changes: list[float]) -> float:
-        """In units of the objective, at trial `number`, after these changes of the objective."""
-        return HOTTEST * float(np.mean(np.abs(changes))) * math.pow(COOLING, self._progress(number))
-
-    def _progress(self, number: int) -> float:
-        return min(max(number - self._strides, 0) / max(self._trials - self._strides - 1, 1), 1)
-
     def _move(self, before: Mapping[str, int], number: int, rng: np.random.Generator) -> dict[str, int]:
         """One width down, and most often another one up for it; each by a factor, and by one step at least."""
         names = self._space.names
@@ -148,7 +131,7 @@ class Anneal:
         worth = self._worth(rng)
         can_pay = np.array([FLOOR * self._space.source[name] <= below[name] < before[name] for name in names])
         pays = int(np.argmax(np.where(can_pay, worth, -np.inf)))
-        factor = math.pow(BOLDEST * math.pow(TIMIDEST / BOLDEST, self._progress(number)), rng.uniform(0.5, 1))
+        factor = math.pow(BOLDEST * math.pow(TIMIDEST / BOLDEST, self.metropolis.progress(number)), rng.uniform(0.5, 1))
         wish: dict[str, float] = dict(before)
         can_grow = np.array([above[name] > before[name] for name in names]) & (np.arange(len(names)) != pays)
         if rng.random() < CHEAPER or not can_grow.any():

@@ -15,6 +15,7 @@ from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.curves import Curve, Worth
 from conet_onnx.searching.halving import Halving
+from conet_onnx.searching.metropolis import Metropolis
 from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
 from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
@@ -24,9 +25,6 @@ __all__ = ["Reallocate", "Reallocation"]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
-# A mean worsening is accepted one time in ten at first, and never (1 in 10^10) at last: trials are few.
-HOTTEST = 1 / math.log(10)
-COOLING = 0.1
 ATTEMPTS = 16  # draws before a set of widths is tried a second time
 MOST_LEVELS = 16  # of a width in one knapsack
 TOLERANCE = 0.01  # of a knapsack: what curves say is less certain
@@ -111,7 +109,6 @@ class Reallocate:
         self._space = space
         self._limits = limits
         self._method = method
-        self._trials = trials
         self._seed = seed
         self._source = source or {}
         self._shares = CurveMeasure().quantities
@@ -119,6 +116,7 @@ class Reallocate:
         self._excess = excess
         self._strides = min(max(math.ceil(excess / math.log(method.stride)), 1), max(trials // 3, 1))
         self._halving = Halving(method.eta, method.rungs)
+        self.metropolis = Metropolis(self._strides, trials, seed)
         self._current: Trial | None = None
         self._last: Trial | None = None
         self._told: dict[int, Trial] = {}
@@ -149,16 +147,8 @@ class Reallocate:
         return Proposal(widths, parent, moves(before, widths))
 
     def accepts(self, trial: Trial) -> bool:
-        """Better always; worse by d with probability exp(-d / temperature). Coming within the budget is not judged."""
-        if math.isnan(trial.objective):
-            return False
-        if trial.number < self._strides or self._current is None:
-            return True
-        change = trial.objective - self._current.objective
-        if change <= 0:
-            return True
-        chance = float(np.random.default_rng([self._seed, trial.number, 1]).random())
-        return chance < math.exp(-change / self.temperature(trial.number, [*self._changes, change]))
+        """As Metropolis has it. Coming within the budget is not judged."""
+        return self.metropolis.accepts(trial, self._current, self._changes)
 
     def tell(self, trial: Trial) -> None:
         """Remember the trial, and what it shows of the curves; go on from it if it was accepted."""
@@ -176,10 +166,6 @@ class Reallocate:
         """The one of least objective."""
         return least_objective(trials)
 
-    def temperature(self, number: int, changes: list[float]) -> float:
-        """In units of the objective, at trial `number`, after these changes of the objective."""
-        return HOTTEST * float(np.mean(np.abs(changes))) * math.pow(COOLING, self._progress(number))
-
     def curves(self, trial: Trial | None) -> list[Curve]:
         """Of each width, in the space's order, as measured of a trial's model, or of the source."""
         measured = trial.measured if trial else self._source
@@ -192,9 +178,6 @@ class Reallocate:
 
     def _promoted(self, trial: Trial) -> bool:
         return trial.accepted and self._halving.promoted(trial)
-
-    def _progress(self, number: int) -> float:
-        return min(max(number - self._strides, 0) / max(self._trials - self._strides - 1, 1), 1)
 
     def _learn(self, parent: Trial, trial: Trial) -> None:
         """What the parent's curves said that this change of widths does to the loss, and what it did."""
@@ -228,7 +211,7 @@ class Reallocate:
     ) -> dict[str, int]:
         """The best within the limits if a nat of each curve is worth so much, near the current widths."""
         method = self._method
-        bold = method.boldest * math.pow(method.timidest / method.boldest, self._progress(number))
+        bold = method.boldest * math.pow(method.timidest / method.boldest, self.metropolis.progress(number))
         factor = math.pow(bold, rng.uniform(0.5, 1) * (1 + attempt / 8))
         above, below = self._space.above(before), self._space.below(before)
         names = self._space.names
