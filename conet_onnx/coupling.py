@@ -70,7 +70,8 @@ class Coupling(Findings):
 
     def freeze(self, names: Iterable[str]) -> None:
         """Take widths out by id or name, or all that touch a tensor or a node. Raises UsageError for another name."""
-        self.dropped = frozenset(_named(self, names))
+        wanted = tuple(names)
+        self.dropped = frozenset(_named(self, wanted)) if wanted else frozenset()
 
     @cached_property
     def distinct_uses(self) -> tuple[Use, ...]:

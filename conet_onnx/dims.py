@@ -83,7 +83,8 @@ class Axis:
 def product(*factors: Factor | Segment) -> Segment:
     """The normal form of a product: no ones, no two integers side by side."""
     if len(factors) == 1 and isinstance(dim := factors[0], Dim) and dim.size != (1, 1):
-        return Segment((dim,), dim.size, (dim,))
+        alone = (dim,)
+        return Segment(alone, dim.size, alone)
     flat: list[Factor] = []
     dims: list[Dim] = []
     first = second = 1
@@ -132,7 +133,8 @@ def concatenation(segments: Sequence[Segment]) -> Axis:
 
 def axis(*factors: Factor | Segment) -> Axis:
     """An axis of one segment."""
-    return total((product(*factors),))
+    segment = product(*factors)
+    return total((segment,)) if segment.size == (0, 0) else Axis((segment,), segment.size, segment.dims)
 
 
 def _split_leading(segment: Segment) -> tuple[int, tuple[Factor, ...]]:
