@@ -239,7 +239,7 @@ class Solver:
         if (target := to.lone) is not None:
             self._depth[target] = max(self._depth.get(target, 0), self._depth.get(dim, 0) + 1)
         found = cause or self._cause
-        if found is not None and any([len(s.factors) > len(s.dims) for s in to.segments]):  # it holds a plain integer
+        if found is not None and any(len(s.factors) > len(s.dims) for s in to.segments):  # it holds a plain integer
             self._reasons[dim] = found
 
     def _freeze_here(self, *axes: Axis) -> None:
