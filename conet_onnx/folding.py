@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from conet_onnx.dims import Axis, Dim, Segment, product
 from conet_onnx.graph import FLOATS, REALS, Graph, Node
 from conet_onnx.integers import Region, trace
-from conet_onnx.rules import WITHOUT, Contraction, Facts, Op, Opaque, Operand, Shape, Site, each, find_rule, fixed
+from conet_onnx.rules import WITHOUT, Contraction, Facts, Op, Opaque, Operand, Rule, Shape, Site, each, find_rule, fixed
 from conet_onnx.solving import Conflict, Reason, Solver
 
 __all__ = ["Facing", "Findings", "Part", "Use", "fold"]
@@ -88,12 +88,12 @@ class Findings:
         Exporters store equal scales and biases once: to share one does not mean to be one, so each reading has its own
         axes. Weights of higher rank stay tied, and so do those that a subgraph, the model's outputs or Shape read.
         """
-        while name not in self.graph.weights:
+        while (weight := self.graph.weights.get(name)) is None:
             node = self.graph.producer(name)
             if node is None or not self.is_alias(node):
                 return None
             name = node.inputs[0]
-        return name if len(self.graph.weights[name].dims) <= 1 and name not in self._pinned else None
+        return name if len(weight.dims) <= 1 and name not in self._pinned else None
 
     def is_alias(self, node: Node) -> bool:
         """Whether a node gives a value a second name inside the graph."""
@@ -101,9 +101,13 @@ class Findings:
 
     @cached_property
     def _pinned(self) -> frozenset[str]:
-        captured = (name for node in self.graph.nodes for name in node.captured)
-        measured = (node.inputs[0] for node in self.graph.nodes if node.op in ("Shape", "Size"))
-        return frozenset((*captured, *measured, *(value.name for value in self.graph.outputs)))
+        pinned = {value.name for value in self.graph.outputs}
+        for node in self.graph.nodes:
+            if node.captured:
+                pinned.update(node.captured)
+            if node.op == "Shape" or node.op == "Size":
+                pinned.add(node.inputs[0])
+        return frozenset(pinned)
 
     def is_real(self, tensor: str) -> bool:
         """Whether a weight holds numbers to compute with, and not sizes or indices."""
@@ -171,6 +175,7 @@ class _Fold:
         self.a = findings
         self.graph = findings.graph
         self.solver = findings.solver
+        self._rules: dict[tuple[str, str, int], Rule | None] = {}
 
     def run(self) -> None:
         for value in self.graph.inputs:
@@ -179,8 +184,9 @@ class _Fold:
                 self.a.shapes[value.name] = tuple(
                     product(Dim(f"{value.name}[{i}]", size, rigid=size[0] != size[1])) for i, size in enumerate(sizes)
                 )
+        inside = self.a.region.nodes
         for node in self.graph.nodes:
-            if node.index not in self.a.region.nodes and not (node.op == "Constant" and not node.domain):
+            if node.index not in inside and (node.op != "Constant" or node.domain):
                 self.visit(node)
         self._settle_contractions()
         for values, kind in ((self.graph.outputs, "output"), (self.graph.inputs, "input")):
@@ -195,8 +201,10 @@ class _Fold:
         shapes = [self._shape(node, k) for k in range(len(node.inputs))]
         try:
             facts = self._facts(node, shapes)
-            for left, right in facts.equal:
-                self.solver.equate(left, right, str(node))
+            if facts.equal:
+                blamed = str(node)
+                for left, right in facts.equal:
+                    self.solver.equate(left, right, blamed)
         except Opaque as obstacle:
             facts = self._opaque(node, shapes, Reason(obstacle.kind, node.name, obstacle.detail))
         except (IndexError, ValueError):  # fewer inputs, axes or integers than the operator's text demands
@@ -207,25 +215,38 @@ class _Fold:
         self._record(node, shapes, facts)
 
     def _facts(self, node: Node, shapes: list[Shape | None]) -> Facts:
-        rule = find_rule(node)
+        rule = self._rule(node)
         if rule is None:
             kind = "control flow" if node.has_subgraph else "unknown op"
             stranger = "nothing is known of how its channels depend on each other"
             other = stranger if node.domain else "it has no rule for this version of the operator"
             raise Opaque(kind, f"{node} is not understood: {WITHOUT.get(node.operator, other)}")
-        if any(shape is None for shape, name in zip(shapes, node.inputs, strict=True) if name):
-            raise Opaque("unknown shape", f"{node} reads a tensor of unknown shape")
-        while shapes and shapes[-1] is None:
-            shapes = shapes[:-1]
+        if None in shapes:
+            if any(shape is None for shape, name in zip(shapes, node.inputs, strict=True) if name):
+                raise Opaque("unknown shape", f"{node} reads a tensor of unknown shape")
+            while shapes and shapes[-1] is None:
+                shapes = shapes[:-1]
         op = Op(node, self.graph, self.a.region.origins, self.a.shapes)
         facts = rule(op, *shapes)
         self._check_computed(node, facts)
         return facts
 
+    def _rule(self, node: Node) -> Rule | None:
+        """The rule for a node, looked up once for each operator."""
+        if node.captured or node.has_subgraph:
+            return find_rule(node)
+        key = node.op, node.domain, node.since
+        if key not in self._rules:
+            self._rules[key] = find_rule(node)
+        return self._rules[key]
+
     def _check_computed(self, node: Node, facts: Facts) -> None:
         """Integers that the model computes itself, and that the rule has not accounted for, pin what they read."""
+        followed = self.a.region.makers
+        if followed.keys().isdisjoint(node.inputs):
+            return
         for k, name in enumerate(node.inputs):
-            if name not in self.a.region.reads:
+            if name not in followed:
                 continue
             if k in facts.sees:
                 own = (site.where for site in facts.sites if site.holder is None)
@@ -284,7 +305,11 @@ class _Fold:
             if name and shape is not None and self._agrees(name, shape):
                 self.a.shapes[name] = shape
         found, index = self.a, node.index
-        constant = bool(node.inputs) and all(not name or name in found.constants for name in node.inputs)
+        constant = bool(node.inputs)
+        for name in node.inputs:
+            if name and name not in found.constants:
+                constant = False
+                break
         if constant:
             found.constants.update(node.outputs)
         if facts.mixes:
@@ -295,7 +320,8 @@ class _Fold:
             found.unsettled.extend([(node, contraction) for contraction in facts.contracts])
         if facts.makes and not constant:
             found.makes.extend([(index, segment) for segment in facts.makes])
-        self._record_views(node, found.moved, facts.passes)
+        if facts.passes:
+            self._record_views(node, found.moved, facts.passes)
         if terms := facts.terms or each(len(facts.passes)):
             found.terms[index] = terms
         if constant:
@@ -306,7 +332,7 @@ class _Fold:
     def _record_views(self, node: Node, views: dict[str, tuple[str, ...]], inputs: Sequence[int]) -> None:
         if inputs:
             sources = tuple([node.inputs[k] for k in inputs])
-            views.update({name: sources for name in node.outputs if name})
+            views.update(dict.fromkeys(filter(None, node.outputs), sources))
 
     def _agrees(self, name: str, shape: Shape) -> bool:
         sizes = self.graph.sizes(name)
@@ -326,17 +352,25 @@ class _Fold:
         return self._known(name)
 
     def _known(self, name: str) -> Shape | None:
-        if name in self.graph.weights and name not in self.a.shapes:
-            self.a.shapes[name] = self._new(name, name)
-        if name in self.graph.sparse and name not in self.a.shapes:
-            detail = f"weight {name!r} is sparse: where its elements stand is not followed"
-            if (stored := self._frozen(name, Reason("sparse", name, detail))) is not None:
-                self.a.shapes[name] = stored
         shape = self.a.shapes.get(name)
-        if shape is None and (name in self.a.region.reads or name in self.a.constants):
+        if shape is None and (shape := self._first(name)) is None:
+            if name not in self.a.region.makers and name not in self.a.constants:
+                return None
             sizes = self.graph.sizes(name)
             return None if sizes is None else fixed(name, sizes)
-        return None if shape is None else tuple([self._settled(s) for s in shape])
+        return shape if self.solver.are_resolved(shape) else tuple([self._settled(s) for s in shape])
+
+    def _first(self, name: str) -> Shape | None:
+        """The axes of a weight that is met for the first time."""
+        shape: Shape | None = None
+        if name in self.graph.weights:
+            shape = self._new(name, name)
+        elif name in self.graph.sparse:
+            detail = f"weight {name!r} is sparse: where its elements stand is not followed"
+            shape = self._frozen(name, Reason("sparse", name, detail))
+        if shape is not None:
+            self.a.shapes[name] = shape
+        return shape
 
     def _new(self, tensor: str, label: str) -> Shape:
         dims = self.graph.weights[tensor].dims
@@ -350,7 +384,9 @@ class _Fold:
         if len(resolved.segments) != 1:
             return segment
         settled = resolved.segments[0]
-        return replace(settled, origin=segment) if settled.fixed and segment.dims else settled
+        if settled.dims or not segment.dims:
+            return settled
+        return Segment(settled.factors, settled.size, settled.dims, origin=segment)
 
     # After the pass: where can each sum be rescaled?
 

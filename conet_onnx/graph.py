@@ -146,12 +146,11 @@ class Graph:
     def _consumers(self) -> dict[str, list[Node]]:
         found: dict[str, list[Node]] = {}
         for node in self.nodes:
-            names = (*node.inputs, *node.captured) if node.captured else node.inputs
-            for name in dict.fromkeys(names) if len(names) > 1 else names:
+            for name in (*node.inputs, *node.captured) if node.captured else node.inputs:
                 readers = found.get(name)
                 if readers is None:  # as for most: they have one reader
                     found[name] = [node]
-                else:
+                elif readers[-1] is not node:
                     readers.append(node)
         return found
 
@@ -204,12 +203,14 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value if it is the same for every input: a weight, or something small computed from static shapes."""
-        if name not in self._constants:
-            if name in self.arrays:
-                return self.array(name)
-            found = self.inference.constant(name)
-            self._constants[name] = self.array(name) if found is None and name in self.weights else found
-        return self._constants[name]
+        known = self._constants.get(name)
+        if known is not None or name in self._constants:
+            return known
+        if name in self.arrays:
+            return self.array(name)
+        found = self.inference.constant(name)
+        self._constants[name] = found = self.array(name) if found is None and name in self.weights else found
+        return found
 
     def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:
         """Each axis's size at the two assignments; the pair differs where the size depends on a symbolic input size."""

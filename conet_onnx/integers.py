@@ -7,9 +7,10 @@ consumer form the integer region; it runs inside the deployed model, and so it f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 from conet_onnx.graph import Graph, Node
 from conet_onnx.rules.registry import Origin, flat_integers
@@ -24,38 +25,116 @@ MOVING = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"})
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The nodes that compute with shapes, the source of each element they make, and whose shapes each value reads."""
+    """The nodes that compute with shapes, the source of each element they make, and whose shapes each value reads.
+
+    `makers` is the node of each such value. Sources and reads are found when they are asked for: of most values, which
+    are on their way to a Reshape or a Slice whose target is known, nobody does.
+    """
 
     nodes: frozenset[int]
+    makers: Mapping[str, Node]
     origins: Mapping[str, tuple[Origin, ...]]
     reads: Mapping[str, Reads]
 
 
 def trace(graph: Graph) -> Region:
     """Find the integer region: Shape and Size, and what reads nothing but them and constants."""
-    nodes: set[int] = set()
-    origins: dict[str, tuple[Origin, ...]] = {}
-    reads: dict[str, Reads] = {}
-    followed = reads.keys()
+    nodes: list[int] = []
+    makers: dict[str, Node] = {}
+    followed = makers.keys()
     for node in graph.nodes:
-        begins = node.op in BEGINNINGS
-        if (not begins and followed.isdisjoint(node.inputs)) or node.domain:
+        if node.op not in BEGINNINGS and followed.isdisjoint(node.inputs):
             continue
-        if node.has_subgraph or _shapes_weights(node, graph, reads):
+        if node.domain or node.has_subgraph:
             continue
+        if node.op in BEGINNINGS or _is_followed(node, graph, makers):
+            makers.update(dict.fromkeys(filter(None, node.outputs), node))
+            nodes.append(node.index)
+    following = _Following(graph, makers)
+    origins, reads = _Late(makers, following.origins, following.follow), _Late(makers, following.reads, following.follow)
+    return Region(frozenset(nodes), makers, origins, reads)
+
+
+def _is_followed(node: Node, graph: Graph, makers: Container[str]) -> bool:
+    """Whether a node reads nothing but constants beside what is followed, and makes integers of them.
+
+    It does not where integers say where some numbers go that are not integers themselves, as in a table of positions,
+    an Expand of a token or zeros to start from: its rule is asked.
+    """
+    shapes_weights = node.op == "ConstantOfShape" or (node.op in ("Expand", "Reshape") and node.inputs[0] not in makers)
+    for name in node.inputs:
+        if not name or name in makers:
+            continue
+        value = graph.constant(name)
+        if value is None:
+            return False
+        if value.size > 1 and value.dtype.kind not in "iub":
+            shapes_weights = True
+    if not shapes_weights:
+        return True
+    dtype = graph.dtype(node.outputs[0])
+    return dtype is None or dtype.kind in "iub"
+
+
+T = TypeVar("T")
+
+
+class _Late(Mapping[str, T]):
+    """What is known of each followed value, found when it is asked for."""
+
+    def __init__(self, makers: Mapping[str, Node], known: Mapping[str, T], follow: Callable[[str], None]) -> None:
+        self._makers = makers
+        self._known = known
+        self._follow = follow
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._known:
+            self._follow(name)
+        return self._known[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+class _Following:
+    """Sources and reads of the values that somebody asked for, and of those that they are made of."""
+
+    def __init__(self, graph: Graph, makers: Mapping[str, Node]) -> None:
+        self.origins: dict[str, tuple[Origin, ...]] = {}
+        self.reads: dict[str, Reads] = {}
+        self._graph = graph
+        self._makers = makers
+
+    def follow(self, name: str) -> None:
+        """Find what a value is made of, in the order of the nodes: chains of them may be long. Raises KeyError."""
+        wanted = {self._makers[name].index: self._makers[name]}
+        pending = [*self._makers[name].inputs]
+        while pending:
+            name = pending.pop()
+            node = self._makers.get(name)
+            if node is not None and name not in self.reads and node.index not in wanted:
+                wanted[node.index] = node
+                pending.extend(node.inputs)
+        for index in sorted(wanted):
+            self._visit(wanted[index])
+
+    def _visit(self, node: Node) -> None:
+        graph, origins, reads = self._graph, self.origins, self.reads
         found: tuple[Origin, ...] | None
-        if begins:
+        if node.op in BEGINNINGS:
             found, touched = _begun(node, graph, origins)
-        elif all(not name or name in reads or graph.constant(name) is not None for name in node.inputs):
+        else:
             found = _move(node, graph, origins)
             touched = Reads().union(*[reads[name] for name in node.inputs if name in reads])
-        else:
-            continue
-        for name in node.outputs:
+        for name in filter(None, node.outputs):
             origins[name] = _unknown(name, graph, touched) if found is None else found
             reads[name] = _computed(*found) if found else touched
-        nodes.add(node.index)
-    return Region(frozenset(nodes), origins, reads)
 
 
 def _begun(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[tuple[Origin, ...], Reads]:
@@ -84,18 +163,6 @@ def _counts_integers(node: Node, graph: Graph, origins: Mapping[str, tuple[Origi
     if node.op != "Shape" or node.attributes:
         return False
     return bool(origins.get(node.inputs[0])) and len(graph.sizes(node.inputs[0]) or ()) == 1
-
-
-def _shapes_weights(node: Node, graph: Graph, reads: Container[str]) -> bool:
-    """Whether integers say where some numbers go that are not integers themselves, as in a table of positions, an
-    Expand of a token or zeros to start from: its rule is asked."""
-    dtype = graph.dtype(node.outputs[0])
-    if dtype is None or dtype.kind in "iub":
-        return False
-    if node.op == "ConstantOfShape" or (node.op in ("Expand", "Reshape") and node.inputs[0] not in reads):
-        return True
-    numbers = (graph.constant(name) for name in node.inputs if name and name not in reads)
-    return any(value is not None and value.size > 1 and value.dtype.kind not in "iub" for value in numbers)
 
 
 def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:

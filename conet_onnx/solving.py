@@ -63,6 +63,15 @@ class Solver:
         segments = ax.segments if isinstance(ax, Axis) else (ax,)
         return total(part for s in segments for part in self._expand(s))
 
+    def are_resolved(self, shape: Iterable[Segment]) -> bool:
+        """Whether none of the dims of some axes is bound."""
+        bound = self._bound
+        for segment in shape:
+            for dim in segment.dims:
+                if dim in bound:
+                    return False
+        return True
+
     def is_resolved(self, ax: Axis | Segment) -> bool:
         """Whether none of its dims is bound."""
         bound = self._bound

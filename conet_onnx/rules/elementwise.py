@@ -63,7 +63,7 @@ def joined(shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[tuple[Axis | Segment
 def expand(op: Op, x: Shape, _: Shape) -> Facts:
     """ONNX Expand: x broadcast with a target shape. An axis of size one that is repeated takes any size."""
     sizes, target = op.sizes(), op.integers(1)
-    origins = op.origin(1) or (None,) * len(sizes)
+    origins = (op.origin(1) if target is None else ()) or (None,) * len(sizes)
     output: list[Segment] = []
     equal: list[tuple[Axis | Segment, Axis | Segment]] = []
     sites: list[Site] = []

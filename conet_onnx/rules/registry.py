@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,6 +25,7 @@ __all__ = [
     "Op",
     "Opaque",
     "Operand",
+    "Rule",
     "Shape",
     "Site",
     "each",
@@ -49,14 +51,14 @@ class Opaque(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen, nor is what rules make: thousands of each, in a third of the time
 class Op:
     """What a rule may know of its node: attributes, constant inputs, output sizes."""
 
-    node: Node
-    graph: Graph
-    origins: Mapping[str, tuple[Origin, ...]] = field(default_factory=dict)
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    node: Final[Node]
+    graph: Final[Graph]
+    origins: Final[Mapping[str, tuple[Origin, ...]]] = field(default_factory=dict)
+    shapes: Final[Mapping[str, Shape]] = field(default_factory=dict)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute's value, or the operator's default for it."""
@@ -124,26 +126,26 @@ class Op:
         return Dim(f"{self.node.name}.{name}", size)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Operand:
     """One side of a contraction: input `index`, whose axis `axis` is outer·summed."""
 
-    index: int
-    axis: int
-    outer: Segment
-    summed: Segment
+    index: Final[int]
+    axis: Final[int]
+    outer: Final[Segment]
+    summed: Final[Segment]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Contraction:
     """A sum of products: over what, on which sides, what it makes, and its multiply-accumulates."""
 
-    operands: tuple[Operand, ...]
-    produces: tuple[Segment, ...]
-    macs: Segment
+    operands: Final[tuple[Operand, ...]]
+    produces: Final[tuple[Segment, ...]]
+    macs: Final[Segment]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Site:
     """An integer that carries a size: attribute:NAME or input:N, at a position, equal to an axis's size.
 
@@ -152,28 +154,28 @@ class Site:
     that is not the node itself but one that computes its input.
     """
 
-    where: str
-    position: int
-    size: Axis
-    literal: int | None
-    holder: int | None = None
+    where: Final[str]
+    position: Final[int]
+    size: Final[Axis]
+    literal: Final[int | None]
+    holder: Final[int | None] = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Facts:
     """All that a rule says. `sees` are the inputs whose computed integers the rule has accounted for."""
 
-    outputs: tuple[Shape | None, ...]
-    equal: tuple[tuple[Axis | Segment, Axis | Segment], ...] = ()
-    contracts: tuple[Contraction, ...] = ()
-    makes: tuple[Segment, ...] = ()  # axes of a table that what is in the data picks from: made as if by a product
-    mixes: tuple[Segment, ...] = ()
-    sites: tuple[Site, ...] = ()
-    frozen: tuple[tuple[Segment, Reason], ...] = ()
-    sees: tuple[int, ...] = ()
-    passes: tuple[int, ...] = ()  # inputs whose elements appear in the outputs unchanged (possibly moved)
-    terms: tuple[tuple[int, ...], ...] = ()  # the output is a sum of these products of inputs (see `each`)
-    quantises: tuple[int, ...] = ()  # inputs whose elements appear in the outputs rounded, or back from that
+    outputs: Final[tuple[Shape | None, ...]]
+    equal: Final[tuple[tuple[Axis | Segment, Axis | Segment], ...]] = ()
+    contracts: Final[tuple[Contraction, ...]] = ()
+    makes: Final[tuple[Segment, ...]] = ()  # axes of a table that what is in the data picks from: made as if by a product
+    mixes: Final[tuple[Segment, ...]] = ()
+    sites: Final[tuple[Site, ...]] = ()
+    frozen: Final[tuple[tuple[Segment, Reason], ...]] = ()
+    sees: Final[tuple[int, ...]] = ()
+    passes: Final[tuple[int, ...]] = ()  # inputs whose elements appear in the outputs unchanged (possibly moved)
+    terms: Final[tuple[tuple[int, ...], ...]] = ()  # the output is a sum of these products of inputs (see `each`)
+    quantises: Final[tuple[int, ...]] = ()  # inputs whose elements appear in the outputs rounded, or back from that
 
 
 Rule = Callable[..., Facts]
@@ -203,6 +205,7 @@ def flat_integers(value: np.ndarray[Any, Any]) -> tuple[int, ...]:
     return tuple(elements if value.dtype.kind in "iu" else map(int, elements))
 
 
+@cache
 def each(count: int) -> tuple[tuple[int, ...], ...]:
     """The terms of a sum of so many inputs.
 
