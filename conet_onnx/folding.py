@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -77,8 +78,8 @@ class Findings:
         self.terms: dict[int, tuple[tuple[int, ...], ...]] = {}  # by node (see rules.each)
         self.undivided: list[tuple[Segment, str]] = []  # what cannot grow as a sum over weights can, and why
         self.region: Region = trace(graph) if region is None else region
-        alone = (name for node in graph.nodes if not node.inputs for name in node.outputs)
-        self.constants = {*graph.weights, *graph.sparse, *alone}
+        alone = [node.outputs for node in graph.nodes if not node.inputs]
+        self.constants = {*graph.weights, *graph.sparse, *chain.from_iterable(alone)}
 
     # What is what
 
@@ -266,17 +267,18 @@ class _Fold:
 
         That it agrees at both assignments of the symbolic ones is not enough: the largest of them might.
         """
-        sizes = {tensor: self.graph.sizes(tensor) for tensor, _ in self.a.region.reads[name]}
-        known = ((sizes[tensor] or ())[axis : axis + 1] for tensor, axis in self.a.region.reads[name])
-        static = all(size and size[0][0] == size[0][1] for size in known)
-        return static and self.graph.dtype(name) in _SETTLED and self.graph.constant(name) is not None
+        if self.graph.dtype(name) not in _SETTLED or self.graph.constant(name) is None:
+            return False
+        known = ((self.graph.sizes(tensor) or ())[axis : axis + 1] for tensor, axis in self.a.region.reads[name])
+        return all(size and size[0][0] == size[0][1] for size in known)
 
     def _pin(self, name: str, reason: Reason) -> None:
         self._freeze(self.a.region.reads.get(name, ()), reason)
 
     def _freeze(self, axes: Iterable[tuple[str, int]], reason: Reason) -> None:
         for tensor, axis in axes:
-            if (shape := self._known(tensor)) is not None:
+            shape = self.a.shapes.get(tensor) or self._known(tensor)
+            if shape is not None:
                 self.solver.freeze(shape[axis], reason)
 
     def _opaque(self, node: Node, shapes: Sequence[Shape | None], reason: Reason) -> Facts:

@@ -143,16 +143,18 @@ class Graph:
         return {name: node for node in self.nodes for name in node.outputs if name}
 
     @cached_property
-    def _consumers(self) -> dict[str, list[Node]]:
-        found: dict[str, list[Node]] = {}
+    def _consumers(self) -> tuple[dict[str, Node], dict[str, list[Node]]]:
+        """The first reader of each value, and the others of those few that have several."""
+        first: dict[str, Node] = {}
+        others: dict[str, list[Node]] = {}
         for node in self.nodes:
             for name in (*node.inputs, *node.captured) if node.captured else node.inputs:
-                readers = found.get(name)
-                if readers is None:  # as for most: they have one reader
-                    found[name] = [node]
-                elif readers[-1] is not node:
+                if first.setdefault(name, node) is node:
+                    continue
+                readers = others.setdefault(name, [])
+                if not readers or readers[-1] is not node:
                     readers.append(node)
-        return found
+        return first, others
 
     @cached_property
     def inference(self) -> Inference:
@@ -173,7 +175,8 @@ class Graph:
 
     def consumers(self, name: str) -> tuple[Node, ...]:
         """The nodes that read a value, themselves or in a subgraph."""
-        return tuple(self._consumers.get(name, ()))
+        first, others = self._consumers
+        return (first[name], *others.get(name, ())) if name in first else ()
 
     def readings(self, name: str) -> int:
         """How often a value is read: by inputs of nodes, by subgraphs, and as an output of the model."""

@@ -6,7 +6,6 @@ consumer form the integer region; it runs inside the deployed model, and so it f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +20,7 @@ __all__ = ["Region", "trace"]
 Reads = frozenset[tuple[str, int]]  # axes, each a tensor's
 BEGINNINGS = frozenset({"Shape", "Size"})
 MOVING = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"})
+KEEPING = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Concat"})  # their outputs have all of their elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +115,13 @@ class _Following:
         """Find what a value is made of, in the order of the nodes: chains of them may be long. Raises KeyError."""
         wanted = {self._makers[name].index: self._makers[name]}
         pending = [*self._makers[name].inputs]
+        makers, reads = self._makers, self.reads
         while pending:
             name = pending.pop()
-            node = self._makers.get(name)
-            if node is not None and name not in self.reads and node.index not in wanted:
+            if name in reads or name not in makers:
+                continue
+            node = makers[name]
+            if node.index not in wanted:
                 wanted[node.index] = node
                 pending.extend(node.inputs)
         for index in sorted(wanted):
@@ -126,15 +129,19 @@ class _Following:
 
     def _visit(self, node: Node) -> None:
         graph, origins, reads = self._graph, self.origins, self.reads
+        followed = [reads[name] for name in node.inputs if name in reads]
+        touched = followed[0] if len(followed) == 1 else Reads().union(*followed)
         found: tuple[Origin, ...] | None
         if node.op in BEGINNINGS:
             found, touched = _begun(node, graph, origins)
         else:
             found = _move(node, graph, origins)
-            touched = Reads().union(*[reads[name] for name in node.inputs if name in reads])
-        for name in filter(None, node.outputs):
-            origins[name] = _unknown(name, graph, touched) if found is None else found
-            reads[name] = _computed(*found) if found else touched
+            if found and node.op not in KEEPING:
+                touched = _computed(*found)
+        for name in node.outputs:
+            if name:
+                origins[name] = _unknown(name, graph, touched) if found is None else found
+                reads[name] = touched
 
 
 def _begun(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[tuple[Origin, ...], Reads]:
@@ -152,9 +159,13 @@ def _begun(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) 
 def _unknown(name: str, graph: Graph, touched: Reads) -> tuple[Origin, ...]:
     """As many elements that are computed as a value has; none where it has no fixed number of them."""
     sizes = graph.sizes(name)
-    if sizes is None or any(a != b for a, b in sizes):
+    if sizes is None:
         return ()
-    count = math.prod(a for a, _ in sizes)
+    count = 1
+    for a, b in sizes:
+        if a != b:
+            return ()
+        count *= a
     return (touched,) * count if count <= SMALL else ()
 
 
@@ -170,7 +181,7 @@ def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
     if len(node.outputs) != 1:
         return None
     for name in node.inputs:
-        if name and name in origins and not origins[name]:
+        if origins.get(name) == ():
             return None  # how many there are is not known
     if node.op in MOVING:
         return _sources(node.inputs[0], graph, origins)
@@ -195,8 +206,9 @@ def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
 
 def _sources(name: str, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...]:
     """What an input's elements are: where they come from, or literals."""
-    if name in origins:
-        return origins[name]
+    found = origins.get(name)
+    if found is not None:
+        return found
     value = graph.constant(name)
     if value is not None and value.dtype.kind not in "iub":
         return (Reads(),) * value.size  # they scale a size, say: no literal that could be edited
@@ -227,6 +239,8 @@ def _product(a: Origin, b: Origin) -> Origin:
 
 def _computed(*of: Origin) -> Reads:
     """The axes whose sizes elements depend on: of hundreds, most are alike."""
+    if len(of) == 1 and isinstance(of[0], frozenset):
+        return of[0]
     different = [origin for origin in set(of) if not isinstance(origin, int)]
     return Reads().union(*[origin if isinstance(origin, frozenset) else (origin,) for origin in different])
 
@@ -243,6 +257,8 @@ _ELEMENTWISE: Mapping[str, Callable[..., Origin]] = {
 def _each(op: str, operands: Sequence[tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
     """The operator's sources element by element, as in `Where(target == -1, 1, target)`, which asks for an Expand."""
     length = max(map(len, operands))
+    if length == 1 == min(map(len, operands)):
+        return (_ELEMENTWISE[op](*[items[0] for items in operands]),)
     if any(len(items) not in (1, length) for items in operands):
         return None
     whole = (items * length if len(items) == 1 else items for items in operands)

@@ -201,7 +201,8 @@ def rule(*ops: str, since: int = 1, domain: str = "") -> Callable[[Rule], Rule]:
 
 def flat_integers(value: np.ndarray[Any, Any]) -> tuple[int, ...]:
     """The elements of an array, in order, as Python's integers."""
-    elements = value.ravel().tolist()  # at once: tables of positions have thousands
+    # At once: tables of positions have thousands
+    elements: list[Any] = value.tolist() if value.ndim == 1 else value.ravel().tolist()
     return tuple(elements if value.dtype.kind in "iu" else map(int, elements))
 
 
