@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Final
 
-__all__ = ["ONE", "Axis", "Dim", "Factor", "Segment", "Size", "axis", "concatenation", "product", "total"]
+__all__ = ["ONE", "Axis", "Dim", "Factor", "Segment", "Size", "axis", "concatenation", "plain", "product", "total"]
 
 Size = tuple[int, int]
 
@@ -82,9 +83,14 @@ class Axis:
 
 def product(*factors: Factor | Segment) -> Segment:
     """The normal form of a product: no ones, no two integers side by side."""
-    if len(factors) == 1 and isinstance(dim := factors[0], Dim) and dim.size != (1, 1):
-        alone = (dim,)
-        return Segment(alone, dim.size, alone)
+    if len(factors) == 1:
+        only = factors[0]
+        if isinstance(only, int):
+            return plain(only)
+        if isinstance(only, Dim):
+            return ONE if only.size == (1, 1) else Segment((only,), only.size, (only,))
+        if only.origin is None:
+            return only
     flat: list[Factor] = []
     dims: list[Dim] = []
     first = second = 1
@@ -104,6 +110,12 @@ def product(*factors: Factor | Segment) -> Segment:
                 else:
                     flat.append(f)
     return Segment(tuple(flat), (first, second), tuple(dims))
+
+
+@lru_cache(4096)
+def plain(n: int) -> Segment:
+    """A size that is a plain integer."""
+    return Segment(() if n == 1 else (n,), (n, n), ())
 
 
 def total(segments: Iterable[Segment]) -> Axis:
@@ -142,4 +154,4 @@ def _split_leading(segment: Segment) -> tuple[int, tuple[Factor, ...]]:
     return (first, segment.factors[1:]) if isinstance(first, int) else (1, segment.factors)
 
 
-ONE = product()
+ONE = plain(1)

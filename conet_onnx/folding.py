@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import Final
 
 import numpy as np
 
-from conet_onnx.dims import Axis, Dim, Segment, product
+from conet_onnx.dims import ONE, Axis, Dim, Segment, product
 from conet_onnx.graph import FLOATS, REALS, Graph, Node
 from conet_onnx.integers import Region, trace
 from conet_onnx.rules import WITHOUT, Contraction, Facts, Op, Opaque, Operand, Rule, Shape, Site, each, find_rule, fixed
@@ -20,14 +21,14 @@ __all__ = ["Facing", "Findings", "Part", "Use", "fold"]
 _SETTLED = tuple(map(np.dtype, ("float16", "float32", "float64")))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: as in `rules`
 class Use:
     """One reading of a weight: by which node, as which input, with which axes. Scales and biases may have several."""
 
-    tensor: str
-    node: int
-    input: int
-    shape: Shape
+    tensor: Final[str]
+    node: Final[int]
+    input: Final[int]
+    shape: Final[Shape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,12 @@ class Findings:
         Exporters store equal scales and biases once: to share one does not mean to be one, so each reading has its own
         axes. Weights of higher rank stay tied, and so do those that a subgraph, the model's outputs or Shape read.
         """
-        while (weight := self.graph.weights.get(name)) is None:
-            node = self.graph.producer(name)
-            if node is None or not self.is_alias(node):
+        weights, renamed = self.graph.weights, self._renamed
+        while name not in weights:
+            if name not in renamed:
                 return None
-            name = node.inputs[0]
-        return name if len(weight.dims) <= 1 and name not in self._pinned else None
+            name = renamed[name]
+        return name if len(weights[name].dims) <= 1 and name not in self._pinned else None
 
     def is_alias(self, node: Node) -> bool:
         """Whether a node gives a value a second name inside the graph."""
@@ -109,6 +110,11 @@ class Findings:
             if node.op == "Shape" or node.op == "Size":
                 pinned.add(node.inputs[0])
         return frozenset(pinned)
+
+    @cached_property
+    def _renamed(self) -> Mapping[str, str]:
+        """The first name of values that have a second one."""
+        return {n.outputs[0]: n.inputs[0] for n in self.graph.nodes if n.op == "Identity" and self.is_alias(n)}
 
     def is_real(self, tensor: str) -> bool:
         """Whether a weight holds numbers to compute with, and not sizes or indices."""
@@ -346,12 +352,12 @@ class _Fold:
         if not name:
             return None
         root = self.a.alias(name)
-        if root is not None:
-            use = Use(root, node.index, index, self._new(root, f"{node.name}.{index}"))
-            if not self.a.is_alias(node):
-                self.a.uses.append(use)
-            return use.shape
-        return self._known(name)
+        if root is None:
+            return self._known(name)
+        shape = self._new(root, f"{node.name}.{index}")
+        if node.op != "Identity" or not self.a.is_alias(node):
+            self.a.uses.append(Use(root, node.index, index, shape))
+        return shape
 
     def _known(self, name: str) -> Shape | None:
         shape = self.a.shapes.get(name)
@@ -375,8 +381,10 @@ class _Fold:
         return shape
 
     def _new(self, tensor: str, label: str) -> Shape:
-        dims = self.graph.weights[tensor].dims
-        return tuple(product(Dim(f"{label}[{i}]", (n, n))) for i, n in enumerate(dims))
+        made = []
+        for i, n in enumerate(self.graph.weights[tensor].dims):
+            made.append(ONE if n == 1 else product(Dim(f"{label}[{i}]", (n, n))))
+        return tuple(made)
 
     def _settled(self, segment: Segment) -> Segment:
         """The segment with what is known of it by now, where that is still one product."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from conet_onnx.dims import Axis, Dim, Segment, Size, axis, product, total
+from conet_onnx.dims import Axis, Dim, Segment, Size, axis, plain, product, total
 from conet_onnx.graph import Graph, Node
 from conet_onnx.solving import Reason
 
@@ -228,7 +228,7 @@ def find_rule(node: Node) -> Rule | None:
 def fixed(name: str, sizes: tuple[Size, ...]) -> Shape:
     """A shape that never changes: plain integers, and rigid dims where a size follows a symbolic one."""
     return tuple(
-        product(a) if a == b else product(Dim(f"{name}[{i}]", (a, b), rigid=True)) for i, (a, b) in enumerate(sizes)
+        plain(a) if a == b else product(Dim(f"{name}[{i}]", (a, b), rigid=True)) for i, (a, b) in enumerate(sizes)
     )
 
 
