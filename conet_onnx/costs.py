@@ -193,7 +193,8 @@ class Costs:
         return weight.data_type in FLOATS and len(weight.dims) > (weight.data_type not in REALS)
 
     def _dims(self, *segments: Any) -> frozenset[Dim]:
-        return frozenset(d for s in segments for d in self._coupling.solver.leaves(s))
+        leaves = self._coupling.solver.leaves
+        return frozenset([d for s in segments if s.dims for d in leaves(s)])
 
     def _evaluate(self, polynomials: list[Polynomial]) -> int:
         return int(np.rint(compile_table([_total(polynomials)], len(self._ids))(self._sizes[None])[0, 0]))

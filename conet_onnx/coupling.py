@@ -172,6 +172,8 @@ def _find_widths(coupling: Coupling) -> tuple[dict[str, Width], Growth]:
     members: dict[Dim, dict[Member, None]] = {dim: {} for dim in names}
     for use in coupling.every_use:
         for axis, segment in enumerate(use.shape):
+            if not segment.dims:
+                continue
             here = inner.get((use.tensor, axis), frozenset())
             for dim in solver.leaves(segment):
                 if dim in members:
@@ -202,11 +204,12 @@ def _parts(coupling: Coupling, segment: Segment) -> Iterator[tuple[Dim, str]]:
 
 
 def _find_frozen(coupling: Coupling) -> Iterator[Frozen]:
+    fixed, leaves = coupling.resizable.isdisjoint, coupling.solver.leaves
     for use in coupling.every_use:
         if not coupling.is_real(use.tensor):
             continue
         for axis, segment in enumerate(use.shape):
-            if segment.size != (1, 1) and not coupling.resizable & set(coupling.solver.leaves(segment)):
+            if segment.size != (1, 1) and fixed(leaves(segment)):
                 yield Frozen(use.tensor, axis, segment.size[0], coupling.obstacle(use.tensor, segment))
 
 

@@ -152,7 +152,7 @@ class _Sharing:
     def _held(self, shape: Shape) -> tuple[int, ...]:
         """The axes that hold the dim. Raises _Unshared where an element is in two of its channels at once."""
         solver = self._findings.solver
-        held = tuple(k for k, segment in enumerate(shape) if self._dim in solver.leaves(segment))
+        held = tuple([k for k, segment in enumerate(shape) if segment.dims and self._dim in solver.leaves(segment)])
         if len(held) > 1 or any(self._often(solver.resolve(shape[k])) > 1 for k in held):
             raise _Unshared
         return held

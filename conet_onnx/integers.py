@@ -18,6 +18,7 @@ from conet_onnx.shapes import SMALL
 __all__ = ["Region", "trace"]
 
 Reads = frozenset[tuple[str, int]]  # axes, each a tensor's
+FEW = 8  # elements: of more, many are alike
 BEGINNINGS = frozenset({"Shape", "Size"})
 MOVING = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"})
 KEEPING = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Concat"})  # their outputs have all of their elements
@@ -51,7 +52,10 @@ def trace(graph: Graph) -> Region:
             makers.update(dict.fromkeys(filter(None, node.outputs), node))
             nodes.append(node.index)
     following = _Following(graph, makers)
-    origins, reads = _Late(makers, following.origins, following.follow), _Late(makers, following.reads, following.follow)
+    origins, reads = (
+        _Late(makers, following.origins, following.follow),
+        _Late(makers, following.reads, following.follow),
+    )
     return Region(frozenset(nodes), makers, origins, reads)
 
 
@@ -129,15 +133,13 @@ class _Following:
 
     def _visit(self, node: Node) -> None:
         graph, origins, reads = self._graph, self.origins, self.reads
-        followed = [reads[name] for name in node.inputs if name in reads]
-        touched = followed[0] if len(followed) == 1 else Reads().union(*followed)
         found: tuple[Origin, ...] | None
         if node.op in BEGINNINGS:
             found, touched = _begun(node, graph, origins)
+        elif (found := _move(node, graph, origins)) and node.op not in KEEPING:
+            touched = _computed(*found)
         else:
-            found = _move(node, graph, origins)
-            if found and node.op not in KEEPING:
-                touched = _computed(*found)
+            touched = _computed(*[reads[name] for name in node.inputs if name in reads])
         for name in node.outputs:
             if name:
                 origins[name] = _unknown(name, graph, touched) if found is None else found
@@ -199,20 +201,25 @@ def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
         return tuple([items[i] for i in indices]) if inside else None
     if node.op == "Slice" and node.since >= 10:
         start, end, step = (_constant(node, k, graph) for k in (1, 2, 4))
-        items = _sources(node.inputs[0], graph, origins)
-        return None if start is None or end is None else items[start[0] : end[0] : step[0] if step else 1]
+        if start is None or end is None:
+            return None
+        return _sources(node.inputs[0], graph, origins, slice(start[0], end[0], step[0] if step else 1))
     return None
 
 
-def _sources(name: str, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...]:
-    """What an input's elements are: where they come from, or literals."""
+def _sources(
+    name: str, graph: Graph, origins: Mapping[str, tuple[Origin, ...]], part: slice = slice(None)
+) -> tuple[Origin, ...]:
+    """What an input's elements are, or those of a part of it: where they come from, or literals."""
     found = origins.get(name)
     if found is not None:
-        return found
+        return found[part]
     value = graph.constant(name)
-    if value is not None and value.dtype.kind not in "iub":
-        return (Reads(),) * value.size  # they scale a size, say: no literal that could be edited
-    return () if value is None else flat_integers(value)
+    if value is None:
+        return ()
+    elements = value.ravel()[part]  # first: tables of positions have thousands
+    # Those that are no integers scale a size, say: no literals that could be edited
+    return flat_integers(elements) if value.dtype.kind in "iub" else (Reads(),) * elements.size
 
 
 def _constant(node: Node, index: int, graph: Graph) -> tuple[int, ...] | None:
@@ -221,10 +228,12 @@ def _constant(node: Node, index: int, graph: Graph) -> tuple[int, ...] | None:
 
 
 def _equal(a: Origin, b: Origin) -> Origin:
-    if isinstance(a, int) and isinstance(b, int):
-        return int(a == b)
-    never = any(isinstance(x, tuple) and isinstance(y, int) and y < 1 for x, y in ((a, b), (b, a)))
-    return 0 if never else _computed(a, b)  # an axis is one long, at the least
+    if isinstance(a, int):
+        if isinstance(b, int):
+            return int(a == b)
+        a, b = b, a
+    never = isinstance(a, tuple) and isinstance(b, int) and b < 1  # an axis is one long, at the least
+    return 0 if never else _computed(a, b)
 
 
 def _where(condition: Origin, a: Origin, b: Origin) -> Origin:
@@ -239,9 +248,9 @@ def _product(a: Origin, b: Origin) -> Origin:
 
 def _computed(*of: Origin) -> Reads:
     """The axes whose sizes elements depend on: of hundreds, most are alike."""
-    if len(of) == 1 and isinstance(of[0], frozenset):
-        return of[0]
-    different = [origin for origin in set(of) if not isinstance(origin, int)]
+    different = [origin for origin in (of if len(of) <= FEW else set(of)) if not isinstance(origin, int)]
+    if len(different) == 1 and isinstance(different[0], frozenset):
+        return different[0]
     return Reads().union(*[origin if isinstance(origin, frozenset) else (origin,) for origin in different])
 
 
@@ -257,11 +266,11 @@ _ELEMENTWISE: Mapping[str, Callable[..., Origin]] = {
 def _each(op: str, operands: Sequence[tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
     """The operator's sources element by element, as in `Where(target == -1, 1, target)`, which asks for an Expand."""
     length = max(map(len, operands))
-    if length == 1 == min(map(len, operands)):
-        return (_ELEMENTWISE[op](*[items[0] for items in operands]),)
     if any(len(items) not in (1, length) for items in operands):
         return None
-    whole = (items * length if len(items) == 1 else items for items in operands)
+    whole = [items if len(items) == length else items * length for items in operands]
+    if length <= FEW:
+        return tuple(map(_ELEMENTWISE[op], *whole))
     made: dict[tuple[Origin, ...], Origin] = {}
     found = []
     for items in zip(*whole, strict=True):  # of hundreds, most are alike

@@ -57,9 +57,13 @@ class Polynomials:
     def product(self, *axes: Axis | Segment) -> Polynomial:
         """The product of the sizes of some axes."""
         made: Polynomial = {(): 1}
+        plain = 1
         for ax in axes:
-            made = multiply(made, self.of(ax))
-        return made
+            if ax.dims:
+                made = multiply(made, self.of(ax))
+            else:
+                plain *= ax.size[0]
+        return made if plain == 1 else multiply(made, {(): plain})
 
     def _product(self, segment: Segment) -> Polynomial:
         made: Polynomial = {(): 1}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 import zoo
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from conet_onnx.graph import Graph
 from conet_onnx.integers import trace
 from conet_onnx.runtime import random_feeds, run_all
+from conet_onnx.shapes import SMALL, Done, settle
 
 
 def flattened(*, batch: int | str = "n", height: int | str = 8) -> Graph:
@@ -158,3 +161,85 @@ def test_a_length_that_was_asked_for_is_not_exceeded() -> None:
     ((_, batch), _, (height, other), _) = asked.sizes("x") or ()
     assert batch != 2
     assert height == 64 > other > 0
+
+
+class TestAlike:
+    """Types of layers that are alike are inferred once: what tells two apart must be in the key."""
+
+    @staticmethod
+    def types(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], **inputs: tuple[int, ...]) -> dict[str, Any]:
+        """The shape and element type of what each node makes, where onnx is asked node by node."""
+        model = helper.make_model(
+            helper.make_graph(
+                nodes,
+                "g",
+                [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+                [],
+                [numpy_helper.from_array(array, name) for name, array in weights.items()],
+            ),
+            opset_imports=[helper.make_opsetid("", 17)],
+        )
+        known = {v.name: v.type for v in model.graph.input}
+        known |= {
+            n: helper.make_tensor_type_proto(t.data_type, t.dims) for t in model.graph.initializer for n in [t.name]
+        }
+        constants, done = {n: a for n, a in weights.items() if a.size <= SMALL}, Done()
+        for node in nodes:
+            assert settle(node, model, known, constants, done) == ""
+        made = (known[node.output[0]].tensor_type for node in nodes)
+        return {
+            node.output[0]: (tuple(d.dim_value for d in t.shape.dim), t.elem_type)
+            for node, t in zip(nodes, made, strict=True)
+        }
+
+    def test_layers_that_are_alike_share_a_result(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+        infer = shape_inference.infer_node_outputs
+        monkeypatch.setattr(
+            shape_inference, "infer_node_outputs", lambda *given, **more: asked.append(1) or infer(*given, **more)
+        )
+        nodes = [helper.make_node("Relu", [x], [f"{x}_out"]) for x in ("a", "b", "c")]
+        found = self.types(nodes, {}, a=(2, 3), b=(2, 3), c=(3, 2))
+        assert [found[f"{x}_out"][0] for x in "abc"] == [(2, 3), (2, 3), (3, 2)]
+        assert len(asked) == 2
+
+    def test_one_with_another_attribute_does_not(self) -> None:
+        nodes = [
+            helper.make_node("Transpose", ["x"], [f"y{k}"], perm=perm) for k, perm in enumerate([(0, 2, 1), (2, 1, 0)])
+        ]
+        found = self.types(nodes, {}, x=(2, 3, 5))
+        assert [found["y0"][0], found["y1"][0]] == [(2, 5, 3), (5, 3, 2)]
+
+    def test_one_with_another_operator_does_not(self) -> None:
+        nodes = [helper.make_node("Relu", ["x"], ["y0"]), helper.make_node("IsNaN", ["x"], ["y1"])]
+        found = self.types(nodes, {}, x=(2, 3))
+        assert [found["y0"][1], found["y1"][1]] == [TensorProto.FLOAT, TensorProto.BOOL]
+
+    def test_one_with_other_values_in_a_constant_does_not(self) -> None:
+        nodes = [helper.make_node("Reshape", ["x", f"target{k}"], [f"y{k}"]) for k in (0, 1)]
+        targets = {"target0": np.array([2, 15]), "target1": np.array([15, 2])}
+        found = self.types(nodes, targets, x=(2, 3, 5))
+        assert [found["y0"][0], found["y1"][0]] == [(2, 15), (15, 2)]
+
+    def test_one_with_an_input_of_another_type_does_not(self) -> None:
+        x = np.ones((40, 40), np.float32)
+        weights = {"a": x, "b": x.astype(np.float16), "c": x[:, :-1].copy()}
+        nodes = [helper.make_node("Relu", [name], [f"{name}_out"]) for name in weights]
+        found = self.types(nodes, weights)
+        assert found == {
+            "a_out": ((40, 40), TensorProto.FLOAT),
+            "b_out": ((40, 40), TensorProto.FLOAT16),
+            "c_out": ((40, 39), TensorProto.FLOAT),
+        }
+
+    def test_one_that_leaves_out_another_input_or_output_does_not(self) -> None:
+        bounds = {"low": np.array(0, np.float32), "roi": np.zeros(0, np.float32)}
+        bounds |= {"scales": np.array([1, 1, 2, 2], np.float32), "sizes": np.array([1, 3, 5, 7])}
+        nodes = [
+            helper.make_node("Resize", ["x", "roi", "scales"], ["y0"]),
+            helper.make_node("Resize", ["x", "", "", "sizes"], ["y1"]),
+            helper.make_node("Dropout", ["x"], ["y2", "mask"]),
+            helper.make_node("Dropout", ["x"], ["y3"]),
+        ]
+        found = self.types(nodes, bounds, x=(1, 3, 8, 8))
+        assert [found[f"y{k}"][0] for k in range(4)] == [(1, 3, 16, 16), (1, 3, 5, 7), (1, 3, 8, 8), (1, 3, 8, 8)]

@@ -53,9 +53,14 @@ def joined(shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[tuple[Axis | Segment
     output: list[Segment] = []
     equal: list[tuple[Axis | Segment, Axis | Segment]] = []
     for place in range(-rank, 0):
-        meeting = [s[place] for s in shapes if len(s) >= -place and s[place].size != (1, 1)]
-        output.append(meeting[0] if meeting else ONE)
-        equal.extend((meeting[0], other) for other in meeting[1:])
+        first = None
+        for shape in shapes:
+            if len(shape) >= -place and (segment := shape[place]).size != (1, 1):
+                if first is None:
+                    first = segment
+                elif first is not segment:
+                    equal.append((first, segment))
+        output.append(ONE if first is None else first)
     return tuple(output), tuple(equal)
 
 

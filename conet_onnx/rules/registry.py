@@ -168,7 +168,9 @@ class Facts:
     outputs: Final[tuple[Shape | None, ...]]
     equal: Final[tuple[tuple[Axis | Segment, Axis | Segment], ...]] = ()
     contracts: Final[tuple[Contraction, ...]] = ()
-    makes: Final[tuple[Segment, ...]] = ()  # axes of a table that what is in the data picks from: made as if by a product
+    makes: Final[
+        tuple[Segment, ...]
+    ] = ()  # axes of a table that what is in the data picks from: made as if by a product
     mixes: Final[tuple[Segment, ...]] = ()
     sites: Final[tuple[Site, ...]] = ()
     frozen: Final[tuple[tuple[Segment, Reason], ...]] = ()
