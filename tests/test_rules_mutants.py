@@ -305,13 +305,14 @@ def folded(b: Builder, x: str) -> Sequence[str]:
 
 
 def fixed_places(b: Builder, x: str) -> Sequence[str]:
-    """Axes that are plain numbers, together."""
+    """Axes that are plain numbers, together, and apart again in another way."""
     p, q, r, s = b.shapes[x]
     r, s = r - 1, s - 1
     y = b.node("MaxPool", [x], (p, q, r, s), kernel_shape=[2, 2])
     targets = ((p, q, r * s), (p * q, r * s), (p, q, 1, r * s), (p * q * r * s,))
     ends = [b.node("Reshape", [y, b.integers(t)], t) for t in targets]
-    return [*ends, b.node("Flatten", [y], (p * q, r * s), axis=2)]
+    turned_round = b.node("Reshape", [ends[0], b.integers([p, q, s, r])], (p, q, s, r))
+    return [*ends, turned_round, b.node("Flatten", [y], (p * q, r * s), axis=2)]
 
 
 def askew(b: Builder, x: str) -> str:
