@@ -250,7 +250,3 @@ class TestBudget:
             2,
             "resize small.onnx --provider cpu --threads 1 -o out.onnx --budget latency=0.5 --table empty.json",
         )
-
-    def test_search_refuses_it_and_names_what_takes_it(self, folder: Path) -> None:
-        line = refused(folder, 2, f"search {MODEL} --data digits --budget latency=5ms --out run")
-        assert "resize --budget latency=5ms" in line

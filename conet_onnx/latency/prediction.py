@@ -91,6 +91,13 @@ class Predictor:
         columns = [self._seconds(one, sizes) * there[:, k] for k, one in known]
         return tuple(one.name for _, one in known), np.stack(columns, axis=1)
 
+    def shares(self) -> list[tuple[Operator, float]]:
+        """Of each operator that is there in the source, and whose time is known, the share of the source's."""
+        _, taken = self.by_operator(self.source)
+        known = [one for one in self.operators.listed if one.kind in self.curves]
+        total = max(float(taken.sum()) + self.constant, 1e-12)
+        return [(one, seconds / total) for one, seconds in zip(known, taken[0].tolist(), strict=True) if seconds > 0]
+
     def terms(self) -> list[Term]:
         """The prediction as a sum of functions of few widths each: (their indices, sizes [n, those] -> seconds [n]).
 

@@ -32,6 +32,7 @@ from conet_onnx.torch_backend.train import After, Diverged, fit
 from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred
 
 if TYPE_CHECKING:
+    from conet_onnx.latency.prediction import Predictor
     from conet_onnx.searching.measuring import Measuring
 
 __all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit", "open_workshop"]
@@ -58,6 +59,7 @@ class TrialSettings:
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     cores: int | None = None
     said: str | None = None
+    table: str | None = None
 
 
 def open_workshop(settings: TrialSettings) -> Workshop:
@@ -76,6 +78,7 @@ def open_workshop(settings: TrialSettings) -> Workshop:
         freeze=settings.freeze,
         cores=settings.cores,
         said=settings.said,
+        table=settings.table,
     )
 
 
@@ -89,7 +92,7 @@ class Workshop:
     """What all evaluations of one run share: the source, the data, and how to train.
 
     `cores` are those that there are for it (None: all of them; `threads` is what the user wants), `said` the file of
-    the teacher's scores where several processes share them.
+    the teacher's scores where several processes share them, `table` that of what the model's operators take.
     """
 
     source: Graph
@@ -104,6 +107,7 @@ class Workshop:
     recipe: Recipe = field(default_factory=Recipe)
     cores: int | None = None
     said: str | None = None
+    table: str | None = None
 
     @classmethod
     def open(
@@ -120,6 +124,7 @@ class Workshop:
         freeze: Iterable[str] = (),
         cores: int | None = None,
         said: str | None = None,
+        table: str | None = None,
     ) -> Workshop:
         """Read the data and check that it fits; `test` is left alone. Raises DataError, UsageError."""
         wanted(graph, batchnorm)  # a wrong word is said now
@@ -130,7 +135,7 @@ class Workshop:
         check_fits(graph, dataset, "train", "validation")
         choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads or cores)
         recipe, analysis = recipe or Recipe(), analyze(graph, freeze=freeze)
-        how = (epochs, provider, threads, batchnorm, recipe, cores, said)
+        how = (epochs, provider, threads, batchnorm, recipe, cores, said, table)
         return cls(graph, analysis, dataset, name, choice, *how)
 
     def settings(self, source: str, freeze: Sequence[str], *, cores: int) -> TrialSettings:
@@ -149,6 +154,7 @@ class Workshop:
             input_shapes=self.source.input_shapes,
             cores=cores,
             said=self.said,
+            table=self.table,
         )
 
     def __call__(self, task: TrialTask, report: Report) -> TrialOutcome:
@@ -198,7 +204,17 @@ class Workshop:
             return None
         from conet_onnx.searching.measuring import Measuring  # most methods measure nothing
 
-        return Measuring(self.recipe.measure, self.analysis, analyze(student))
+        return Measuring(self.recipe.measure, self.analysis, analyze(student), predicted=self.predicted)
+
+    @cached_property
+    def predicted(self) -> Predictor | None:
+        """What the table foretells of the source at any widths, if there is one."""
+        if self.table is None:
+            return None
+        from conet_onnx.latency.preparing import remembered
+        from conet_onnx.latency.table import Table
+
+        return remembered(self.analysis, Table.read(self.table))
 
     def curves(self, graph: Graph) -> Measured:
         """What masked channels cost a trained model, or the source, where the method asks for it. In widths of the
