@@ -111,7 +111,7 @@ def estimated(asked: Profile) -> str:
     """What is to be measured, and about how long that takes."""
     from conet_onnx.latency.timing import measure
 
-    points = sum(map(len, asked.points.values()))
+    points = len(asked.asked)
     if not points and not asked.missing_anchors:
         return "all that is needed is known already"
     how: dict[str, Any] = {"provider": asked.host.provider, "threads": asked.host.threads}

@@ -15,7 +15,7 @@ from conet_onnx.analysis import Analysis
 from conet_onnx.errors import UsageError
 from conet_onnx.latency.interpolation import Surface, surface
 from conet_onnx.latency.operators import Kind, Operator, Operators
-from conet_onnx.latency.table import Anchors, Table, identity
+from conet_onnx.latency.table import Anchors, Entry, Table, identity
 
 __all__ = ["Accuracy", "Predictor", "Term", "accuracy", "calibrated", "known_operators", "predictor", "usable"]
 
@@ -159,16 +159,26 @@ def predictor(analysis: Analysis, operators: Operators, table: Table) -> Predict
     for kind in operators.kinds:
         entry = table.kinds.get(kind.key)
         if entry is not None and entry.points:
-            places: list[tuple[float, ...]] = [*entry.points]
-            if kind.symbols > PLANE:
-                places = [(float(elements),) for elements in kind.elements(np.array(places, dtype=np.int64))]
-            seconds = [max(p.seconds - table.call, p.seconds / 10) for p in entry.points.values()]
-            curves[kind] = _Curve(kind, surface(dict(zip(places, seconds, strict=True))), entry.blocks)
+            curves[kind] = _curve(kind, entry, table.call)
     if not curves:
         raise UsageError("The latency table has none of this model's operators: profile the model into it.")
     plain = Predictor(operators, curves, {"": 1.0}, 0.0, analysis.costs.row({}))
     anchors = usable(analysis, table)
     return plain if anchors is None else calibrated(plain, anchors)
+
+
+def _curve(kind: Kind, entry: Entry, call: float) -> _Curve:
+    """Through an entry's points; those that fall into one block count together."""
+    blocks = entry.blocks if kind.symbols <= PLANE else ()
+    sizes: NDArray[Any] = np.array([*entry.points], dtype=np.int64).reshape(len(entry.points), -1)
+    if blocks:
+        sizes = -(-sizes // np.array(blocks)) * np.array(blocks)
+    if kind.symbols > PLANE:
+        sizes = kind.elements(sizes)[:, None]
+    together: dict[tuple[float, ...], list[float]] = {}
+    for place, point in zip(map(tuple, sizes.tolist()), entry.points.values(), strict=True):
+        together.setdefault(place, []).append(max(point.seconds - call, point.seconds / 10))
+    return _Curve(kind, surface({place: float(np.mean(some)) for place, some in together.items()}), blocks)
 
 
 def known_operators(analysis: Analysis, table: Table) -> Operators | None:

@@ -82,7 +82,7 @@ def timed(
 
         def begins(asked: Profile) -> None:
             nonlocal text, begun, seconds
-            points = sum(map(len, asked.points.values()))
+            points = len(asked.asked)
             run = measure(analysis.graph, provider=provider, threads=threads, seconds=SOURCE_SECONDS).p50_ms / 1e3
             seconds, begun = asked.estimate(run), time.monotonic()
             text = (
