@@ -128,4 +128,14 @@ class Timed:
         )
         if met.tightened:
             says(f"The prediction was too low: chosen again {several(met.tightened, 'time')}, for a tighter limit.")
+        costs = self.analysis.costs
+        macs = costs.source.macs, costs.price(widths).macs
+        if ratio.low > 1 and macs[1] < macs[0]:
+            from conet_onnx.latency.slowdowns import by_table, slowdown
+
+            warning(
+                slowdown(
+                    "The result", met.found, macs, by_table(self.analysis.graph, self.predicted, costs.row(widths))
+                )
+            )
         says()

@@ -19,6 +19,7 @@ from conet_onnx.graph import Graph
 from conet_onnx.latency import Comparison, compare
 from conet_onnx.latency.limits import TIGHTENINGS
 from conet_onnx.latency.pricing import TimedAnalysis
+from conet_onnx.latency.slowdowns import by_profiles, by_table, slowdown
 from conet_onnx.loading import load
 from conet_onnx.planning import check_transfer, plan
 from conet_onnx.records.claims import Claims, Shared, Sole
@@ -36,7 +37,7 @@ from conet_onnx.searching.method import options as constants
 from conet_onnx.searching.recipe import Recipe
 from conet_onnx.searching.searcher import Proposal
 from conet_onnx.searching.space import Priceable, WidthSpace
-from conet_onnx.searching.timing import TABLE_FILE, Held, Multiple, Timing, multiples, needed, timed
+from conet_onnx.searching.timing import TABLE_FILE, WARNING, Held, Multiple, Timing, multiples, needed, timed
 from conet_onnx.searching.trial import Workshop, open_workshop
 from conet_onnx.searching.workers import Workers
 from conet_onnx.torch_backend.settings import Settings
@@ -511,6 +512,8 @@ class _Job:
     def _timed(self, run: Run, found: Comparison) -> Run:
         """With what was measured. A share of the source's time is one of what the source took beside the best."""
         assert run.best
+        if found.ratio.low > 1 and run.best.macs < run.source.macs:
+            self.clock.says(WARNING + self._slower(run.best, run.source, found))
         most, budget = None if self.timing is None else self.timing.most, dict(run.budget)
         if most is not None and most.relative:
             budget["latency"] = most.amount * found.a.p50_ms
@@ -521,6 +524,18 @@ class _Job:
             latency={"p50": found.ratio.p50, "low": found.ratio.low, "high": found.ratio.high},
             budget=budget,
         )
+
+    def _slower(self, best: ModelRecord, source: ModelRecord, found: Comparison) -> str:
+        """What is said of a best model that takes longer than the source, for all that it has fewer MACs."""
+        if self.timing is not None:
+            row = self.workshop.analysis.costs.row(best.widths)
+            layers = by_table(self.workshop.source, self.timing.predicted, row)
+        else:
+            other = load(best.file, input_shapes=self.workshop.source.input_shapes)
+            layers = by_profiles(
+                self.workshop.source, other, provider=self.settings["provider"], threads=self.settings["threads"]
+            )
+        return slowdown("the best model", found, (source.macs, best.macs), layers)
 
     def _tested(self, run: Run) -> Run:
         """With, for the first and only time, the test split."""
