@@ -18,6 +18,7 @@ from conet_onnx.errors import BudgetUnreachable, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.latency.profiling import Profile
 from conet_onnx.latency.table import Host, Table
+from conet_onnx.latency.timing import Ratio
 from conet_onnx.searching import SearchResult, job, read_run
 from conet_onnx.searching.task import Report
 from conet_onnx.searching.timing import TABLE_FILE
@@ -51,7 +52,7 @@ class Machine:
         return replace(
             found,
             b=replace(found.b, p50_ms=found.b.p50_ms * times),
-            ratio=replace(found.ratio, p50=found.ratio.p50 * times),
+            ratio=Ratio(*(times * x for x in (found.ratio.p50, found.ratio.low, found.ratio.high))),
         )
 
     def share(self, widths: Mapping[str, int]) -> float:

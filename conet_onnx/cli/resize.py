@@ -181,10 +181,26 @@ def resize(
         timed.show(within, choice.widths)
     if sampled is not None:
         sampled.show(made)
+    for line in _denormals(graph):
+        says(line)
     for line in [*(batch.lines() if batch else ()), *(proof.lines() if proof else ["not verified, as asked"])]:
         says(line)
     says()
     _show_next(model, out, plan_to, smaller=smaller, free_batch=free_batch)
+
+
+def _denormals(graph: Graph) -> list[str]:
+    """What is said of denormal numbers in weights that nothing has trained."""
+    from conet_onnx.denormals import SMALLEST, denormals
+
+    found = denormals(graph)
+    if not found:
+        return []
+    return [
+        f"{several(sum(found.values()), 'weight')} of the source in {several(len(found), 'tensor')} (such as "
+        f"{next(iter(found))}) {'is' if sum(found.values()) == 1 else 'are'} denormal, below {SMALLEST:.2g}, which may "
+        "be slow to compute with; left as they are. `finetune` sets them to zero in what it trains.",
+    ]
 
 
 def _latency(

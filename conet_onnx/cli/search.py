@@ -32,6 +32,7 @@ from conet_onnx.cli.output import (
     command,
     count,
     duration,
+    flushed,
     log,
     says,
     several,
@@ -305,6 +306,8 @@ def _report(run: Run) -> None:
         f"training {duration(seconds['training'])}, evaluation {duration(seconds['evaluation'])}, "
         f"the rest {duration(seconds['overhead'])} ({seconds['overhead'] / seconds['total']:.1%})."
     )
+    if run.best.flushed:
+        says(flushed(run.best.flushed))
     if "latency" in run.budget:
         _say_latency(run, run.best)
     folder = run.directory

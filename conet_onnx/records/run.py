@@ -26,7 +26,8 @@ class ModelRecord:
     """A model file and its numbers; `test` is None for models that are not the search's answer.
 
     `widths` and `trial` say which resized model it is; the source has neither. `latency_ms` is measured, `predicted_ms`
-    what a latency table foretold of it, where there was one.
+    what a latency table foretold of it, where there was one. `flushed` denormal numbers were set to zero when its last
+    training ended.
     """
 
     file: str
@@ -39,6 +40,7 @@ class ModelRecord:
     widths: Mapping[str, int] = field(default_factory=dict)
     trial: int | None = None
     predicted_ms: float | None = None
+    flushed: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The contract's M, and the widths."""

@@ -28,7 +28,7 @@ LOCK_FILE = ".lock"
 STUDY_FILE = "study"  # the name of a shared study
 BEGUN = ("params", "macs", "bytes", "parent", "reason", "latency")  # user attributes, written with the trial
 # What came of it: one user attribute, so that it is noted whole or not at all. Earlier releases wrote one for each.
-OUTCOME = ("validation", "measured", "seconds", "evaluation_seconds")
+OUTCOME = ("validation", "measured", "seconds", "evaluation_seconds", "flushed")
 
 
 class TrialStudy:

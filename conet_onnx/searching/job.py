@@ -41,7 +41,7 @@ from conet_onnx.searching.timing import TABLE_FILE, WARNING, Held, Multiple, Tim
 from conet_onnx.searching.trial import Workshop, open_workshop
 from conet_onnx.searching.workers import Workers
 from conet_onnx.torch_backend.settings import Settings
-from conet_onnx.torch_backend.train import fabric_of
+from conet_onnx.torch_backend.train import Fitted, fabric_of
 
 if TYPE_CHECKING:
     from conet_onnx.data import DataSet, DataSpec, Normalisation
@@ -460,7 +460,8 @@ class _Job:
     def _train(self, chosen: Trial, loop: Loop) -> tuple[ModelRecord, float, float]:
         """The chosen trial, trained further where that helps; seconds of training and of evaluation."""
         model = load(loop.weights(chosen.number), input_shapes=self.workshop.source.input_shapes)
-        validation, training, evaluation = chosen.validation, 0.0, 0.0
+        validation, training, evaluation, flushed = chosen.validation, 0.0, 0.0, chosen.flushed
+        fitted: list[Fitted] = []
         if self.settings["epochs"]:
             start, phase = self.clock.done, f"training the best, trial {chosen.number + 1}"
             trained, training = self.workshop.train(
@@ -468,15 +469,16 @@ class _Job:
                 epochs=self.settings["epochs"],
                 seed=seed_of(self.settings["seed"], -1),
                 last=True,
+                told=fitted.append,
                 report=lambda share: self.clock.says(phase, start + (self.clock.work - start) * share),
             )
             after, evaluation = self.workshop.judge(trained)
             if after["loss"] <= validation["loss"]:
-                model, validation = trained, after
+                model, validation, flushed = trained, after, sum(one.flushed for one in fitted)
         file = self.folder / "best.onnx"
         model.save(file, durable=True)
         _copy(loop.plan(chosen.number), self.folder / "plans" / "best.json")
-        return replace(_record(chosen, file), validation=validation), training, evaluation
+        return replace(_record(chosen, file), validation=validation, flushed=flushed), training, evaluation
 
     def _keeps_source(self, source: ModelRecord, best: ModelRecord) -> bool:
         """Whether a search that began with the source's weights, and a budget that they are within, found no better."""
@@ -591,6 +593,7 @@ def _record(trial: Trial, file: Path) -> ModelRecord:
         widths=trial.widths,
         trial=trial.number,
         predicted_ms=trial.latency,
+        flushed=trial.flushed,
     )
 
 

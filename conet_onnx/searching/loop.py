@@ -292,6 +292,7 @@ def _with(trial: Trial, outcome: TrialOutcome) -> Trial:
         measured=outcome.measured,
         seconds=outcome.seconds,
         evaluation_seconds=outcome.evaluation_seconds,
+        flushed=outcome.flushed,
     )
 
 

@@ -28,7 +28,7 @@ from conet_onnx.searching.task import Report, TrialOutcome, TrialTask
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
-from conet_onnx.torch_backend.train import After, Diverged, fit
+from conet_onnx.torch_backend.train import After, Diverged, Fitted, fit
 from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ class Workshop:
             student = inherit(student, self.source, task, analysis=self.analysis, score=self.scores, **how)
         fitting = time.perf_counter() - fitting  # channels are scored and weights fitted: neither training nor overhead
         measuring = self.measuring(student)
+        fitted: list[Fitted] = []
         try:
             trained, seconds = self.train(
                 student,
@@ -178,6 +179,7 @@ class Workshop:
                 report=report,
                 anew=anew,
                 after=None if measuring is None else measuring.after,
+                told=fitted.append,
             )
         except Diverged:
             return TrialOutcome({}, time.perf_counter() - begun, 0.0)
@@ -196,7 +198,8 @@ class Workshop:
             evaluation_seconds += time.perf_counter() - asked
         structure.save(task.plan)
         trained.save(task.weights, durable=True)
-        return TrialOutcome(validation, seconds, evaluation_seconds + fitting, measured)
+        flushed = sum(one.flushed for one in fitted)
+        return TrialOutcome(validation, seconds, evaluation_seconds + fitting, measured, flushed)
 
     def measuring(self, student: Graph) -> Measuring | None:
         """What the method wants to know of a trial's model, if anything."""
@@ -261,11 +264,12 @@ class Workshop:
         last: bool = False,
         after: After | None = None,
         samples: int | None = None,
+        told: Callable[[Fitted], None] = lambda _: None,
     ) -> tuple[Graph, float]:
         """Train on the train split, against labels and the source; also the seconds that it took. Raises Diverged.
 
         `anew` begins with fresh weights, `last` is the answer's training, `after` each epoch the weights are shown;
-        `samples` are the first so many (None: all).
+        `samples` are the first so many (None: all). `told` hears all that came of it.
         """
         recipe, data = self.recipe, self.dataset.split("train")
         settings = {"batch": BATCH, **(recipe.final_training if last else recipe.training)}
@@ -290,6 +294,7 @@ class Workshop:
             after=after,
             **settings,
         )
+        told(fitted)
         return fitted.graph, fitted.seconds
 
     def expected_seconds(self) -> float:
