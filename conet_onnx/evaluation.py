@@ -121,11 +121,13 @@ def resolve_normalisation(
     split: str = "train",
     provider: str = "auto",
     threads: int | None = None,
+    classifies: bool = True,
 ) -> Choice:
     """The normalisation that is `given`, else that of MODEL.data.json, else the candidate that scores best.
 
     Feeds have none. Whether it is them is asked of `split`: name one that is read in any case.
-    Raises DataError where MODEL.data.json is broken, or there is no labelled train split to choose on.
+    Raises DataError where MODEL.data.json is broken, or there is no labelled train split to choose on; what does not
+    `classifies` cannot score candidates.
     """
     if given is not None:
         return Choice(given, "given")
@@ -134,6 +136,11 @@ def resolve_normalisation(
     stored = Normalisation.beside(graph.file) if graph.file else None
     if stored is not None:
         return Choice(stored, "file")
+    if not classifies:
+        raise DataError(
+            "How were the model's inputs normalised? There is no MODEL.data.json beside it, and where labels are not "
+            "classes, candidates cannot be tried: say it with --mean and --std (0 and 1: pixels in 0..1 as they are)."
+        )
     return choose_normalisation(graph, dataset, provider=provider, threads=threads)
 
 

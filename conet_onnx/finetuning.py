@@ -92,7 +92,7 @@ def finetune(
     labels = uses_labels(dataset, wanted=labels, teacher=teacher is not None, task=task is not None)
     if getattr(task, "collate", None) is None:  # else the user makes of the data what the model takes
         check_fits(graph, dataset, "train", *(n for n in JUDGED if n in dataset.splits), classes=task is None)
-    choice = choice or choose_inputs(graph, dataset, provider=provider, threads=threads)
+    choice = choice or choose_inputs(graph, dataset, provider=provider, threads=threads, classifies=task is None)
     fitted = fit(
         graph,
         dataset.split("train"),
@@ -141,12 +141,15 @@ def choose_inputs(
     given: Normalisation | None = None,
     provider: str = "auto",
     threads: int | None = None,
+    classifies: bool = True,
 ) -> Choice:
     """How pixels become the model's input; as evaluation.resolve_normalisation, for data without labels too."""
     try:
-        return resolve_normalisation(graph, dataset, given=given, provider=provider, threads=threads)
+        return resolve_normalisation(
+            graph, dataset, given=given, provider=provider, threads=threads, classifies=classifies
+        )
     except DataError as error:
-        if dataset.split("train").labels is not None:
+        if not classifies or dataset.split("train").labels is not None:
             raise
         raise DataError(
             f"{dataset.name} has no labels, so that the model's normalisation cannot be found by trying: say it with "

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from oracles_double import TIGHT, in_double
 from oracles_fused import fused_macs, fused_sums
 from oracles_quantised import INTEGER, WEIGHT, hidden
 
@@ -224,13 +225,17 @@ def compare_with(
     tolerance: float = TOLERANCE,
     noise: Mapping[str, float] | None = None,
     apart: Collection[str] = (),
+    double: bool = False,
 ) -> Outcome:
     """Compare every tensor of a resized model with the masked source's, taken along its axes.
 
     Two activations that are multiplied share their copies: there a tensor may be divided, if only the model's outputs
     are not. Where `noise` (see `rounding`) is above a third of the tolerance, three times it is allowed. Tensors that
-    are set `apart` (see `undecided`) are not compared.
+    are set `apart` (see `undecided`) are not compared. With `double` both are computed in double precision, by onnx's
+    reference evaluator, and nothing is allowed for rounding: weights must not have been rounded (`halved_shares`).
     """
+    tolerance, noise = (TIGHT, None) if double else (tolerance, noise)
+    tensors_of = in_double if double else in_single
     graph = analysis.graph
     feeds = feeds_of(graph) if feeds is None else feeds
     chosen = {analysis.widths[name].dim: s.indices for name, s in selections.items()}
@@ -259,7 +264,8 @@ def compare_with(
             if name in analysis.shapes:
                 reference = taken(analysis, reference, analysis.shapes[name], chosen)
             assert value.shape == reference.shape, f"{node} makes {name}: {value.shape}, expected {reference.shape}"
-            assert value.dtype == reference.dtype, f"{node} makes {name}: {value.dtype}, expected {reference.dtype}"
+            if not double:  # the evaluator makes float32 of some
+                assert value.dtype == reference.dtype, f"{node} makes {name}: {value.dtype}, expected {reference.dtype}"
             error = distance(value, reference)
             if grown and error > tolerance and name in analysis.shapes and name not in outputs:
                 error = min(error, distance(value, shared(analysis, reference, analysis.shapes[name], factors)))
@@ -309,7 +315,7 @@ def undecided(graph: Graph, seeds: Iterable[int], noise: Mapping[str, float] | N
         whole = {name: array for name, array in before.items() if array.dtype.kind != "f"}
         found.update(name for name, array in whole.items() if not np.array_equal(array, after[name]))
     feeds = feeds_of(graph)
-    values = {**tensors_of(graph, feeds), **feeds} if noise is not None else {}
+    values = {**in_single(graph, feeds), **feeds} if noise is not None else {}
     for node in graph.nodes:
         if not found.isdisjoint((*node.inputs, *node.captured)):
             found.update(node.outputs)
@@ -361,11 +367,11 @@ def nudged(graph: Graph, feeds: Tensors | None, seed: int) -> tuple[Tensors, Ten
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     floats = {n: graph.array(n) for n, t in graph.weights.items() if t.data_type in kinds and len(t.dims) > 1}
     moved = graph.with_arrays({name: neighbour(array) for name, array in floats.items()})
-    before, after = (tensors_of(some, feeds) for some in (graph, moved))
+    before, after = (in_single(some, feeds) for some in (graph, moved))
     return before, after
 
 
-def tensors_of(graph: Graph, feeds: Tensors) -> Tensors:
+def in_single(graph: Graph, feeds: Tensors) -> Tensors:
     """Every tensor that a node makes; a sequence is none, and what is taken out of it is."""
     return {name: value for name, value in run_all(graph, feeds, threads=1).items() if isinstance(value, np.ndarray)}
 
@@ -443,6 +449,20 @@ def uneven(indices: np.ndarray, rng: np.random.Generator) -> Selection:
     totals = np.zeros(int(indices.max()) + 1)
     np.add.at(totals, indices, shares)
     return Selection(np.asarray(indices, dtype=np.int64), totals[indices] / shares)
+
+
+def halved_shares(selections: Mapping[str, Selection]) -> dict[str, Selection]:
+    """The same channels, their copies in shares of 1/2, 1/4 ... 1/2ⁿ, 1/2ⁿ: dividing by them rounds nothing."""
+    made = {}
+    for name, selection in selections.items():
+        indices = selection.indices
+        order = np.argsort(indices, kind="stable")
+        _, starts, counts = np.unique(indices[order], return_index=True, return_counts=True)
+        place = np.empty(len(indices), np.int64)
+        place[order] = np.arange(len(indices)) - np.repeat(starts, counts)
+        copies = counts[np.searchsorted(indices[order][starts], indices)]
+        made[name] = Selection(indices, 2.0 ** np.minimum(place + 1, copies - 1))
+    return made
 
 
 # Counting

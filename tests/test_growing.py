@@ -107,6 +107,41 @@ def linear_pieces(b: Builder, x: str) -> str:
     return x
 
 
+def sums(b: Builder, x: str, _: str) -> str:
+    """Every operator that adds, with vectors in front and behind."""
+
+    def vector() -> str:
+        return b.weight(b.floats(b.shapes[x][-1]))
+
+    for inputs in (
+        ["Sub", x, vector()],
+        ["Sub", vector(), ""],
+        ["Sum", vector(), "", vector()],
+        ["Mean", "", vector()],
+    ):
+        op, *names = inputs
+        x = b.node(op, [name or x for name in names], b.shapes[x])
+    return b.node("Mean", [vector(), x], b.shapes[x])
+
+
+def passing(b: Builder, x: str) -> str:
+    """What leaves every number as it is."""
+    x = b.node("Tile", [x, b.integers([1] * len(b.shapes[x]))], b.shapes[x])
+    for op in ("Identity", "Dropout"):
+        x = b.node(op, [x], b.shapes[x])
+    return b.node("Cast", [x], b.shapes[x], to=TensorProto.FLOAT)
+
+
+def sloped(b: Builder, x: str) -> str:
+    """A slope for each channel below zero."""
+    return b.node("PRelu", [x, b.weight(b.floats(b.shapes[x][-1]))], b.shapes[x])
+
+
+def in_another_order(*sizes: int) -> Step:
+    """Pieces of a head, the last ones first."""
+    return lambda b, x: b.node("Concat", b.split(x, 3, list(sizes))[::-1], b.shapes[x], axis=3)
+
+
 @dataclass(frozen=True)
 class Attention:
     """Self-attention over the places of an image; `flat` acts on (N, L, H·d), `heads` on queries and keys by head."""
@@ -217,6 +252,16 @@ def turned_dense(b: Builder, x: str, o: int) -> str:
     return b.node("MatMul", [x, weight], (*outer, o))
 
 
+def fused_dense(op: str) -> Callable[[Builder, str, int], str]:
+    """A layer as one of onnxruntime's own operators."""
+
+    def project(b: Builder, x: str, o: int) -> str:
+        *outer, k = b.shapes[x]
+        return b.node(op, [x, b.weight(b.floats(k, o, scale=1 / np.sqrt(k)))], (*outer, o), domain="com.microsoft")
+
+    return project
+
+
 def partly_turned(b: Builder, x: str) -> str:
     """Rotary positions for the first four numbers of a head."""
     first, rest = b.split(x, 3, [4, SIZE - 4])
@@ -242,11 +287,18 @@ SHARED = [
     Case("a scale that is computed", Attention(heads=by_root_of_size), PLAIN),
     Case("rotary positions on a part of a head", Attention(heads=partly_turned), [6, 2, 2, 2, 6, 5]),
     Case("weights that are turned in the graph", read_elsewhere(same, turned_dense), [6, 6]),
+    Case("fused products", read_elsewhere(same, fused_dense("FusedMatMul")), [6, 6]),
+    Case("fused products of old", read_elsewhere(same, fused_dense("TransposeMatMul")), [6, 6]),
     Case("keys that a layer reads", read_elsewhere(lambda b, k: dense(b, k, 4)), [6, 6, 4]),
     Case("positions by frequency", Attention(heads=by_frequency), PLAIN),
     Case("normalised by channel", Attention(flat=normed), PLAIN),
     Case("Relu before a linear attention", Attention(heads=unary("Relu"), linear=True), PLAIN),
     Case("functions that keep positive factors", Attention(heads=linear_pieces), PLAIN),
+    Case("sums of all kinds", Attention(flat=sums), PLAIN),
+    Case("what changes nothing", Attention(heads=passing), PLAIN),
+    Case("a slope by channel", Attention(heads=sloped), PLAIN),
+    Case("three pieces in another order", Attention(heads=in_another_order(2, 2, 2)), [6, 2, 2, 2, 2, 6, 5]),
+    Case("four pieces in another order", Attention(heads=in_another_order(2, 1, 1, 2)), [6, 2, 2, 2, 6, 5]),
     Case("a gate", Attention(flat=gated), PLAIN),
     Case("one projection", shared_projection, [6, 6]),
 ]

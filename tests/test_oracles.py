@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import oracles
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from conet_onnx.analysis import analyze
 from conet_onnx.graph import Graph
+from conet_onnx.planning import Selection, select
+from conet_onnx.rewriting import rewrite
 
 
 def picking(*, apart: float) -> Graph:
@@ -106,3 +109,59 @@ def test_tensors_are_compared_and_sequences_of_them_are_not() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert oracles.rounding(Graph(model)).keys() == {"h", "part", "y"}
     assert oracles.compare(analyze(Graph(model)), {}).compared == 3
+
+
+class TestDoublePrecision:
+    """What float32 cannot tell from rounding is told there."""
+
+    @staticmethod
+    def chain() -> Graph:
+        """Two layers and a Softmax, with a constant and a Cast among them; a channel of the first is worth 1e-6."""
+        rng = np.random.default_rng(0)
+        first, second = rng.standard_normal((4, 8)).astype(np.float32), rng.standard_normal((8, 3)).astype(np.float32)
+        second[5] *= 1e-6
+        half = helper.make_node("Constant", [], ["half"], value=numpy_helper.from_array(np.float32(0.5)))
+        nodes = [
+            half,
+            helper.make_node("MatMul", ["x", "first"], ["h"]),
+            helper.make_node("Cast", ["h"], ["c"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["c", "half"], ["m"]),
+            helper.make_node("MatMul", ["m", "second"], ["y"]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "chain",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])],
+            [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.checker.check_model(model)
+        return Graph(model)
+
+    def test_a_right_resize_is_exact(self) -> None:
+        analysis = analyze(self.chain())
+        tripled = {"w0": oracles.uneven(np.array([3, 0, 1, 3, 2, 5, 3, 4, 5]), np.random.default_rng(1))}
+        for uneven in (oracles.doubled(analysis, np.random.default_rng(1)), tripled, oracles.single(analysis)):
+            selections = oracles.halved_shares(uneven)
+            for name, selection in selections.items():
+                assert (selection.indices == uneven[name].indices).all()
+                assert np.bincount(selection.indices, 1 / selection.divide)[np.unique(selection.indices)].tolist() == [
+                    1.0
+                ] * len(np.unique(selection.indices))
+            resized = rewrite(analysis.graph, select(analysis, selections))
+            single = oracles.compare_with(analysis, resized, selections)
+            double = oracles.compare_with(analysis, resized, selections, double=True)
+            assert double.compared == single.compared > 0
+            assert double.worst < 1e-15
+
+    def test_a_wrong_one_that_float32_cannot_see_is_seen(self) -> None:
+        """A channel that is worth a millionth counts twice."""
+        analysis = analyze(self.chain())
+        selections = {"w0": Selection(np.arange(8), np.ones(8))}
+        off = analysis.graph.array("second").copy()
+        off[5] *= 2
+        spoilt = analysis.graph.with_arrays({"second": off})
+        assert oracles.compare_with(analysis, spoilt, selections).worst < oracles.TOLERANCE
+        with pytest.raises(AssertionError, match="off by"):
+            oracles.compare_with(analysis, spoilt, selections, double=True)

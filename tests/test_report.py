@@ -22,7 +22,7 @@ from conet_onnx.records.run import ModelRecord, Run, write_run
 from conet_onnx.records.study import TrialStudy
 from conet_onnx.records.trial import Trial
 from conet_onnx.report import plots, write_report
-from conet_onnx.report.facts import accuracy, changes, finished, fits, front, leader
+from conet_onnx.report.facts import changes, finished, fits, front, leader, score
 from conet_onnx.report.html import render
 from conet_onnx.report.palette import LIGHT, swaps
 from conet_onnx.report.wording import duration, points, quantity, ratio
@@ -252,7 +252,7 @@ class TestTheFront:
         members = front(searched)
 
         def dominates(a: Trial, b: Trial) -> bool:
-            mine, other = (a.macs, -(accuracy(a) or 0.0)), (b.macs, -(accuracy(b) or 0.0))
+            mine, other = (a.macs, -score(a).rank), (b.macs, -score(b).rank)
             return mine[0] <= other[0] and mine[1] <= other[1] and mine != other
 
         for one in finished(searched):

@@ -338,6 +338,41 @@ CASES: dict[str, Asked] = {
         [(2, 4, 9), (2, 3, 4, 3)],
         {"q_num_heads": 3, "kv_num_heads": 3, "update_rule": "linear", "scale": 0.3},
     ),
+    # Axes of equal sizes, so that one can be taken for another.
+    "Add of five axes": Asked("Add", [(2, 3, 4, 5, 4), (2, 3, 4, 5, 4)], [(2, 3, 4, 5, 4)]),
+    "MatMul of five axes": Asked("MatMul", [(2, 3, 4, 5, 6), (6, 4)], [(2, 3, 4, 5, 4)]),
+    "FusedMatMul, square": Asked(
+        f"{OWN}.FusedMatMul", [(2, 5, 4), (3, 1, 3, 5)], [(3, 2, 4, 3)], {"transA": 1, "transB": 1}
+    ),
+    "BatchNormalization, square": Asked("BatchNormalization", [(4, 6, 4, 6), *[(6,)] * 4], [(4, 6, 4, 6)]),
+    "InstanceNormalization, square": Asked("InstanceNormalization", [(4, 6, 4, 6), (6,), (6,)], [(4, 6, 4, 6)]),
+    "GroupNormalization, square": Asked(
+        "GroupNormalization", [(4, 6, 4, 6), (6,), (6,)], [(4, 6, 4, 6)], {"num_groups": 2}
+    ),
+    "Attention with a cubic past": Asked(
+        "Attention",
+        [(3, 3, 9), (3, 5, 9), (3, 5, 9), None, (3, 3, 2, 3), (3, 3, 2, 3)],
+        [(3, 3, 9), (3, 3, 7, 3), (3, 3, 7, 3)],
+        {"q_num_heads": 3, "kv_num_heads": 3},
+    ),
+    "MultiHeadAttention with a cubic past": Asked(
+        f"{OWN}.MultiHeadAttention",
+        [(3, 3, 9), (3, 3, 9), (3, 3, 9), (27,), None, None, (3, 3, 4, 3), (3, 3, 4, 3)],
+        [(3, 3, 9), (3, 3, 7, 3), (3, 3, 7, 3)],
+        {"num_heads": 3},
+    ),
+    "Attention of projections with a cubic past": Asked(
+        f"{OWN}.Attention",
+        [(3, 4, 6), (6, 27), (27,), None, (2, 3, 3, 3, 3)],
+        [(3, 4, 9), (2, 3, 3, 7, 3)],
+        {"num_heads": 3},
+    ),
+    "LinearAttention, cubic": Asked(
+        f"{OWN}.LinearAttention",
+        [(4, 4, 12), (4, 4, 12), (4, 4, 9), (4, 3, 4, 3)],
+        [(4, 4, 9), (4, 3, 4, 3)],
+        {"q_num_heads": 3, "kv_num_heads": 3, "update_rule": "linear", "scale": 0.3},
+    ),
     "CausalConvWithState": Asked(
         f"{OWN}.CausalConvWithState", [(2, 4, 6), (4, 1, 3), (4,), (2, 4, 2)], [(2, 4, 6), (2, 4, 2)]
     ),
@@ -389,7 +424,7 @@ def test_a_width_at_any_axis_of_any_input_is_followed_or_frozen(name: str, which
     ],
 )
 def test_a_weight_in_front_makes_rows(op: str, attributes: dict[str, Any]) -> None:
-    """Nothing else makes them, and nothing else is summed over in that weight."""
+    """Nothing else makes them, and nothing else is summed over in that weight: it is divided where they grow."""
     b = Builder(random.Random(7), opset=21, batch=0)
     b.tidy = True
     x = b.transpose(b.node("MatMul", [b.input("x", (2, 3)), b.weight(b.floats(3, 6))], (2, 6)), (1, 0))
@@ -401,11 +436,13 @@ def test_a_weight_in_front_makes_rows(op: str, attributes: dict[str, Any]) -> No
     y = b.transpose(y, (1, 0)) if shape == (5, 2) else y
     analysis = analyze(Graph(b.model([b.node("MatMul", [y, b.weight(b.floats(5, 2))], (*b.shapes[y][:-1], 2))])))
     assert sorted(w.size for w in analysis.widths.values()) == [5, 6]
+    assert all(w.max is None for w in analysis.widths.values())
     prove(analysis)
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "axis"), [("Conv in groups", 1, 1), ("NhwcConv", 3, 3), ("NhwcFusedConv", 1, 3)]
+    ("name", "place", "axis"),
+    [("Conv in groups", 1, 1), ("ConvTranspose", 0, 1), ("NhwcConv", 3, 3), ("NhwcFusedConv", 1, 3)],
 )
 def test_where_the_map_is_a_weight_and_the_kernel_is_not_the_map_is_rescaled(name: str, place: int, axis: int) -> None:
     analysis = analyze(Graph(model(CASES[name], 1, place)))

@@ -40,7 +40,7 @@ from tools.mutants_explained import EXPLAINED  # noqa: E402 - found through the 
 
 RECORDS = ROOT / "tools" / "results" / "mutate_rules.jsonl"
 HEARD = ROOT / "runs" / "mutate_rules"  # which test asks which rule
-FILES = ("test_rules*.py", "test_integers.py")
+FILES = ("test_rules*.py", "test_integers.py", "test_growing.py")
 FIRST = "test_rules_mutants"  # written for what others leave: each of its tests asks for much in little time
 
 

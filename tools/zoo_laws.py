@@ -120,22 +120,34 @@ def _compare(
 ) -> oracles.Outcome:
     """Compare every tensor. Where that fails by the source's noise, the masked source's counts as well: a division by
     what few channels are left in may round worse than it did by all of them. What is chosen by numbers so near to each
-    other that rounding decides (a detector's candidates) is left out then, and what follows from it."""
+    other that rounding decides (a detector's candidates) is left out then, and what follows from it. What fails even so
+    is decided in double precision, where nothing is allowed for rounding, with shares that round no weights."""
     try:
         return oracles.compare_with(analysis, resized, selections, noise=noise)
     except AssertionError:
-        chosen = {analysis.widths[name].dim: s.indices for name, s in selections.items()}
-        hidden = oracles.masked(analysis, chosen)
-        graph = analysis.graph
-        if hidden is None:
-            apart = oracles.undecided(graph, DRAWS, noise)
-            if not apart:
-                raise
-            return oracles.compare_with(analysis, resized, selections, noise=noise, apart=apart)
-        own = _noise(hidden)
-        most = {name: max(value, own.get(name, 0.0)) for name, value in noise.items()}
-        apart = oracles.undecided(graph, DRAWS, most) | oracles.undecided(hidden, DRAWS, most)
-        return oracles.compare_with(analysis, resized, selections, noise=most, apart=apart)
+        own, apart = _rounded(analysis, selections, noise)
+    try:
+        return oracles.compare_with(analysis, resized, selections, noise=own, apart=apart)
+    except AssertionError as error:
+        even = oracles.halved_shares(selections)
+        resized = co.rewrite(analysis.graph, oracles.through_json(select(analysis, even)))
+        try:
+            return oracles.compare_with(analysis, resized, even, double=True)
+        except NotImplementedError:  # of an operator that onnx's evaluator does not know
+            raise error from None
+
+
+def _rounded(
+    analysis: Analysis, selections: dict[str, Selection], noise: dict[str, float]
+) -> tuple[dict[str, float], frozenset[str]]:
+    """What rounding does to the source or the masked one, whichever is more, and the tensors that it decides."""
+    graph = analysis.graph
+    hidden = oracles.masked(analysis, {analysis.widths[name].dim: s.indices for name, s in selections.items()})
+    if hidden is None:
+        return noise, oracles.undecided(graph, DRAWS, noise)
+    own = _noise(hidden)
+    most = {name: max(value, own.get(name, 0.0)) for name, value in noise.items()}
+    return most, oracles.undecided(graph, DRAWS, most) | oracles.undecided(hidden, DRAWS, most)
 
 
 def _facts(graph: Graph, analysis: Analysis) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from conet_onnx.cli.options import (
     free_batch_option,
     input_shape_option,
     json_option,
+    lesson_options,
     model_argument,
     positive,
     provider_option,
@@ -34,21 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["finetune"]
 
 SHARES = ("accuracy", "same class as the teacher")
-KINDS = ("auto", "kl", "mse", "cosine", "none")
-
-
-def _pairs(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """NAME=VALUE, repeatable. --loss KIND is for all outputs; --feature NAME for the same name in the teacher."""
-    found = {}
-    for value in values:
-        name, equals, what = value.rpartition("=")
-        if param.name == "loss":
-            found[name] = what
-            if what not in KINDS:
-                raise click.BadParameter(f"{what!r} is none of {', '.join(KINDS)}; write it as mse or boxes=mse.")
-        else:
-            found[name if equals else what] = what
-    return found
 
 
 @click.command(cls=Command)
@@ -64,27 +50,9 @@ def _pairs(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     show_default=True,
     help="auto: the data's, if it has any; none: learn from the teacher alone.",
 )
-@click.option("--distill", type=click.FloatRange(0, 1), metavar="W", help="Weight of the teacher beside labels (0.9).")
+@lesson_options
 @click.option("--temperature", callback=positive, metavar="T", help="Of the teacher's scores (4).")
-@click.option(
-    "--loss",
-    multiple=True,
-    callback=_pairs,
-    metavar="[NAME=]K",
-    help="How outputs follow the teacher's: kl, mse, cosine or none (repeatable; auto: kl for classes, else mse).",
-)
-@click.option(
-    "--feature",
-    "features",
-    multiple=True,
-    callback=_pairs,
-    metavar="NAME[=T]",
-    help="A tensor inside of the model that follows the teacher's of that name, or T (repeatable).",
-)
 @click.option("--feature-weight", type=click.FloatRange(min=0), metavar="W", help="Of the features' loss (1).")
-@click.option(
-    "--task", "task_of", metavar="module:Class", help="Your own loss, metric and collate, in place of labels."
-)
 @augment_option
 @click.option(
     "--init",
@@ -145,7 +113,7 @@ def finetune(
     std: tuple[float, ...] | None,
     teacher: str | None,
     labels: str,
-    task_of: str | None,
+    task: str | None,
     resume: bool,
     free_batch: bool,
     provider: str,
@@ -174,11 +142,11 @@ def finetune(
     batch = free(graph) if free_batch else None
     graph = graph if batch is None else batch.graph
     master = None if teacher is None else load(teacher, input_shapes=input_shapes)
-    task = None if task_of is None else load_task(task_of)
+    own = None if task is None else load_task(task)
     dataset = load_data(data, resize=resize, crop=crop).with_validation()
     settings = {name: value for name, value in settings.items() if value is not None}
-    labelled = uses_labels(dataset, wanted=labels == "auto", teacher=teacher is not None, task=task is not None)
-    sources = [f"the loss of {task_of}"] if task is not None else ["labels"] if labelled else []
+    labelled = uses_labels(dataset, wanted=labels == "auto", teacher=teacher is not None, task=own is not None)
+    sources = [f"the loss of {task}"] if own is not None else ["labels"] if labelled else []
     sources += [f"what {teacher} says"] if teacher is not None else []
     again = ", from where it was stopped" if checkpoint.exists() else ""
     count = several(settings["epochs"], "epoch")
@@ -188,14 +156,16 @@ def finetune(
         with Bar(1.0) as bar:
             bar.at(0, "Preparing")
             given = given_normalisation(dataset, mean, std, "train")
-            choice = choose_inputs(graph, dataset, given=given, provider=provider, threads=threads)
+            choice = choose_inputs(
+                graph, dataset, given=given, provider=provider, threads=threads, classifies=own is None
+            )
             bar.log(describe_choice(choice.as_json()))
             found = run(
                 graph,
                 dataset,
                 teacher=master,
                 labels=labelled,
-                task=task,
+                task=own,
                 choice=choice,
                 provider=provider,
                 threads=threads,

@@ -17,6 +17,7 @@ __all__ = [
     "freeze_option",
     "input_shape_option",
     "json_option",
+    "lesson_options",
     "model_argument",
     "multiple_option",
     "numbers",
@@ -27,6 +28,7 @@ __all__ = [
     "transfer_option",
 ]
 
+KINDS = ("auto", "kl", "mse", "cosine", "none")
 TRANSFERS = ("slice", "svd", "evbmf", "net2net", "zero", "least-squares")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -130,6 +132,33 @@ def augment_option(function: F) -> F:
     )(function)
 
 
+def lesson_options(function: F) -> F:
+    """--task, --loss, --feature, --distill: what is learned."""
+    task = click.option("--task", metavar="module:Class", help="Your own loss, metric and collate, in place of labels.")
+    loss = click.option(
+        "--loss",
+        multiple=True,
+        callback=_pairs,
+        metavar="[NAME=]K",
+        help="How outputs follow the teacher's: kl, mse, cosine or none (repeatable; auto: kl for classes, else mse).",
+    )
+    features = click.option(
+        "--feature",
+        "features",
+        multiple=True,
+        callback=_pairs,
+        metavar="NAME[=T]",
+        help="A tensor inside of the model that follows the teacher's of that name, or T (repeatable).",
+    )
+    distill = click.option(
+        "--distill",
+        type=click.FloatRange(0, 1),
+        metavar="W",
+        help="The teacher's weight beside labels or a task (0.9).",
+    )
+    return distill(loss(features(task(function))))
+
+
 def transfer_option(default: str | None) -> Callable[[F], F]:
     """--transfer T."""
     return click.option(
@@ -212,6 +241,20 @@ def positive(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
         found = math.nan
     if not math.isfinite(found) or found <= 0:
         raise click.BadParameter(f"{value!r} is not a number above zero.")
+    return found
+
+
+def _pairs(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE, repeatable. --loss KIND is for all outputs; --feature NAME for the same name in the teacher."""
+    found = {}
+    for value in values:
+        name, equals, what = value.rpartition("=")
+        if param.name == "loss":
+            found[name] = what
+            if what not in KINDS:
+                raise click.BadParameter(f"{what!r} is none of {', '.join(KINDS)}; write it as mse or boxes=mse.")
+        else:
+            found[name if equals else what] = what
     return found
 
 

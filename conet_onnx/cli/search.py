@@ -19,6 +19,7 @@ from conet_onnx.cli.options import (
     freeze_option,
     input_shape_option,
     json_option,
+    lesson_options,
     model_argument,
     multiple_option,
     provider_option,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Show", "search"]
 
+SHARES = {"top1": "accuracy", "agreement": "agreement"}
 SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -81,6 +83,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--epochs-per-trial", type=click.IntRange(min=1), metavar="E", help="Training of each (default: 4).")
 @click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 40).")
 @click.option("--final", type=click.Choice(("inherit", "fresh")), help="Train the best further, or anew.")
+@lesson_options
 @augment_option
 @freeze_option
 @click.option("--time-limit", metavar="T", callback=_seconds, help="Ends the trials in time: 90s, 10min, 2h.")
@@ -266,6 +269,8 @@ def _together(chosen: Mapping[str, Any], jobs: int) -> Sequence[str]:
 def _source_score(source: ModelRecord) -> str:
     if "top1" in source.validation:
         return f"{source.validation['top1']:.2%} right on validation."
+    if "agreement" not in source.validation:
+        return f"{', '.join(f'{name} {value:.4g}' for name, value in source.validation.items())} on validation."
     return "there are no labels, so that trials are judged by how far they say what it says."
 
 
@@ -334,10 +339,12 @@ def _rows(run: Run, source: ModelRecord, best: ModelRecord) -> Sequence[tuple[st
     rows = []
     for split, a, b in (("validation", source.validation, best.validation), ("test", source.test, best.test)):
         if a and b and (split == "test" or not source.test):
-            for key, name in (("top1", "accuracy"), ("agreement", "agreement")):
-                if key in a and key in b:
-                    points = 100 * (b[key] - a[key])
-                    rows.append((f"{split} {name}", f"{a[key]:.2%}", f"{b[key]:.2%}", f"{points:+.2f} points"))
+            shares = {key: name for key, name in SHARES.items() if key in a and key in b}
+            for key, name in shares.items():
+                points = 100 * (b[key] - a[key])
+                rows.append((f"{split} {name}", f"{a[key]:.2%}", f"{b[key]:.2%}", f"{points:+.2f} points"))
+            for key in [] if shares else (key for key in a if key in b):  # of a task
+                rows.append((f"{split} {key}", f"{a[key]:.4f}", f"{b[key]:.4f}", f"{b[key] - a[key]:+.4f}"))
     rows.append(("parameters", count(source.params), count(best.params), f"×{best.params / source.params:.2f}"))
     rows.append(("MACs", count(source.macs), count(best.macs), f"×{best.macs / source.macs:.2f}"))
     files = [os.path.getsize(file) for file in (source.file, best.file)]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from conet_onnx.records.run import ModelRecord, Run
 from conet_onnx.records.trial import Trial
+from conet_onnx.report.wording import MINUS, percent, points
 
 __all__ = [
     "Change",
-    "accuracy",
+    "Score",
     "changes",
     "failed",
     "fate",
@@ -23,6 +25,7 @@ __all__ = [
     "leader_name",
     "number",
     "prices",
+    "score",
     "score_in",
     "score_name",
     "shares",
@@ -37,24 +40,64 @@ def number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def accuracy(scored: Trial | ModelRecord) -> float | None:
-    """Validation top-1 as a fraction, without labels the agreement with the source; None where it is not known."""
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What models are compared by: accuracy, without labels the agreement with the source (both 0..1, and more is
+    better), or of a user's own task the loss."""
+
+    name: str
+    value: float
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is written as a percentage."""
+        return self.name != "loss"
+
+    @property
+    def height(self) -> float:
+        """Where a figure shows it."""
+        return 100 * self.value if self.is_share else self.value
+
+    @property
+    def rank(self) -> float:
+        """Higher is better."""
+        return self.value if self.is_share else -self.value
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return percent(self.value) if self.is_share else f"{self.value:.4g}"
+
+    def against(self, other: Score) -> str:
+        """How far it is from another one."""
+        difference = self.value - other.value
+        return points(difference) if self.is_share else f"{difference:+.4g}".replace("-", MINUS)
+
+
+def score(scored: Trial | ModelRecord) -> Score | None:
+    """On validation; None where it is not known."""
     return score_in(scored.validation)
 
 
-def score_in(numbers: Mapping[str, float] | None) -> float | None:
-    """The accuracy, or the agreement with the source, among a split's numbers."""
-    return number((numbers or {}).get("top1", (numbers or {}).get("agreement")))
+def score_in(numbers: Mapping[str, float] | None) -> Score | None:
+    """The score among a split's numbers."""
+    for key, name in (("top1", "accuracy"), ("agreement", "agreement"), ("loss", "loss")):
+        value = number((numbers or {}).get(key))
+        if value is not None:
+            return Score(name, value)
+    return None
 
 
 def score_name(run: Run) -> str:
-    """What trials are compared by: accuracy, or where the data has no labels, agreement with the source."""
-    return "agreement" if "agreement" in run.source.validation else "accuracy"
+    """What trials are compared by."""
+    found = score(run.source)
+    return "accuracy" if found is None else found.name
 
 
 def finished(run: Run) -> tuple[Trial, ...]:
-    """Trials that ended with an accuracy, by number."""
-    return tuple(trial for trial in run.trials if trial.state == "complete" and accuracy(trial) is not None)
+    """Trials that ended with a score, by number."""
+    return tuple(trial for trial in run.trials if trial.state == "complete" and score(trial) is not None)
 
 
 def failed(run: Run) -> tuple[Trial, ...]:
@@ -63,16 +106,16 @@ def failed(run: Run) -> tuple[Trial, ...]:
 
 
 def front(run: Run) -> tuple[Trial, ...]:
-    """Finished trials that no other one dominates (no more MACs and no less accuracy, one of them better), cheapest
+    """Finished trials that no other one dominates (no more MACs and no worse score, one of them better), cheapest
     first. Trials that are equal in both stand together.
     """
     kept: list[Trial] = []
     best = -math.inf
-    for trial in sorted(finished(run), key=lambda t: (t.macs, -(accuracy(t) or 0.0), t.number)):
-        score = accuracy(trial) or 0.0
-        if score > best or (score == best and kept and trial.macs == kept[-1].macs):
+    ranked = [(trial, found.rank) for trial in finished(run) if (found := score(trial)) is not None]
+    for trial, rank in sorted(ranked, key=lambda pair: (pair[0].macs, -pair[1], pair[0].number)):
+        if rank > best or (rank == best and kept and trial.macs == kept[-1].macs):
             kept.append(trial)
-            best = score
+            best = rank
     return tuple(kept)
 
 

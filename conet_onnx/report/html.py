@@ -14,13 +14,13 @@ from conet_onnx.files import atomic_write
 from conet_onnx.records.run import Run, read_run
 from conet_onnx.report import plots
 from conet_onnx.report.facts import (
-    accuracy,
     fate,
     finished,
     leader,
     leader_name,
     number,
     prices,
+    score,
     score_in,
     score_name,
     shares,
@@ -28,7 +28,7 @@ from conet_onnx.report.facts import (
 from conet_onnx.report.page import PAGE, SCRIPT, STYLE, embedded
 from conet_onnx.report.palette import DARK, LIGHT, swaps
 from conet_onnx.report.sentences import asked, came_out, on_the_front, remarks
-from conet_onnx.report.wording import duration, percent, points, quantity, ratio
+from conet_onnx.report.wording import duration, quantity, ratio
 
 __all__ = ["render", "write_report"]
 
@@ -92,8 +92,8 @@ def _summary(run: Run) -> str:
     for split in ("test", "validation"):
         source, best = (score_in(getattr(m, split, None)) for m in (run.source, ahead))
         if source is not None or best is not None:
-            change = points(best - source) if source is not None and best is not None else ""
-            rows.append((f"{split} {score_name(run)}", _data(source, percent), _data(best, percent), change, ""))
+            change = best.against(source) if source is not None and best is not None else ""
+            rows.append((f"{split} {score_name(run)}", _data(source, str), _data(best, str), change, ""))
     before, after = (prices(model) if model else {} for model in (run.source, ahead))
     parts = shares(run, ahead) if ahead else {}
     for kind, title in ROWS.items():
@@ -170,7 +170,7 @@ def _trials(run: Run) -> str:
             fate(trial),
             "source" if trial.parent is None else str(trial.parent),
             escape(trial.reason),
-            _data(accuracy(trial), percent),
+            _data(score(trial), str),
             _data(number(trial.validation.get("loss")), "{:.4f}".format),
             _data(trial.macs, partial(quantity, kind="macs")),
             _data(trial.params, partial(quantity, kind="params")),
@@ -222,9 +222,9 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, strong: int 
     return "\n".join([*filter(None, lines), "</tbody>", "</table>"])
 
 
-def _data(value: float | None, show: Callable[[float], str]) -> str:
+def _data(value: Any, show: Callable[[Any], str]) -> str:
     """A number as it reads, with the exact one in the markup and in the tooltip; nothing for None."""
     if value is None:
         return ""
-    exact = str(int(value)) if float(value).is_integer() else repr(float(value))
+    exact = str(int(as_float)) if (as_float := float(value)).is_integer() else repr(as_float)
     return f'<data value="{exact}" title="{exact}">{escape(show(value))}</data>'

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 from conet_onnx.records.run import ModelRecord, Run
 from conet_onnx.records.trial import Trial
 from conet_onnx.report.facts import (
-    accuracy,
     changes,
     fate,
     finished,
@@ -20,11 +19,12 @@ from conet_onnx.report.facts import (
     leader,
     leader_name,
     number,
+    score,
     score_name,
     width_at,
 )
 from conet_onnx.report.palette import LIGHT as C
-from conet_onnx.report.wording import percent, quantity
+from conet_onnx.report.wording import quantity
 
 __all__ = ["Figure", "accuracy_against_macs", "movement", "progress", "side_by_side"]
 
@@ -55,19 +55,19 @@ def accuracy_against_macs(run: Run) -> Figure:
         marker = {"color": C.best, "symbol": "star", "size": 17, "line": {"color": C.paper, "width": 1.5}}
         data.append(_model(best, leader_name(run), marker))
     layout = _layout(height=460) | {"shapes": [], "annotations": []}
-    layout |= {"xaxis": _axis("MACs", tickformat="~s"), "yaxis": _axis(f"validation {score_name(run)}", ticksuffix="%")}
+    layout |= {"xaxis": _axis("MACs", tickformat="~s"), "yaxis": _score_axis(run)}
     layout["legend"]["traceorder"] = "reversed"
-    limit, score, view = number(run.budget.get("macs")), accuracy(run.source), _view(run)
+    limit, source, view = number(run.budget.get("macs")), score(run.source), _view(run)
     if limit is not None:
         layout["shapes"].append(_line(x0=limit, x1=limit, yref="paper", y0=0, y1=1))
         place = {"x": limit, "y": 0, "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
         layout["annotations"].append(_note(f"budget {quantity(limit, 'macs')}", **place))
-    if view and score is not None:
+    if view and source is not None:
         layout["xaxis"]["range"] = view
         data[3]["showlegend"] = False
-        layout["shapes"].append(_line(xref="paper", x0=0, x1=1, y0=100 * score, y1=100 * score))
-        text = f"source: {percent(score)} at {quantity(run.source.macs, 'macs')} →"
-        place = {"xref": "paper", "x": 1, "y": 100 * score, "xanchor": "right", "yanchor": "bottom"}
+        layout["shapes"].append(_line(xref="paper", x0=0, x1=1, y0=source.height, y1=source.height))
+        text = f"source: {source} at {quantity(run.source.macs, 'macs')} →"
+        place = {"xref": "paper", "x": 1, "y": source.height, "xanchor": "right", "yanchor": "bottom"}
         layout["annotations"].append(_note(text, **place))
     return {"data": [trace for trace in data if trace["x"]], "layout": layout}
 
@@ -147,7 +147,7 @@ def movement(run: Run) -> Figure:
 
 def progress(run: Run) -> Figure:
     """Accuracy (above) and what the searcher minimises (below) over the trials."""
-    scores = [(trial, 100 * (accuracy(trial) or 0.0)) for trial in finished(run)]
+    scores = _heights(finished(run))
     told = [(trial, trial.objective) for trial in run.trials if number(trial.objective) is not None]
     objectives = [objective for _, objective in told]
     data = [*_told(run, scores, "y"), *_told(run, told, "y2")]
@@ -159,13 +159,14 @@ def progress(run: Run) -> Figure:
     wide = bool(told) and max(objectives) > 50 * min(objectives) > 0
     layout = _layout(height=480) | {
         "xaxis": _trial_axis(run) | {"anchor": "y2"},
-        "yaxis": _axis(f"validation {score_name(run)}", ticksuffix="%", domain=[0.54, 1]),
+        "yaxis": _score_axis(run, domain=[0.54, 1]),
         "yaxis2": _axis("objective", domain=[0, 0.46], type="log" if wide else "linear"),
     }
-    source = accuracy(run.source)
+    source = score(run.source)
     if source is not None:
-        layout["shapes"] = [_line(xref="paper", x0=0, x1=1, y0=100 * source, y1=100 * source)]
-        layout["annotations"] = [_note("source", xref="paper", x=1, y=100 * source, xanchor="right", yanchor="bottom")]
+        at = source.height
+        layout["shapes"] = [_line(xref="paper", x0=0, x1=1, y0=at, y1=at)]
+        layout["annotations"] = [_note("source", xref="paper", x=1, y=at, xanchor="right", yanchor="bottom")]
     return {"data": [trace for trace in data if trace["x"]], "layout": layout}
 
 
@@ -182,6 +183,17 @@ def _told(run: Run, pairs: Sequence[tuple[Trial, float]], axis: str) -> list[Fig
     return made
 
 
+def _heights(trials: Sequence[Trial]) -> list[tuple[Trial, float]]:
+    """Where finished trials stand."""
+    return [(trial, found.height) for trial in trials if (found := score(trial)) is not None]
+
+
+def _score_axis(run: Run, **settings: Any) -> Figure:
+    source = score(run.source)
+    shares = {"ticksuffix": "%"} if source is None or source.is_share else {}
+    return _axis(f"validation {score_name(run)}", **shares, **settings)
+
+
 def _view(run: Run) -> list[float] | None:
     """The MACs to show at first, where the source would press all trials into a corner."""
     shown = [trial.macs for trial in finished(run)]
@@ -196,8 +208,7 @@ def _view(run: Run) -> list[float] | None:
 
 
 def _points(run: Run, name: str, trials: Sequence[Trial], marker: Figure) -> Figure:
-    scores = [100 * (accuracy(trial) or 0.0) for trial in trials]
-    return _scatter(name, [trial.macs for trial in trials], scores) | {
+    return _scatter(name, [trial.macs for trial in trials], [height for _, height in _heights(trials)]) | {
         "marker": {"size": 8} | marker,
         "hovertext": [_describe(run, trial) for trial in trials],
         "hoverinfo": "text",
@@ -205,10 +216,10 @@ def _points(run: Run, name: str, trials: Sequence[Trial], marker: Figure) -> Fig
 
 
 def _model(model: ModelRecord | Trial, name: str, marker: Figure) -> Figure:
-    score = accuracy(model)
+    found = score(model)
     trial = model.number if isinstance(model, Trial) else model.trial
     title = f"<b>{name}</b>" + (f" (trial {trial})" if trial is not None else "")
-    place = ([model.macs], [100 * score]) if score is not None else ([], [])
+    place = ([model.macs], [found.height]) if found is not None else ([], [])
     return _scatter(name, *place) | {
         "marker": marker,
         "hovertext": [f"{title}<br>{_numbers(model)}"],
@@ -231,10 +242,9 @@ def _describe(run: Run, trial: Trial) -> str:
 
 
 def _numbers(model: ModelRecord | Trial) -> str:
-    score, loss = accuracy(model), number(model.validation.get("loss"))
-    name = "agreement" if "agreement" in model.validation else "accuracy"
-    first = [f"{name} {percent(score)}"] if score is not None else []
-    first += [f"loss {loss:.4g}"] if loss is not None else []
+    found, loss = score(model), number(model.validation.get("loss"))
+    first = [f"{found.name} {found}"] if found is not None else []
+    first += [f"loss {loss:.4g}"] if loss is not None and found is not None and found.is_share else []
     return f"{', '.join(first)}<br>{quantity(model.macs, 'macs')} MACs, {quantity(model.params, 'params')} params"
 
 

@@ -7,18 +7,19 @@ from html import escape
 from conet_onnx.records.run import ModelRecord, Run
 from conet_onnx.records.trial import Trial
 from conet_onnx.report.facts import (
-    accuracy,
+    Score,
     failed,
     finished,
     fits,
     front,
     leader,
     prices,
+    score,
     score_in,
     score_name,
     shares,
 )
-from conet_onnx.report.wording import KINDS, count, listed, percent, points, quantity, ratio
+from conet_onnx.report.wording import KINDS, count, listed, quantity, ratio
 
 __all__ = ["asked", "came_out", "on_the_front", "remarks"]
 
@@ -35,7 +36,7 @@ def asked(run: Run) -> str:
     how = [f"{word} {run.settings[key]}" for word, key in parts if run.settings.get(key) is not None]
     end = f" Searched {escape(' '.join(how))}." if how else ""
     widths = f"sizes for the {count(len(run.widths), 'width')} of this network"
-    return f"{widths} {wanted}at the least loss of {score_name(run)}.{end}"
+    return f"{widths} {wanted}at the least loss{_of(run)}.{end}"
 
 
 def came_out(run: Run) -> str:
@@ -65,8 +66,8 @@ def on_the_front(run: Run) -> str:
 
 def _answer(run: Run, best: ModelRecord) -> str:
     split = "test" if best.test and run.source.test else "validation"
-    score, reference = (score_in(getattr(model, split)) for model in (best, run.source))
-    scored = [] if score is None else [f"{percent(score)} {split} {score_name(run)}{_against(score, reference)}"]
+    found, reference = (score_in(getattr(model, split)) for model in (best, run.source))
+    scored = [] if found is None else [f"{found} {split} {score_name(run)}{_against(found, reference)}"]
     costs = [
         f"{ratio(part)} of its {'bytes' if kind == 'bytes' else KINDS[kind]}"
         for kind, part in shares(run, best).items()
@@ -86,14 +87,18 @@ def _so_far(run: Run) -> str:
     if not isinstance(ahead, Trial):
         return f"{ended} None of them meets the budget."
     return (
-        f"{ended} Trial {ahead.number} leads: {percent(accuracy(ahead) or 0.0)} validation {score_name(run)} with "
+        f"{ended} Trial {ahead.number} leads: {score(ahead)} validation {score_name(run)} with "
         f"{ratio(shares(run, ahead).get('macs', 1.0))} of the source's MACs."
     )
+
+
+def _of(run: Run) -> str:
+    return "" if score_name(run) == "loss" else f" of {score_name(run)}"
 
 
 def _share(part: float, whole: float | None) -> str:
     return f" ({ratio(part / whole)} of the source)" if whole else ""
 
 
-def _against(score: float, reference: float | None) -> str:
-    return "" if reference is None else f" against the source's {percent(reference)} ({points(score - reference)})"
+def _against(found: Score, reference: Score | None) -> str:
+    return "" if reference is None else f" against the source's {reference} ({found.against(reference)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["KINDS", "count", "duration", "listed", "percent", "points", "quantity", "ratio"]
+__all__ = ["KINDS", "MINUS", "count", "duration", "listed", "percent", "points", "quantity", "ratio"]
 
 KINDS = {"macs": "MACs", "params": "parameters", "bytes": "of weights", "latency": "latency"}
 

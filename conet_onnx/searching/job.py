@@ -45,7 +45,9 @@ from conet_onnx.torch_backend.train import Fitted, fabric_of
 
 if TYPE_CHECKING:
     from conet_onnx.data import DataSet, DataSpec, Normalisation
+    from conet_onnx.torch_backend.losses import Task
     from conet_onnx.torch_backend.norms import BatchNorm
+    from conet_onnx.torch_backend.settings import LossKind
 
 __all__ = ["SearchResult", "front", "search"]
 
@@ -53,7 +55,8 @@ BACKENDS = ("torch",)
 # What a resumed run cannot change without becoming another one.
 FIXED = (
     *("source", "data", "normalisation", "backend", "algorithm", "options", "budget", "seed", "epochs_per_trial"),
-    *("batchnorm", "transfer", "augment", "freeze", "precision", "jobs", "multiples"),
+    *("batchnorm", "transfer", "augment", "freeze", "precision", "jobs", "task", "distill", "loss", "features"),
+    "multiples",
 )
 FOLDERS = ("weights", "plans", "pareto", "measures")
 REPORT_FILE = "report.html"
@@ -97,6 +100,10 @@ def search(
     transfer: str | None = None,
     augment: Sequence[str] = (),
     precision: str = PRECISION,
+    task: str | Task | None = None,
+    distill: float | None = None,
+    loss: Mapping[str, LossKind] | None = None,
+    features: Mapping[str, str] | None = None,
     freeze: Iterable[str] = (),
     time_limit: float | None = None,
     seed: int = 0,
@@ -122,10 +129,13 @@ def search(
     the last training goes on from what the best trial learned or begins anew, `transfer` how weights survive a resize
     (conet_onnx.transfer), `augment` how training images are varied (torch_backend.augment), `precision` is Fabric's
     ("bf16-mixed", say): none of them need be said.
-    `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether folded convolutions are trained
-    with one (torch_backend.norms). `time_limit`, in seconds, ends the trials early enough for that last training, never
-    before one has ended. The same seed on the same machine gives the same models. `out` defaults to runs/MODEL_STEM;
-    `resume` goes on with what is there, finished or killed, and may change `trials` and `epochs`.
+    `task`, of the user's own (torch_backend.losses.Task, or "module:Class" of one), takes the place of labels; trials
+    are judged by its loss then. `distill`, `loss` and `features` say how the source is followed, as in training
+    (torch_backend.settings.Settings). `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether
+    folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds, ends the trials early
+    enough for that last training, never before one has ended. The same seed on the same machine gives the same models.
+    `out` defaults to runs/MODEL_STEM; `resume` goes on with what is there, finished or killed, and may change `trials`
+    and `epochs`.
 
     `jobs` trials are tried at a time: proposed together, evaluated in `workers` processes of this host (default: as
     many as jobs), and told in order, so that the same seed and `jobs` give the same search, whichever ends first.
@@ -150,7 +160,11 @@ def search(
     trials = method.trials if trials is None else trials
     epochs_per_trial = method.epochs_per_trial if epochs_per_trial is None else epochs_per_trial
     epochs = method.epochs if epochs is None else epochs
-    recipe = _recipe(method, final, transfer, augment, precision)
+    varied: dict[str, Any] = {"augment": tuple(augment)} if augment else {}
+    varied |= {"precision": precision} if precision != PRECISION else {}
+    varied |= {} if distill is None else {"distill": distill}
+    varied |= {name: dict(value) for name, value in (("loss", loss), ("features", features)) if value}
+    recipe = _recipe(method, final, transfer, varied)
     freeze = tuple(freeze)
     ones = {"trials": trials, "epochs_per_trial": epochs_per_trial, "jobs": jobs, "workers": workers or 1}
     _check(backend, ones, epochs, time_limit)
@@ -175,6 +189,7 @@ def search(
         threads=threads,
         batchnorm=batchnorm,
         recipe=recipe,
+        task=task,
         freeze=freeze,
     )
     if not workshop.analysis.widths:
@@ -214,6 +229,10 @@ def search(
         "transfer": recipe.transfer,
         "augment": list(augment),
         "precision": precision,
+        "task": task if task is None or isinstance(task, str) else type(task).__qualname__,
+        "distill": distill,
+        "loss": dict(loss or {}),
+        "features": dict(features or {}),
         "freeze": sorted(freeze),
         "jobs": at_once,
         "workers": here,
@@ -569,7 +588,8 @@ def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     chosen = (settings.get("normalisation") or {}).get("normalisation")  # without scores, which are rounded anew
-    known = {"transfer": "net2net", "precision": PRECISION, "jobs": 1, **settings}  # what runs did before they noted it
+    # What runs did before they noted it.
+    known = {"transfer": "net2net", "precision": PRECISION, "jobs": 1, "loss": {}, "features": {}, **settings}
     # One database may have several names: it matters whether there is one.
     shared = "a database" if known.get("storage") else None
     return {**{key: known.get(key) for key in FIXED}, "normalisation": chosen, "storage": shared}
@@ -606,8 +626,7 @@ def _recipe(
     method: Method,
     final: Literal["inherit", "fresh"] | None,
     transfer: str | None,
-    augment: Sequence[str],
-    precision: str,
+    varied: Mapping[str, Any],
 ) -> Recipe:
     """The method's, with what the user wants otherwise."""
     recipe = method.recipe()
@@ -615,8 +634,6 @@ def _recipe(
         raise UsageError(f"final={final!r}: the last training goes on (inherit) or begins anew (fresh).")
     if transfer is not None:
         check_transfer(transfer)
-    varied: dict[str, Any] = {"augment": tuple(augment)} if augment else {}
-    varied |= {"precision": precision} if precision != PRECISION else {}
     made = replace(
         recipe,
         final=final or recipe.final,
@@ -626,7 +643,7 @@ def _recipe(
     )
     for training in (made.training, made.final_training):
         settings = Settings(epochs=0, **training)  # what makes no sense is said before anything is read
-        if precision != PRECISION:
+        if "precision" in varied:
             fabric_of(settings)
     return made
 

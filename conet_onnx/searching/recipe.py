@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from conet_onnx.criteria import MEASURED
+
 __all__ = [
     "DISTILL",
     "CurveMeasure",
@@ -94,3 +96,14 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=lambda: {"distill": DISTILL})
     final_training: Mapping[str, Any] = field(default_factory=lambda: {"distill": DISTILL})
     measure: Measure | None = None
+
+    @property
+    def reads_samples(self) -> str | None:
+        """What of this feeds training samples to a model by itself, if anything does."""
+        if isinstance(self.measure, UtilisationMeasure | CurveMeasure):
+            return "what this algorithm measures"
+        if self.transfer == "least-squares":
+            return f"transfer {self.transfer}"
+        if self.criterion in MEASURED:
+            return f"criterion {self.criterion}"
+        return "measuring statistics again" if self.recalibrate else None

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ import torch
 
 from conet_onnx.agreement import agreement
 from conet_onnx.analysis import Analysis, analyze
-from conet_onnx.data import DataSet, DataSpec, Normalisation, check_fits, classes_of, fed, load_data
+from conet_onnx.data import DataSet, DataSpec, Normalisation, Split, check_fits, classes_of, fed, load_data
 from conet_onnx.data.dataset import Array
+from conet_onnx.errors import UsageError
 from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalisation
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import REALS, Graph
@@ -25,6 +26,7 @@ from conet_onnx.planning import plan, ranked
 from conet_onnx.rewriting import rewrite
 from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
 from conet_onnx.searching.task import Report, TrialOutcome, TrialTask
+from conet_onnx.tasks import judge, load_task
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
@@ -34,6 +36,7 @@ from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred
 if TYPE_CHECKING:
     from conet_onnx.latency.prediction import Predictor
     from conet_onnx.searching.measuring import Measuring
+    from conet_onnx.torch_backend.losses import Task
 
 __all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit", "open_workshop"]
 
@@ -55,6 +58,7 @@ class TrialSettings:
     threads: int | None = None
     batchnorm: BatchNorm = "auto"
     recipe: Recipe = field(default_factory=Recipe)
+    task: str | Task | None = None
     freeze: Sequence[str] = ()
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     cores: int | None = None
@@ -75,6 +79,7 @@ def open_workshop(settings: TrialSettings) -> Workshop:
         threads=settings.threads,
         batchnorm=settings.batchnorm,
         recipe=settings.recipe,
+        task=settings.task,
         freeze=settings.freeze,
         cores=settings.cores,
         said=settings.said,
@@ -105,6 +110,7 @@ class Workshop:
     threads: int | None
     batchnorm: BatchNorm = "auto"
     recipe: Recipe = field(default_factory=Recipe)
+    task: str | Task | None = None
     cores: int | None = None
     said: str | None = None
     table: str | None = None
@@ -121,6 +127,7 @@ class Workshop:
         threads: int | None,
         batchnorm: BatchNorm = "auto",
         recipe: Recipe | None = None,
+        task: str | Task | None = None,
         freeze: Iterable[str] = (),
         cores: int | None = None,
         said: str | None = None,
@@ -128,14 +135,26 @@ class Workshop:
     ) -> Workshop:
         """Read the data and check that it fits; `test` is left alone. Raises DataError, UsageError."""
         wanted(graph, batchnorm)  # a wrong word is said now
+        recipe = recipe or Recipe()
+        _check_names(graph, recipe)
+        own = load_task(task) if isinstance(task, str) else task
+        collates = getattr(own, "collate", None) is not None
+        if collates and (reader := recipe.reads_samples):
+            raise UsageError(
+                f"{reader} reads samples as the model takes them, and the task's collate makes them anew from what the "
+                "data holds: choose another, or let the data hold what the model takes."
+            )
         if isinstance(data, DataSet):
             dataset, name = data.with_validation(), data.name
         else:
             dataset, name = load_data(data), str(data)
-        check_fits(graph, dataset, "train", "validation")
-        choice = resolve_normalisation(graph, dataset, given=normalisation, provider=provider, threads=threads or cores)
-        recipe, analysis = recipe or Recipe(), analyze(graph, freeze=freeze)
-        how = (epochs, provider, threads, batchnorm, recipe, cores, said, table)
+        if not collates:
+            check_fits(graph, dataset, "train", "validation", classes=own is None)
+        choice = resolve_normalisation(
+            graph, dataset, given=normalisation, provider=provider, threads=threads or cores, classifies=own is None
+        )
+        analysis = analyze(graph, freeze=freeze)
+        how = (epochs, provider, threads, batchnorm, recipe, task, cores, said, table)
         return cls(graph, analysis, dataset, name, choice, *how)
 
     def settings(self, source: str, freeze: Sequence[str], *, cores: int) -> TrialSettings:
@@ -150,6 +169,7 @@ class Workshop:
             threads=self.threads,
             batchnorm=self.batchnorm,
             recipe=self.recipe,
+            task=self.task,
             freeze=freeze,
             input_shapes=self.source.input_shapes,
             cores=cores,
@@ -189,7 +209,7 @@ class Workshop:
             asked = time.perf_counter()
             measured = self.curves(trained) or measuring.measured(
                 trained,
-                self.dataset.split("validation"),
+                self.samples("validation"),
                 normalise=self.normalise,
                 seed=task.seed,
                 threads=self.training_threads,
@@ -234,7 +254,7 @@ class Workshop:
             asked,
             graph,
             analysis,
-            self.dataset.split("train"),
+            self.samples("train"),
             criterion=self.recipe.criterion,
             normalise=self.normalise,
             seed=0,
@@ -250,7 +270,7 @@ class Workshop:
 
         asked = self.recipe.measure
         samples = asked.samples if isinstance(asked, CurveMeasure) else SAMPLES
-        some = drawn(self.dataset.split("train"), samples)
+        some = drawn(self.samples("train"), samples)
         return channel_scores(analysis, self.recipe.criterion, data=some, normalise=self.normalise)
 
     def train(
@@ -286,6 +306,7 @@ class Workshop:
             teacher=teacher,
             normalise=self.normalise,
             labels=data.labels is not None,
+            task=self.own_task,
             seed=seed,
             threads=self.training_threads,
             batchnorm=self.batchnorm,
@@ -321,7 +342,19 @@ class Workshop:
     def taught(self, *, last: bool = False) -> bool:
         """Whether the source teaches."""
         settings = self.recipe.final_training if last else self.recipe.training
-        return self.dataset.split("train").labels is None or settings["distill"] > 0
+        alone = self.own_task is None and self.dataset.split("train").labels is None
+        return alone or settings["distill"] > 0 or bool(settings.get("features"))
+
+    @cached_property
+    def own_task(self) -> Task | None:
+        """The user's, where there is one."""
+        return load_task(self.task) if isinstance(self.task, str) else self.task
+
+    def samples(self, split: str) -> Split:
+        """A split as what measures a model by its classes reads it: where they are not what it is judged by, without
+        labels, so that it measures how far the outputs go instead."""
+        data = self.dataset.split(split)
+        return data if self.own_task is None else replace(data, labels=None)
 
     @cached_property
     def training_threads(self) -> int:
@@ -333,9 +366,11 @@ class Workshop:
     @cached_property
     def teacher(self) -> Graph | Array:
         """The source's scores of the train split, computed once; the source itself where they would fill the memory,
-        or where there are no labels, so that what it says may be something else than scores of classes."""
+        or where more is learned than classes from labels: more outputs, then, or other ones."""
         data, classes = self.dataset.split("train"), classes_of(self.source)
-        if data.labels is None or classes is None or 4 * classes * len(data) > MOST_SCORES:
+        settings = {**self.recipe.training, **self.recipe.final_training}
+        more = self.own_task is not None or settings.get("loss") or settings.get("features")
+        if more or data.labels is None or classes is None or 4 * classes * len(data) > MOST_SCORES:
             return self.source
         if self.said is None:
             return teacher_scores(self.source, data, normalise=self.normalise)
@@ -360,12 +395,15 @@ class Workshop:
         """Numbers on one split, and the seconds that they took.
 
         `loss` and `top1` where there are labels; else `loss`, the error against what the source says, and `agreement`,
-        the share of samples of which it says the same class, or of the source's variance that it explains.
+        the share of samples of which it says the same class, or of the source's variance that it explains. Of a task
+        of the user's own, its `loss` and its metrics.
         """
         begun = time.perf_counter()
         how: dict[str, Any] = {"split": split, "normalisation": self.choice.normalisation}
         how |= {"provider": self.provider, "threads": self.threads or self.cores}
-        if self.dataset.split(split).labels is not None:
+        if self.own_task is not None:
+            numbers = dict(judge(graph, self.dataset, self.own_task, **how).measures)
+        elif self.dataset.split(split).labels is not None:
             numbers = _numbers(evaluate(graph, self.dataset, **how))
         else:
             found = agreement(graph, self.source, self.dataset, **how)
@@ -417,6 +455,20 @@ def inherit(
             and array.shape == tuple(skeleton.weights[name].dims)
         }
     )
+
+
+def _check_names(graph: Graph, recipe: Recipe) -> None:
+    """What a loss or a feature is named for must be there; said before anything is written."""
+    for settings in (recipe.training, recipe.final_training):
+        features, outputs = settings.get("features", {}), [value.name for value in graph.outputs]
+        for name in (*features, *features.values()):
+            if graph.producer(name) is None:
+                raise UsageError(f"{graph.file or 'the model'} computes no tensor {name!r}, which a feature is to be.")
+        for name in settings.get("loss", {}):
+            if name not in ("", *features, *outputs):
+                raise UsageError(
+                    f"a loss is named for {name!r}, which is neither an output ({', '.join(outputs)}) nor a feature."
+                )
 
 
 def _numbers(found: Evaluation) -> dict[str, float]:
