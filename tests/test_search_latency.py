@@ -224,6 +224,7 @@ class TestTheTable:
         file = tmp_path / "run" / TABLE_FILE
         written = file.read_bytes()
         assert Table.read(file).models
+        assert run.seconds["overhead"] < run.seconds["total"] - run.seconds["evaluation"]
         again = searched(tables=(), resume=True, trials=3).run
         assert machine.profiled == 1
         assert file.read_bytes() == written

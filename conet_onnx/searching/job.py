@@ -399,6 +399,7 @@ class _Job:
         asked = time.perf_counter()
         run = self._tested(self._timed(replace(run, pareto=pareto), found))
         evaluation += time.perf_counter() - asked
+        evaluation += 0.0 if self.timing is None else self.timing.seconds
         # Of the time on the wall, trials take what they took themselves over those that were under way; all else is
         # overhead, processes that wait for others too.
         total, trials = self.clock.earlier + self.clock.elapsed, sum(map(_seconds, run.trials))

@@ -35,11 +35,15 @@ PROFILING, WARNING = "profiling", "warning: "  # how phases begin that say so
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What predicts latency in a search, the table that this comes from, and the limit, if there is one."""
+    """What predicts latency in a search, the table that this comes from, and the limit, if there is one.
+
+    `seconds` is what it took to measure, by this process.
+    """
 
     predicted: Predictor
     table: Table
     most: Most | None
+    seconds: float = 0.0
 
 
 def needed(budget: Budget | None, recipe: Recipe) -> bool:
@@ -77,8 +81,8 @@ def timed(
             for line in table.check(provider, threads, name=str(file)):
                 clock.says(WARNING + line)
             return Timing(remembered(analysis, table), table, most)
-        text = ""
-        begun = seconds = 0.0
+        text, seconds = "", 0.0
+        begun = asked_at = time.monotonic()
 
         def begins(asked: Profile) -> None:
             nonlocal text, begun, seconds
@@ -106,7 +110,7 @@ def timed(
         )
         if shared:
             found.table.save(file)
-        return Timing(found.predicted, found.table, most)
+        return Timing(found.predicted, found.table, most, time.monotonic() - asked_at)
 
     if not shared:
         return made()
