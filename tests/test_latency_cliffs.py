@@ -45,8 +45,9 @@ def test_what_takes_the_same_everywhere_has_no_block() -> None:
 
 
 def test_what_falls_is_no_staircase() -> None:
-    line = {size: Point(1e-4 / size, 0.0, 9) for size in measured(1)}
-    assert block_of(line) == 1
+    for step in (1, 8):
+        line = {size: Point(1e-4 / -(-size // step), 0.0, 9) for size in measured(1)}
+        assert block_of(line) == 1
 
 
 def test_a_call_is_no_part_of_the_steps() -> None:
@@ -109,6 +110,15 @@ class TestInAProfile:
             *flat, above = predicted.curves[kind](np.array([[33], [40], [48], [49]]))
             assert np.ptp(flat) == 0
             assert above > flat[0]
+
+    def test_points_that_fall_into_one_block_count_together(self) -> None:
+        made, _, table = profiled()
+        kind = next(kind for kind in made.operators.kinds if table.kinds[kind.key].blocks == (16,))
+        entry = table.kinds[kind.key]
+        points = {**entry.points, (16,): Point(table.call + 1e-5, 0, 9), (32,): Point(table.call + 3e-5, 0, 9)}
+        wider = replace(table, kinds={**table.kinds, kind.key: replace(entry, points=points, blocks=(32,))})
+        curve = predictor(made.analysis, made.operators, wider).curves[kind]
+        assert curve(np.array([[1], [16], [20], [32]])) == pytest.approx(2e-5)
 
     def test_an_operator_of_no_weight_in_the_whole_does_not_count(self) -> None:
         made, _, table = profiled()

@@ -35,6 +35,7 @@ class Machine:
     def __init__(self) -> None:
         self.world: World | None = None
         self.slower: Callable[[int], float] = lambda count: 1.0
+        self.all_slower = 1.0
         self.profiled = 0
         self.compared = 0
 
@@ -47,6 +48,8 @@ class Machine:
         assert self.world is not None
         found = replace(self.world, analysis=co.analyze(a)).compare(a, b)
         same = found.ratio.p50 == 1
+        a, b = (replace(one, p50_ms=one.p50_ms * self.all_slower) for one in (found.a, found.b))
+        found = replace(found, a=a, b=b)
         self.compared += 1
         times = 1.0 if same else self.slower(self.compared)
         return replace(
@@ -69,6 +72,13 @@ def touch(
     report(1.0)
     name = next(reversed([n for n, t in student.weights.items() if len(t.dims) == 2]))
     return student.with_arrays({name: student.array(name) * (1 - (seed % 97) / 1e4)}), 0.125
+
+
+def worse(self: Workshop, student: Graph, *, report: Report, **_: object) -> tuple[Graph, float]:
+    """Training that spoils what it is given."""
+    report(1.0)
+    name = next(reversed([n for n, t in student.weights.items() if len(t.dims) == 2]))
+    return student.with_arrays({name: -student.array(name)}), 0.125
 
 
 @pytest.fixture
@@ -211,6 +221,19 @@ class TestWhatIsSlowerThanPredicted:
         with pytest.raises(BudgetUnreachable, match=r"nearest that can is latency=[\d.]+us"):
             searched(budget="latency=0.001us")
         assert not (tmp_path / "run").exists()
+
+    def test_the_source_is_no_answer_where_it_takes_more_than_so_many_seconds(
+        self, searched: Searched, machine: Machine, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was predicted to take 1 ms less than it does, and no trial is as good."""
+        monkeypatch.setattr(Workshop, "train", worse)
+        most = 1e3 * world.model(world.analysis.costs.row({}))
+        machine.all_slower = 1.1
+        run = searched(budget=f"latency={1.02 * most}ms", algorithm="compound", trials=4).run
+        assert run.best is not None
+        assert run.best.trial is not None
+        assert run.best.latency_ms is not None
+        assert run.best.latency_ms <= 1.02 * most
 
 
 class TestTheTable:

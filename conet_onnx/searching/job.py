@@ -203,8 +203,9 @@ def search(
         workshop = replace(workshop, table=os.fspath(folder / TABLE_FILE))
     elif tables and multiple != "auto":
         raise UsageError("a latency table helps with a budget of latency, or with multiple 'auto': leave it out.")
-    steps = multiples(multiple, workshop.analysis, timing, tables, provider=provider, threads=threads)
-    least = multiples("auto", workshop.analysis, timing, (), provider=provider, threads=threads) if timing else {}
+    where: dict[str, Any] = {"provider": provider, "threads": threads, "warn": lambda line: clock.says(WARNING + line)}
+    steps = multiples(multiple, workshop.analysis, timing, tables, **where)
+    least = multiples("auto", workshop.analysis, timing, (), **where) if timing is not None else {}
     priced: Priceable = workshop.analysis if timing is None else TimedAnalysis(workshop.analysis, timing.predicted)
     limits = budget.resolve(priced.costs.price({})) if budget else Limits({})
     space = method.space(priced, limits).aligned(steps, least)
@@ -448,13 +449,14 @@ class _Job:
                     continue
             best, trained, judged = self._train(chosen, loop)
             training, evaluation = training + trained, evaluation + judged
-            if self._keeps_source(run.source, best):
-                best, same = self._source_itself(run.source), True
+            predicted = chosen.latency or 0.0
+            if self._keeps_source(run.source, best, limits):
+                best, same, predicted = self._source_itself(run.source), True, run.source.predicted_ms or 0.0
             asked = time.perf_counter()
             if held is None:
                 met, found = True, self._compared(best.file)
             else:
-                met, found = held.meets(best.file, chosen.latency or 0.0, source=same)
+                met, found = held.meets(best.file, predicted, source=same)
             evaluation += time.perf_counter() - asked
             if met:
                 return replace(run, best=best), found, training, evaluation
@@ -500,11 +502,11 @@ class _Job:
         _copy(loop.plan(chosen.number), self.folder / "plans" / "best.json")
         return replace(_record(chosen, file), validation=validation, flushed=flushed), training, evaluation
 
-    def _keeps_source(self, source: ModelRecord, best: ModelRecord) -> bool:
-        """Whether a search that began with the source's weights, and a budget that they are within, found no better."""
+    def _keeps_source(self, source: ModelRecord, best: ModelRecord, limits: Limits) -> bool:
+        """Whether a search that began with the source's weights, and limits that they are within, found no better."""
         recipe = self.workshop.recipe
         ours = recipe.start == "source" and recipe.final == "inherit" and bool(self.limits.by_kind)
-        fits = self.limits.fits(self.space.price(self.space.source))
+        fits = limits.fits(self.space.price(self.space.source))
         return ours and fits and source.validation["loss"] < best.validation["loss"]
 
     def _source_itself(self, source: ModelRecord) -> ModelRecord:

@@ -124,10 +124,12 @@ class Loop:
         trial = self._priced(len(trials), proposal)
         phase = f"trial {trial.number + 1}, a further one: {trial.reason}"
         clock.says(phase)
+        self.claims.take(f"trial {trial.number}")  # lest who joins now runs it too
         self.study.begin(trial)
         parent = next((other for other in trials if other.number == trial.parent), None)
         ended = _with(trial, evaluate(self._task(trial, parent), lambda _: clock.says(phase)))
         self.study.note(ended)
+        self.claims.done(f"trial {trial.number}")
         judged = self._judged(ended)
         self.searcher.tell(judged)
         return judged

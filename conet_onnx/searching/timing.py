@@ -126,6 +126,7 @@ def multiples(
     *,
     provider: str,
     threads: int | None,
+    warn: Callable[[str], None],
 ) -> dict[str, int]:
     """What each width is to be a multiple of, where that is asked for; `auto`, the default where latency is predicted,
     names those widths that the machine runs faster so."""
@@ -134,7 +135,7 @@ def multiples(
     if timing is not None:
         fast = fast_multiples(timing.predicted.operators, timing.predicted)
     elif asked == "auto":
-        fast = fast_widths(analysis, tables, provider=resolve(provider), threads=threads, warn=lambda _: None)
+        fast = fast_widths(analysis, tables, provider=resolve(provider), threads=threads, warn=warn)
     else:
         return {}
     return {name: multiple for name, multiple in fast.items() if multiple > 1}
