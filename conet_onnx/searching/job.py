@@ -205,7 +205,9 @@ def search(
         raise UsageError("a latency table helps with a budget of latency, or with multiple 'auto': leave it out.")
     where: dict[str, Any] = {"provider": provider, "threads": threads, "warn": lambda line: clock.says(WARNING + line)}
     steps = multiples(multiple, workshop.analysis, timing, tables, **where)
-    least = multiples("auto", workshop.analysis, timing, (), **where) if timing is not None else {}
+    # Below a block operators may take more, so that what holds time goes no further; other budgets may.
+    holds = timing is not None and (budget is None or budget.time is not None)
+    least = multiples("auto", workshop.analysis, timing, (), **where) if holds else {}
     priced: Priceable = workshop.analysis if timing is None else TimedAnalysis(workshop.analysis, timing.predicted)
     limits = budget.resolve(priced.costs.price({})) if budget else Limits({})
     space = method.space(priced, limits).aligned(steps, least)
