@@ -70,7 +70,8 @@ class Coupling(Findings):
 
     def freeze(self, names: Iterable[str]) -> None:
         """Take widths out by id or name, or all that touch a tensor or a node. Raises UsageError for another name."""
-        self.dropped = frozenset(_named(self, names))
+        wanted = tuple(names)
+        self.dropped = frozenset(_named(self, wanted)) if wanted else frozenset()
 
     @cached_property
     def distinct_uses(self) -> tuple[Use, ...]:
@@ -172,11 +173,10 @@ def _find_widths(coupling: Coupling) -> tuple[dict[str, Width], Growth]:
     for use in coupling.every_use:
         for axis, segment in enumerate(use.shape):
             here = inner.get((use.tensor, axis), frozenset())
-            inside = Member(use.tensor, axis, "in")
-            beside = Member(use.tensor, axis, "out" if use.tensor in contracted else "channel")
             for dim in solver.leaves(segment):
                 if dim in members:
-                    members[dim][inside if dim in here else beside] = None
+                    role = "in" if dim in here else "out" if use.tensor in contracted else "channel"
+                    members[dim][Member(use.tensor, axis, role)] = None
     mixed: dict[Dim, dict[str, None]] = {}
     for node_index, segment in coupling.mixes:
         for dim in solver.leaves(segment):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -52,7 +53,8 @@ def sha256_of(paths: Iterable[str | os.PathLike[str]]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb", buffering=0) as stream:
-            block = memoryview(bytearray(min(BLOCK, os.fstat(stream.fileno()).st_size + 1)))
+            # not a bytearray: to fill that with zeros would keep all other threads waiting
+            block = memoryview(mmap.mmap(-1, min(BLOCK, os.fstat(stream.fileno()).st_size + 1)))
             while read := stream.readinto(block):
                 digest.update(block[:read])
     return digest.hexdigest()

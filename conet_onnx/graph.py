@@ -44,6 +44,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(repr=False, compare=False)
     captured: tuple[str, ...] = ()  # outer values that the node's subgraphs read
+    has_subgraph: bool = False  # whether it is control flow, whose body the view does not look into
 
     def __str__(self) -> str:
         return f"{self.op} {self.name!r}"
@@ -52,11 +53,6 @@ class Node:
     def operator(self) -> str:
         """The operator's name, with its domain before it unless that is ONNX's own."""
         return f"{self.domain}.{self.op}" if self.domain else self.op
-
-    @property
-    def has_subgraph(self) -> bool:
-        """Whether it is control flow, whose body the view does not look into."""
-        return onnx.GraphProto in map(type, self.attributes.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +146,13 @@ class Graph:
     def _consumers(self) -> dict[str, list[Node]]:
         found: dict[str, list[Node]] = {}
         for node in self.nodes:
-            names = (*node.inputs, *node.captured)
+            names = (*node.inputs, *node.captured) if node.captured else node.inputs
             for name in dict.fromkeys(names) if len(names) > 1 else names:
-                found.setdefault(name, []).append(node)
+                readers = found.get(name)
+                if readers is None:  # as for most: they have one reader
+                    found[name] = [node]
+                else:
+                    readers.append(node)
         return found
 
     @cached_property
@@ -204,9 +204,9 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value if it is the same for every input: a weight, or something small computed from static shapes."""
-        if name in self.arrays:
-            return self.array(name)
         if name not in self._constants:
+            if name in self.arrays:
+                return self.array(name)
             found = self.inference.constant(name)
             self._constants[name] = self.array(name) if found is None and name in self.weights else found
         return self._constants[name]
@@ -374,11 +374,13 @@ def _nodes(model: onnx.ModelProto) -> tuple[Node, ...]:
 
 def _reads(proto: onnx.NodeProto) -> dict[str, Any]:
     """Those fields of a node that an edit may change."""
+    attributes = {a.name: _attribute(a) for a in proto.attribute}
     return {
         "inputs": tuple(proto.input),
         "outputs": tuple(proto.output),
-        "attributes": {a.name: _attribute(a) for a in proto.attribute},
+        "attributes": attributes,
         "captured": _captured(proto),
+        "has_subgraph": onnx.GraphProto in map(type, attributes.values()),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
@@ -38,7 +38,12 @@ TOKENS = (16, 12)  # of integers, and of what comes beside them: tables of posit
 INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 
 
-Done = dict[tuple[Any, ...], list[np.ndarray[Any, Any]]]  # an operator and what it was given -> what it makes
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What operators made of what they were given: values, and types of outputs."""
+
+    values: dict[tuple[Any, ...], list[np.ndarray[Any, Any]]] = field(default_factory=dict)
+    types: dict[tuple[Any, ...], list[onnx.TypeProto | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +78,14 @@ class Inference:
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """A small computed value, where both assignments agree on it."""
-        a, b = self.first.constants.get(name), self.second.constants.get(name)
-        if a is None or b is None:
-            return None
-        return a if a is b or np.array_equal(a, b) else None
+        a = self.first.constants.get(name)
+        if a is None or self.second is self.first:
+            return a
+        b = self.second.constants.get(name)
+        if a is b:
+            return a
+        same = b is not None and a.shape == b.shape and a.tolist() == b.tolist()  # small: numpy would take longer
+        return a if same else None
 
     def dtype(self, name: str) -> np.dtype[Any] | None:
         """The element type of a tensor."""
@@ -99,7 +108,7 @@ def infer(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | No
     for node in light.graph.node:
         if (value := _value_of(node)) is not None:
             stored[node.output[0]] = values(value)
-    done: Done = {}
+    done = Done()
     first = _assign(model, light, chosen[0], weights, stored, done)
     same = chosen[0] == chosen[1]
     return Inference(first, first if same else _assign(model, light, chosen[1], weights, stored, done))
@@ -269,7 +278,7 @@ def settle(
         elif settled and op not in GROWING and sum(array.size for array in given if array is not None) <= FEW:
             made = _evaluate(node, model, constants, done)
         if not made and not all(not name or _known(types.get(name)) for name in node.output):
-            complaint = _infer_node(node, model, types, constants)
+            complaint = _infer_node(node, model, types, constants, done)
         if not made and settled and _stays_small(op, node.output, types):
             made = _evaluate(node, model, constants, done)
     for name, array in zip(node.output, made, strict=False):
@@ -314,9 +323,9 @@ def _evaluate(
     given = tuple((a.dtype.str, a.shape, a.tobytes()) for a in (feeds[n] for n in node.input if n))
     places = (*map(bool, node.input), len(node.output))
     key = (node.op_type, *(a.SerializeToString() for a in node.attribute), places, given)
-    if key not in done:
-        done[key] = _reference(node, model, feeds)
-    return done[key]
+    if key not in done.values:
+        done.values[key] = _reference(node, model, feeds)
+    return done.values[key]
 
 
 def _reference(
@@ -339,27 +348,35 @@ def _infer_node(
     model: onnx.ModelProto,
     types: dict[str, onnx.TypeProto],
     constants: Mapping[str, np.ndarray[Any, Any]],
+    done: Done,
 ) -> str:
+    """Add the types of a node's outputs; layers that are alike are inferred once. Returns onnx's complaint, or ""."""
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if any(name and name not in types for name in node.input):
         return ""
     if node.op_type in ALIKE:
         types[node.output[0]] = types[node.input[0]]
         return ""
-    data = {name: numpy_helper.from_array(constants[name], name) for name in node.input if name in constants}
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        types.update(
-            shape_inference.infer_node_outputs(
-                schema,
+    places = (*map(bool, node.input), *map(bool, node.output))
+    given = [types[name].SerializeToString() if name else b"" for name in node.input]
+    arrays = [constants.get(name) for name in node.input]
+    known = [None if a is None else (a.dtype.str, a.shape, a.tobytes()) for a in arrays]
+    key = (node.op_type, node.domain, *(a.SerializeToString() for a in node.attribute), places, *given, *known)
+    if key not in done.types:
+        data = {name: numpy_helper.from_array(constants[name], name) for name in node.input if name in constants}
+        try:
+            made = shape_inference.infer_node_outputs(
+                onnx.defs.get_schema(node.op_type, version, node.domain),
                 node,
                 {name: types[name] for name in node.input if name},
                 data,
                 opset_imports=list(model.opset_import),
             )
-        )
-    except (shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError) as error:
-        return " ".join(str(error).split())  # its outputs stay unknown, and what touches them is frozen
+        except (shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError) as error:
+            return " ".join(str(error).split())  # its outputs stay unknown, and what touches them is frozen
+        done.types[key] = [made.get(name) for name in node.output]
+    inferred = zip(node.output, done.types[key], strict=True)
+    types.update({name: found for name, found in inferred if found is not None})
     return ""
 
 

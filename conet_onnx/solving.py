@@ -7,8 +7,9 @@ walked from the outermost factor, and the larger factor is split by the smaller.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from conet_onnx.dims import ONE, Axis, Dim, Factor, Segment, Size, axis, concatenation, product, total
 
@@ -29,7 +30,7 @@ class Reason:
         return self.detail
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every equation, and it would take three times as long
 class _Equation:
     left: Axis
     right: Axis
@@ -74,7 +75,7 @@ class Solver:
         """What a dim is bound to, resolved; the dim itself where it is unbound."""
         if dim not in self._bound:
             return axis(dim)
-        known, at = self._latest.get(dim, (self._bound[dim], -1))
+        known, at = self._latest.get(dim) or (self._bound[dim], -1)
         if at == len(self._bound):
             return known
         resolved = self.resolve(known)
@@ -88,19 +89,20 @@ class Solver:
 
     def leaves(self, ax: Axis | Segment) -> tuple[Dim, ...]:
         """The unbound dims of an axis, those inside composite atoms included."""
+        if self.is_resolved(ax):
+            return ax.dims  # as most are: looking them up would take longer
         known, at = self._leaves.get(ax, ((), -1))
         if at != len(self._bound):
-            known = tuple(self._walk(ax))
+            known = self._walk(ax)
             self._leaves[ax] = known, len(self._bound)
         return known
 
-    def _walk(self, ax: Axis | Segment) -> Iterator[Dim]:
+    def _walk(self, ax: Axis | Segment) -> tuple[Dim, ...]:
         """What `leaves` returns, not remembered: while axes are being equated it is soon outdated."""
-        for dim in self.resolve(ax).dims:
-            if dim in self._bound:
-                yield from self._walk(self.resolve_dim(dim))
-            else:
-                yield dim
+        if self.is_resolved(ax) or self.is_resolved(ax := self.resolve(ax)):
+            return ax.dims
+        inner = (self._walk(self.resolve_dim(dim)) if dim in self._bound else (dim,) for dim in ax.dims)
+        return tuple(chain.from_iterable(inner))
 
     def reason(self, ax: Axis | Segment) -> Reason | None:
         """Why (a part of) the axis became a plain integer: the first known cause, followed to where it came from."""
@@ -110,7 +112,7 @@ class Solver:
 
     def equate(self, left: Axis | Segment, right: Axis | Segment, node: str) -> None:
         """Make two axes equal; what cannot be aligned is frozen, blaming `node`. Raises Conflict where sizes differ."""
-        if left == right:
+        if left is right or left == right:
             return
         left, right = _as_axis(left), _as_axis(right)
         if left.size != right.size:
@@ -123,7 +125,7 @@ class Solver:
 
     def freeze(self, ax: Axis | Segment, reason: Reason) -> None:
         """Bind every unbound dim of the axis to its size. Rigid dims are left alone: they never change anyway."""
-        for dim in tuple(self._walk(ax)):
+        for dim in self._walk(ax):
             if not dim.rigid and dim not in self._bound:
                 if dim.size[0] != dim.size[1]:
                     continue  # follows a symbolic size; nothing here can be bound to one number
@@ -237,7 +239,7 @@ class Solver:
         if (target := to.lone) is not None:
             self._depth[target] = max(self._depth.get(target, 0), self._depth.get(dim, 0) + 1)
         found = cause or self._cause
-        if found is not None and any(isinstance(f, int) for s in to.segments for f in s.factors):
+        if found is not None and any(len(s.factors) > len(s.dims) for s in to.segments):  # it holds a plain integer
             self._reasons[dim] = found
 
     def _freeze_here(self, *axes: Axis) -> None:

@@ -37,7 +37,7 @@ class Asked:
 
     rules_mutants_found.txt has what is found, a text for each input: for each of its axes, the sizes of all widths
     where this one is, beside the last layer's, or the kind of the reason for which it is frozen. A width with a ~ is
-    mixed. Of values that are given the axes are asked for too, and nothing is run.
+    mixed, one with a ! only shrinks. Of values that are given the axes are asked for too, and nothing is run.
     """
 
     op: str
@@ -81,7 +81,9 @@ def model(asked: Asked, which: int, place: int) -> onnx.ModelProto:
 def told(analysis: Analysis) -> str:
     """The sizes of the widths, or why the first layer's is none."""
     frozen = next((f.reason.kind for f in analysis.frozen if (f.tensor, f.axis) == (MAKES, 1)), None)
-    widths = sorted((w.size, "" if w.exact else "~") for w in analysis.widths.values() if w.size != LAST)
+    marks = {True: "", False: "~"}
+    found = [w for w in analysis.widths.values() if w.size != LAST]
+    widths = sorted((w.size, marks[w.exact] + ("" if w.max is None else "!")) for w in found)
     return frozen or " ".join(f"{size}{mark}" for size, mark in widths)
 
 

@@ -104,7 +104,7 @@ class _Walk:
         self.size = size
         self.other = OTHER[size == OTHER[0]]
         self.base = graph.inference.first
-        self.done: Done = {}
+        self.done = Done()
         self.protos = {next(filter(None, node.output), ""): node for node in skeleton(graph.model)[0].graph.node}
         self.seen: dict[str, _Seen] = {}
         for value in graph.inputs:
