@@ -581,7 +581,9 @@ class _Job:
 def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
     """The trials that no other one beats in loss and in what the budget limits (all there is to pay, where it limits
     nothing), cheapest first; of equals, one."""
-    kinds = tuple(limits.by_kind) or KINDS
+    trials = list(trials)
+    known = [kind for kind in KINDS if all(getattr(trial, kind) is not None for trial in trials)]
+    kinds = tuple(limits.by_kind) or known
     rows = [(*(getattr(t, kind) for kind in kinds), t.validation["loss"], t.number, t) for t in trials]
     rows.sort(key=lambda row: row[:-1])
 
