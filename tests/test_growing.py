@@ -312,6 +312,7 @@ TIED = [6, 2, 6, 5]  # keys and values are one tensor's
 SHARED = [
     Case("attention", Attention(), PLAIN),
     Case("with biases", Attention(flat=biased), PLAIN),
+    Case("scaled before heads are apart", Attention(flat=lambda b, x, _: scaled_by_channel(b, x)), PLAIN),
     Case("with a scale by channel", Attention(heads=scaled_by_channel), PLAIN),
     Case("queries, keys and values of one matrix, split", Attention(flat=biased, fused="Split"), PLAIN),
     Case("queries, keys and values of one matrix, reshaped", Attention(flat=biased, fused="Gather"), TIED),

@@ -374,6 +374,12 @@ def cut(b: Builder, x: str) -> Sequence[str]:
     return b.node_of("Split", [x, b.integers(sizes)], [(p, size, r, s) for size in sizes], axis=1)
 
 
+def cut_in_four(b: Builder, x: str) -> Sequence[str]:
+    p, q, r, s = b.shapes[x]
+    sizes = (1, 1, 1, q - 3)
+    return b.node_of("Split", [x, b.integers(sizes)], [(p, size, r, s) for size in sizes], axis=1)
+
+
 def sliced(axis: int, start: int, end: int) -> Build:
     def build(b: Builder, x: str) -> str:
         shape = list(b.shapes[x])
@@ -493,6 +499,11 @@ CASES: dict[str, Told] = {
     "Concat": Told(joined, also=[3, 3, 3]),
     "Concat of ones": Told(stacked),
     "Split": Told(cut, widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
+    "Split into four": Told(
+        cut_in_four,
+        widths={1: [3]},
+        shapes={0: (6, 5, 3, 4), 1: (2, 6, 5, 4), 2: (2, 5, 6, 4), 3: (2, 5, 4, 6)},
+    ),
     "Split into ones": Told(cut, shapes={0: (6, 3, 5, 4), 1: (2, 3, 5, 4)}, frozen={1: "fixed"}),
     "Slice": Told(sliced(1, 1, -1), widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
     "Slice into ones": Told(sliced(1, 1, -1), shapes={0: (6, 4, 5, 3), 1: (2, 3, 5, 4)}, frozen={1: "fixed"}),
