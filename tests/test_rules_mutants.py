@@ -315,6 +315,15 @@ def fixed_places(b: Builder, x: str) -> Sequence[str]:
     return [*ends, turned_round, b.node("Flatten", [y], (p * q, r * s), axis=2)]
 
 
+def fixed_behind(b: Builder, x: str) -> Sequence[str]:
+    """A plain number behind another axis: the two as one, and the other way round."""
+    p, q, r, s = b.shapes[x]
+    n = (r - 1) * (s - 1)
+    y = b.node("MaxPool", [x], (p, q, r - 1, s - 1), kernel_shape=[2, 2])
+    y = b.transpose(b.node("Reshape", [y, b.integers([p, q, n])], (p, q, n)), (1, 2, 0))
+    return [b.node("Flatten", [y], (q * n, p), axis=2), b.node("Reshape", [y, b.integers([n, q, p])], (n, q, p))]
+
+
 def askew(b: Builder, x: str) -> str:
     """Six by twelve as four by three by six: no boundary meets another."""
     p, q, _, _ = b.shapes[x]
@@ -482,6 +491,7 @@ CASES: dict[str, Told] = {
         space_to_depth, shapes={0: (2, 3, 4, 4), 1: (2, 6, 4, 2), 2: (2, 3, 6, 4), 3: (2, 3, 4, 6)}, frozen=SPATIAL
     ),
     "Reshape of fixed places": Told(fixed_places, frozen=SPATIAL),
+    "Reshape of an axis and a number": Told(fixed_behind, frozen=SPATIAL),
     "Reshape askew": Told(
         askew,
         shapes={0: (6, 1, 4, 5), **dict.fromkeys((1, 2, 3), (1, 6, 4, 5))},
