@@ -34,7 +34,8 @@ class Finetuned:
     there are labels, in the user's task, where there is one, or else in saying what the teacher says.
 
     `history` holds an epoch's mean losses each (torch_backend.train.Fitted); `untrained` the model's outputs that no
-    gradient reaches, with the reason; `undropped` the widths that channel dropout left alone.
+    gradient reaches, with the reason; `undropped` the widths that channel dropout left alone; `flushed` how many
+    denormal numbers among the trained weights were set to zero.
     """
 
     graph: Graph
@@ -45,6 +46,7 @@ class Finetuned:
     after: Mapping[str, Judged] = field(default_factory=dict)
     untrained: Mapping[str, str] = field(default_factory=dict)
     undropped: Mapping[str, str] = field(default_factory=dict)
+    flushed: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """As `finetune --json` prints it."""
@@ -57,6 +59,7 @@ class Finetuned:
             "after": {name: found.as_json() for name, found in self.after.items()},
             "untrained": dict(self.untrained),
             "undropped": dict(self.undropped),
+            "flushed": self.flushed,
         }
 
 
@@ -118,7 +121,7 @@ def finetune(
         return found
 
     before, after = worth(graph), worth(fitted.graph)
-    told = fitted.untrained, fitted.undropped
+    told = fitted.untrained, fitted.undropped, fitted.flushed
     return Finetuned(fitted.graph, choice, fitted.history, fitted.seconds, before, after, *told)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 Ints = NDArray[np.int64]
+Multiple: TypeAlias = int | Mapping[str, int] | None
 TRANSFERS = ("slice", "svd", "evbmf", "net2net", "zero", "least-squares")
 TINY, SMALL = 1e-300, 1e-9
 LEVELS = 32  # of each width, that an allocation chooses among
@@ -144,9 +145,10 @@ class Fits(Protocol):
 
 
 def scaled(
-    analysis: Analysis, scale: float, *, multiple: int | None = None, exact: bool = False, inexact: bool = False
+    analysis: Analysis, scale: float, *, multiple: Multiple = None, exact: bool = False, inexact: bool = False
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """Every width times `scale`, rounded (to a multiple of `multiple`, where the width has room for one), at least 1.
+    """Every width times `scale`, rounded (to a multiple of `multiple`, where the width has room for one; by width
+    where that is a mapping), at least 1.
 
     Returns the new widths, and those that were left alone with the reason: mixed widths shrink unless `exact`, and
     grow by whole multiples unless `inexact`; those with a `max` only shrink. Raises UsageError for a scale or multiple
@@ -154,11 +156,11 @@ def scaled(
     """
     if not scale > 0 or not np.isfinite(scale):
         raise UsageError(f"a scale must be a positive number, got {scale!r}.")
-    if multiple is not None and multiple < 1:
+    if isinstance(multiple, int) and multiple < 1:
         raise UsageError(f"a multiple must be at least 1, got {multiple}.")
     widths, left = {}, {}
     for name, width in analysis.widths.items():
-        step = multiple or 1
+        step = _of(multiple, name)
         size = (
             max(1, round(width.size * scale / step) * step)
             if width.size * scale >= step
@@ -184,7 +186,7 @@ def scaled(
 
 
 def budgeted(
-    analysis: Analysis, limits: Fits, *, multiple: int | None = None, exact: bool = False
+    analysis: Analysis, limits: Fits, *, multiple: Multiple = None, exact: bool = False
 ) -> tuple[dict[str, int], dict[str, str]]:
     """The largest scale of at most one whose price is within the limits, by bisection; returns what `scaled` does.
 
@@ -213,8 +215,8 @@ def allocated(
     scores: Mapping[str, NDArray[np.float64]],
     *,
     further: Sequence[Limit] = (),
-    multiple: int | None = None,
-    least: int = 1,
+    multiple: Multiple = None,
+    least: Multiple = 1,
     exact: bool = False,
     tolerance: float = 1e-3,
     seconds: float = 1.5,
@@ -223,17 +225,18 @@ def allocated(
 
     `most`: by params, macs and bytes, the largest price. `further` limits read sizes in the order of `costs.row`.
     `scores`: for each channel of each width what is lost without it, all on one scale (criteria); the loss of those
-    that go is total · log(total / kept), their sum where they are few. Sizes are multiples of `multiple`, below the
-    first of them powers of two; of these about LEVELS are tried for each width, evenly spread, and `gap` is how far
-    the loss may be above the smallest among them; none is below `least`, where a width has room. What that leaves of a
-    limit is then spent in single steps. Mixed widths stay if `exact`.
+    that go is total · log(total / kept), their sum where they are few. Sizes are multiples of `multiple` (of a width's
+    own, where that is a mapping, as `least` may be), below the first of them powers of two; of these about LEVELS are
+    tried for each width, evenly spread, and `gap` is how far the loss may be above the smallest among them; none is
+    below `least`, where a width has room. What that leaves of a limit is then spent in single steps. Mixed widths stay
+    if `exact`.
 
     Raises BudgetUnreachable, saying the nearest price, where even the smallest widths exceed a limit.
     """
     costs = analysis.costs
     limits = [*(_limit(costs, kind, value) for kind, value in most.items()), *further]
-    every = [(width, _levels(width, multiple or 1, exact=exact)) for width in analysis.widths.values()]
-    fine = [some[some >= min(least, width.size)] for width, some in every]
+    every = [(n, width, _levels(width, _of(multiple, n), exact=exact)) for n, width in analysis.widths.items()]
+    fine = [some[some >= min(_of(least, n), width.size)] for n, width, some in every]
     coarse = [np.unique(np.append(some[:: -max(1, len(some) // LEVELS)], some[0])) for some in fine]
     curves = [_curve(w, np.asarray(scores.get(name, np.ones(w.size)))) for name, w in analysis.widths.items()]
     found = allocate(coarse, _at(curves, coarse), limits, tolerance=tolerance, seconds=seconds)
@@ -277,6 +280,11 @@ def select(analysis: Analysis, selections: Mapping[str, Selection]) -> WidthPlan
             width = analysis.widths[name]
             raise UsageError(f"width {name} ({width.name}): {width.limit}: it cannot grow.")
     return _Compiler(analysis, selections).run()
+
+
+def _of(multiple: Multiple, name: str) -> int:
+    """The multiple of one width."""
+    return (multiple.get(name, 1) if isinstance(multiple, Mapping) else multiple) or 1
 
 
 def _unreachable(smallest: Price) -> BudgetUnreachable:

@@ -94,16 +94,20 @@ def session(
     outputs: Sequence[str] = (),
     optimise: bool = True,
     exact: bool = False,
+    profile: str | None = None,
 ) -> ort.InferenceSession:
     """An onnxruntime session that logs nothing and never falls back to another provider in silence.
 
     `threads` bounds the threads within an operator (None: onnxruntime's choice). `outputs` names further tensors to
     be returned after the model's own outputs. `optimise=False` runs every node as it stands in the file. `exact` keeps
-    float32 exact where a provider would round (TF32 on CUDA). Raises ModelError where onnxruntime refuses the model,
+    float32 exact where a provider would round (TF32 on CUDA). `profile` is how the name of the file begins to which
+    its `end_profiling` writes what each node took. Raises ModelError where onnxruntime refuses the model,
     UsageError for a provider that does not start here.
     """
     name = resolve(provider, exact=exact)
     options = _options(threads)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     if not optimise:
         import onnxruntime as ort
 

@@ -10,13 +10,36 @@ import numpy as np
 import pytest
 from searching_fakes import FakeAnalysis, FakeWidth, chain, tried
 
-from conet_onnx.errors import NotYet, UsageError
+from conet_onnx.errors import UsageError
+from conet_onnx.latency.pricing import TimedPrice
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.adjustment import Adjustment, NetworkAdjustment
 from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget, Limits
 from conet_onnx.searching.method import options
 from conet_onnx.searching.recipe import UtilisationMeasure
+
+FUR = {"fur": {"w0": 3.0, "w1": 2.0, "w2": 1.0}}
+
+
+class Timely:
+    """A chain whose latency is its channels and 10 ms for each layer."""
+
+    def __init__(self, plain: FakeAnalysis) -> None:
+        self.widths, self._plain = plain.widths, plain.costs
+
+    @property
+    def costs(self) -> Timely:
+        return self
+
+    def price(self, widths: Mapping[str, int]) -> TimedPrice:
+        params, macs, raw, latency = self.price_many(np.array([[*widths.values()]]))[0].tolist()
+        return TimedPrice(int(params), int(macs), int(raw), latency)
+
+    def price_many(self, rows: np.ndarray) -> np.ndarray:
+        taken = (rows + 10.0).sum(axis=1, keepdims=True)
+        return np.concatenate([self._plain.price_many(rows), taken], axis=1)
+
 
 SIZES = (64, 64, 128, 128, 256, 256)
 Ratio = Callable[[int, str], float]  # of a trial's number and a width's id
@@ -141,9 +164,17 @@ class TestHere:
         space = method.space(analysis, Limits({}))
         assert space.bounds == {"w0": (4, 64), "w1": (4, 256), "w2": (4, 256)}
 
-    def test_latency_is_said_to_come_later(self) -> None:
-        with pytest.raises(NotYet):
-            find_method("network-adjustment", ["cost=latency"])
+    def test_of_latency_the_source_s_own_is_the_cost_that_is_kept(self) -> None:
+        """By hand: a layer of w channels takes w + 10 ms, so that what one gains, another loses."""
+        method = NetworkAdjustment(cost="latency", u=1)
+        analysis = Timely(chain(100, 100, 100))
+        space = method.space(analysis, Limits({}))
+        searcher = method.searcher(space, Limits({}), trials=3, seed=0)
+        first = tried(searcher, space, 0, objective=1.0, validation={"loss": 1.0}, measured=lambda ws: FUR)
+        assert first.widths == space.source
+        second = searcher.ask(1).widths
+        assert second == {"w0": 115, "w1": 100, "w2": 85}
+        assert method.recipe().measure == UtilisationMeasure(0.05, 5, "loss", "bernoulli", "latency")
 
     @pytest.mark.parametrize("given", [{"p0": 0.0}, {"p0": 1.0}, {"u": -1}, {"floor": 0}])
     def test_constants_that_make_no_sense_are_refused(self, given: Mapping[str, float]) -> None:

@@ -427,9 +427,10 @@ class TestBudget:
     def test_that_is_none(self, folder: Path, command: str, budget: str) -> None:
         assert "budget" in refused(folder, 2, command, "--budget", budget)
 
-    def test_of_latency_comes_later_in_search(self, folder: Path) -> None:
-        line = refused(folder, 2, "search good.onnx --data digits --out run --budget latency=5ms")
-        assert "not in this release" in line
+    @pytest.mark.parametrize("budget", ["latency=5MB", "latency=50", "latency=fast", "latency=0"])
+    @pytest.mark.parametrize("command", ["resize good.onnx -o out.onnx", "search good.onnx --data digits --out run"])
+    def test_of_latency_that_is_none(self, folder: Path, command: str, budget: str) -> None:
+        assert "latency" in refused(folder, 2, command, "--budget", budget)
 
     @pytest.mark.parametrize("command", ["resize good.onnx -o out.onnx", "search good.onnx --data digits --out run"])
     def test_that_cannot_be_met_names_the_nearest_that_can(self, folder: Path, command: str) -> None:

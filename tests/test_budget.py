@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conet_onnx.errors import BudgetUnreachable, NotYet, UsageError
+from conet_onnx.errors import BudgetUnreachable, UsageError
+from conet_onnx.latency.pricing import TimedPrice
 from conet_onnx.searching.budget import Budget, Limits
 
 
@@ -85,10 +86,22 @@ class TestParsing:
         assert str(budget) == f"macs=0.5 latency={text}"
         assert Budget(macs=0.5).time is None
 
-    def test_latency_is_refused_where_it_cannot_be_held(self) -> None:
-        with pytest.raises(NotYet, match="resize --budget latency=5ms"):
-            Budget.parse(["latency=5ms"]).without_latency("search")
-        assert Budget(macs=0.5).without_latency("search") == Budget(macs=0.5)
+    @pytest.mark.parametrize(("text", "limit"), [("0.5", 4.0), ("5ms", 5.0), ("250us", 0.25), ("1.5s", 1500.0)])
+    def test_where_it_is_predicted_it_is_a_price_in_milliseconds(self, text: str, limit: float) -> None:
+        limits = Budget.parse([f"latency={text}", "macs=0.5"]).resolve(TimedPrice(1, 12_000_000, 1, 8.0))
+        assert limits.by_kind == {"macs": 6_000_000, "latency": pytest.approx(limit)}
+        assert limits.fits(TimedPrice(1, 6_000_000, 1, limit))
+        assert not limits.fits(TimedPrice(1, 1, 1, 1.001 * limit))
+        assert limits.scaled(0.5, "latency").by_kind == {"macs": 6_000_000, "latency": pytest.approx(limit / 2)}
+        rows = np.array([[1, 6_000_000, 1, limit / 2], [1, 3_000_000, 1, 2 * limit]])
+        assert limits.utilisations(rows) == pytest.approx([1, 2])
+
+    @pytest.mark.parametrize("least", [0.0123456, 5.4321, 987.65432])
+    def test_the_nearest_latency_that_the_error_names_can_be_met(self, least: float) -> None:
+        smallest, source = TimedPrice(1, 1, 1, least), TimedPrice(9, 9, 9, 1000.0)
+        error = Limits({"latency": least / 2}).unreachable(smallest, source)
+        (named,) = [word for word in str(error).split() if "=" in word]
+        assert Budget.parse([named]).resolve(source).fits(smallest)
 
 
 class TestLimits:

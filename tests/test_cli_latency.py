@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from cli_support import Result, call, listing, save, small_model
 from latency_world import World
+from test_search_latency import touch
 
 from conet_onnx.analysis import analyze
 from conet_onnx.latency.operators import find_operators
 from conet_onnx.latency.profiling import Profile
 from conet_onnx.latency.table import FORMAT, Host, Table
+from conet_onnx.latency.timing import Ratio
+from conet_onnx.searching.trial import Workshop
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "digits_resnet8.onnx"
@@ -47,7 +50,7 @@ class Machine:
             analysis = analyze(a)
             self.world = World(analysis, find_operators(analysis, provider="cpu", threads=1))
         found = self.world.compare(a, b, **how)
-        ratio = replace(found.ratio, p50=found.ratio.p50 * self.slower)
+        ratio = Ratio(*(self.slower * x for x in (found.ratio.p50, found.ratio.low, found.ratio.high)))
         return replace(found, b=replace(found.b, p50_ms=found.b.p50_ms * self.slower), ratio=ratio)
 
 
@@ -215,9 +218,38 @@ class TestBudget:
         line = refused(folder, 4, f"resize {LINE} -o out.onnx --budget latency=0.6 --table t.json")
         assert "is latency=" in line
 
+    def test_a_multiple_of_the_users_own(self, folder: Path, machine: Machine) -> None:
+        profiled()
+        assert resized("--budget latency=0.6 --table t.json --multiple 24 --plan plan.json").code == 0
+        changes = json.loads((folder / "plan.json").read_text())["widths"].values()
+        assert all(w["to"] % 24 == 0 or w["to"] == w["from"] or w["to"] == 16 for w in changes)
+
+    @pytest.mark.parametrize("table", ["", "--table t.json --threads 1"])
+    @pytest.mark.parametrize("how", ["--budget macs=0.5", "--scale 0.7"])
+    def test_auto_is_a_multiple_for_all(self, folder: Path, machine: Machine, table: str, how: str) -> None:
+        profiled()
+        made = call(
+            f"resize {MODEL} -o out.onnx --provider cpu --no-verify {how} {table} --multiple auto --plan plan.json"
+        )
+        assert made.code == 0, made.err
+        changes = json.loads((folder / "plan.json").read_text())["widths"].values()
+        assert changes
+        assert all(w["to"] % 16 == 0 or w["to"] < 16 for w in changes)
+
+    def test_fewer_macs_that_take_longer_are_warned_of(self, folder: Path, machine: Machine) -> None:
+        profiled()
+        machine.slower = 3.0
+        made = resized("--budget latency=3 --budget macs=0.7 --table t.json")
+        assert made.code == 0, made.err
+        assert "Warning: The result has fewer MACs (×0." in made.err
+        machine.slower = 1.0
+        assert "Warning" not in resized("--budget latency=3 --budget macs=0.7 --table t.json").err
+
     @pytest.mark.parametrize(
         ("line", "expected"),
         [
+            ("--budget macs=0.5 --multiple some", "neither auto nor"),
+            ("--budget macs=0.5 --multiple 0", "neither auto nor"),
             ("--budget latency=0.5 --allocation uniform", "--allocation uniform"),
             ("--budget macs=0.5 --table t.json", "--table goes with"),
             ("--budget macs=0.5 --threads 1", "--threads goes with"),
@@ -251,6 +283,53 @@ class TestBudget:
             "resize small.onnx --provider cpu --threads 1 -o out.onnx --budget latency=0.5 --table empty.json",
         )
 
-    def test_search_refuses_it_and_names_what_takes_it(self, folder: Path) -> None:
-        line = refused(folder, 2, f"search {MODEL} --data digits --budget latency=5ms --out run")
-        assert "resize --budget latency=5ms" in line
+
+class TestSearch:
+    @pytest.fixture(autouse=True)
+    def cheap(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Workshop, "train", touch)
+        monkeypatch.setattr("conet_onnx.searching.job.compare", machine.compare)
+
+    def searched(self, line: str, budget: str = "latency=0.6") -> Result:
+        return call(f"search {LINE} --data digits --budget {budget} --trials 3 --epochs 1 --out run {line}")
+
+    def test_it_is_met_from_a_table_by_what_is_measured(self, folder: Path, machine: Machine) -> None:
+        profiled()
+        made = self.searched("--table t.json --algorithm compound")
+        assert made.code == 0, made.err
+        assert "Budget: latency at most" in made.err
+        assert "Latency: " in made.out
+        assert "was asked for" in made.out
+        document = json.loads((folder / "run" / "run.json").read_text())
+        assert document["latency"]["p50"] <= 0.6
+        assert document["best"]["latency_ms"] <= document["budget"]["latency"]
+        assert call("report run").code == 0
+        assert "does not meet the budget" not in (folder / "run" / "report.html").read_text()
+
+    def test_without_a_table_it_profiles_first_and_says_so_and_resumes_with_it(
+        self, folder: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = self.searched("--algorithm compound")
+        assert made.code == 0, made.err
+        assert "first, for there is no --table" in made.err
+        monkeypatch.setattr(Profile, "run", None)
+        again = call(
+            f"search {LINE} --data digits --budget latency=0.6 --trials 4 --epochs 1 --out run --resume "
+            "--algorithm compound"
+        )
+        assert again.code == 0, again.err
+
+    def test_what_cannot_be_met_as_measured_has_the_contract_s_exit_code(self, folder: Path, machine: Machine) -> None:
+        profiled()
+        machine.slower = 50.0
+        made = self.searched("--table t.json --algorithm compound")
+        assert made.code == 4
+        assert "the nearest that was reached is latency=" in made.err
+        assert made.out == ""
+
+    def test_fewer_macs_that_take_longer_are_warned_of(self, folder: Path, machine: Machine) -> None:
+        profiled()
+        machine.slower = 3.0
+        made = self.searched("--table t.json --algorithm compound --budget latency=3", budget="macs=0.7")
+        assert made.code == 0, made.err
+        assert "Warning: the best model has fewer MACs" in made.err

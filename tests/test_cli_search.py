@@ -142,7 +142,9 @@ class TestRequest:
         [
             ("--algorithm annael", "anneal"),
             ("--algorithm conet-sa --option gama=1", "did you mean 'gamma'"),
-            ("--algorithm network-adjustment --cost latency", "latency tables"),
+            ("--algorithm network-adjustment --cost time", "macs, latency"),
+            ("--table t.json", "latency table"),
+            ("--multiple some", "neither auto nor"),
             ("--cost macs", "no option 'cost'"),
             ("--backend jax", "jax"),
             ("--transfer magic", "magic"),

@@ -56,6 +56,7 @@ class TestLearning:
             "after",
             "untrained",
             "undropped",
+            "flushed",
         }
         assert found["before"]["test"]["top1"] < 0.6
         assert found["after"]["test"]["top1"] > 0.9

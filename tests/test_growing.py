@@ -5,6 +5,7 @@ The laws of every case are those of test_rules: both oracles compare every tenso
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -311,6 +312,7 @@ TIED = [6, 2, 6, 5]  # keys and values are one tensor's
 SHARED = [
     Case("attention", Attention(), PLAIN),
     Case("with biases", Attention(flat=biased), PLAIN),
+    Case("scaled before heads are apart", Attention(flat=lambda b, x, _: scaled_by_channel(b, x)), PLAIN),
     Case("with a scale by channel", Attention(heads=scaled_by_channel), PLAIN),
     Case("queries, keys and values of one matrix, split", Attention(flat=biased, fused="Split"), PLAIN),
     Case("queries, keys and values of one matrix, reshaped", Attention(flat=biased, fused="Gather"), TIED),
@@ -386,6 +388,19 @@ def test_what_cannot_be_shared_says_so(case: Case) -> None:
         plan(analysis, {width.id: 9}, inexact=True)
     assert width.id not in scaled(analysis, 2)[0]
     assert "sums over it" in scaled(analysis, 2)[1][width.id]
+
+
+def test_weights_that_are_rounded_in_the_graph_cannot_be_divided() -> None:
+    b = Builder(random.Random(7), opset=13, batch=0)
+    step = b.weight(np.array(0.02, np.float32))
+    x = dense(b, b.input("x", (4, 3)), 6)
+    weight = b.node("QuantizeLinear", [b.weight(b.floats(6, 5)), step, b.weight(np.array(0, np.int8))], (6, 5))
+    y = b.node("MatMul", [x, b.node("DequantizeLinear", [weight, step], (6, 5))], (4, 5))
+    widths = analyze(Graph(b.model([dense(b, y, 2)]))).widths.values()
+    limits = {w.size: w.limit for w in widths}
+    assert limits.keys() == {6, 5}
+    assert limits[6].startswith("quantised weights sum over it, which cannot be divided among copies")
+    assert not limits[5]
 
 
 def test_analyze_says_what_only_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

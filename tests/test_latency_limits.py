@@ -11,7 +11,7 @@ from test_latency_operators import found
 from test_latency_prediction import plain
 
 from conet_onnx.errors import BudgetUnreachable
-from conet_onnx.latency.limits import TIGHTENINGS, Most, fast_multiple, in_units, limit, met
+from conet_onnx.latency.limits import TIGHTENINGS, Most, fast_multiples, in_units, limit, met
 from conet_onnx.latency.prediction import Predictor
 from conet_onnx.latency.timing import Comparison, Latency, Ratio
 from conet_onnx.planning import allocated
@@ -123,7 +123,7 @@ def test_the_terms_do_not_exceed_what_they_bound(name: str) -> None:
     made, _, predicted = plain(name)
     whole = limit(predicted, 1.0)
     rng = np.random.default_rng(3)
-    step = fast_multiple(made.operators)
+    step = max(fast_multiples(made.operators).values())
     sizes = np.array([w.size for w in made.analysis.widths.values()])
     rows = np.maximum(rng.integers(1, np.maximum(sizes // step, 1) + 1, (50, len(sizes))) * step, 1)
     terms = sum(term.cost(rows[:, list(term.widths)]) for term in whole.terms)
@@ -131,11 +131,15 @@ def test_the_terms_do_not_exceed_what_they_bound(name: str) -> None:
     assert all(len(term.widths) <= 2 for term in whole.terms)
 
 
-def test_the_fast_multiple_is_the_largest_block_that_is_rounded_up_to() -> None:
+def test_a_width_is_fast_at_the_largest_block_that_one_of_its_operators_rounds_up_to() -> None:
     operators = found("digits_resnet8")[1]
-    assert fast_multiple(operators) % operators.multiple == 0
-    assert fast_multiple(replace(operators, expressions=(), multiple=4)) == 4
-    assert fast_multiple(found("matmul")[1]) == 1
+    fast = fast_multiples(operators)
+    assert set(fast) == set(operators.widths)
+    assert all(step % operators.multiple == 0 for step in fast.values())
+    always = [replace(one, when="always") for one in operators.listed]
+    assert set(fast_multiples(replace(operators, expressions=(), listed=())).values()) == {1}
+    assert set(fast_multiples(replace(operators, listed=tuple(always), multiple=4)).values()) <= {1, 8, 16}
+    assert set(fast_multiples(found("matmul")[1]).values()) == {1}
 
 
 class Law:

@@ -305,13 +305,23 @@ def folded(b: Builder, x: str) -> Sequence[str]:
 
 
 def fixed_places(b: Builder, x: str) -> Sequence[str]:
-    """Axes that are plain numbers, together."""
+    """Axes that are plain numbers, together, and apart again in another way."""
     p, q, r, s = b.shapes[x]
     r, s = r - 1, s - 1
     y = b.node("MaxPool", [x], (p, q, r, s), kernel_shape=[2, 2])
     targets = ((p, q, r * s), (p * q, r * s), (p, q, 1, r * s), (p * q * r * s,))
     ends = [b.node("Reshape", [y, b.integers(t)], t) for t in targets]
-    return [*ends, b.node("Flatten", [y], (p * q, r * s), axis=2)]
+    turned_round = b.node("Reshape", [ends[0], b.integers([p, q, s, r])], (p, q, s, r))
+    return [*ends, turned_round, b.node("Flatten", [y], (p * q, r * s), axis=2)]
+
+
+def fixed_behind(b: Builder, x: str) -> Sequence[str]:
+    """A plain number behind another axis: the two as one, and the other way round."""
+    p, q, r, s = b.shapes[x]
+    n = (r - 1) * (s - 1)
+    y = b.node("MaxPool", [x], (p, q, r - 1, s - 1), kernel_shape=[2, 2])
+    y = b.transpose(b.node("Reshape", [y, b.integers([p, q, n])], (p, q, n)), (1, 2, 0))
+    return [b.node("Flatten", [y], (q * n, p), axis=2), b.node("Reshape", [y, b.integers([n, q, p])], (n, q, p))]
 
 
 def askew(b: Builder, x: str) -> str:
@@ -370,6 +380,12 @@ def stacked(b: Builder, x: str) -> str:
 def cut(b: Builder, x: str) -> Sequence[str]:
     p, q, r, s = b.shapes[x]
     sizes = (1, 1, q - 2)
+    return b.node_of("Split", [x, b.integers(sizes)], [(p, size, r, s) for size in sizes], axis=1)
+
+
+def cut_in_four(b: Builder, x: str) -> Sequence[str]:
+    p, q, r, s = b.shapes[x]
+    sizes = (1, 1, 1, q - 3)
     return b.node_of("Split", [x, b.integers(sizes)], [(p, size, r, s) for size in sizes], axis=1)
 
 
@@ -475,6 +491,7 @@ CASES: dict[str, Told] = {
         space_to_depth, shapes={0: (2, 3, 4, 4), 1: (2, 6, 4, 2), 2: (2, 3, 6, 4), 3: (2, 3, 4, 6)}, frozen=SPATIAL
     ),
     "Reshape of fixed places": Told(fixed_places, frozen=SPATIAL),
+    "Reshape of an axis and a number": Told(fixed_behind, frozen=SPATIAL),
     "Reshape askew": Told(
         askew,
         shapes={0: (6, 1, 4, 5), **dict.fromkeys((1, 2, 3), (1, 6, 4, 5))},
@@ -492,6 +509,11 @@ CASES: dict[str, Told] = {
     "Concat": Told(joined, also=[3, 3, 3]),
     "Concat of ones": Told(stacked),
     "Split": Told(cut, widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
+    "Split into four": Told(
+        cut_in_four,
+        widths={1: [3]},
+        shapes={0: (6, 5, 3, 4), 1: (2, 6, 5, 4), 2: (2, 5, 6, 4), 3: (2, 5, 4, 6)},
+    ),
     "Split into ones": Told(cut, shapes={0: (6, 3, 5, 4), 1: (2, 3, 5, 4)}, frozen={1: "fixed"}),
     "Slice": Told(sliced(1, 1, -1), widths={1: [4]}, shapes={0: (6, 3, 5, 4)}),
     "Slice into ones": Told(sliced(1, 1, -1), shapes={0: (6, 4, 5, 3), 1: (2, 3, 5, 4)}, frozen={1: "fixed"}),

@@ -341,6 +341,7 @@ CASES: dict[str, Asked] = {
         {"q_num_heads": 3, "kv_num_heads": 3, "update_rule": "linear", "scale": 0.3},
     ),
     # Axes of equal sizes, so that one can be taken for another.
+    "Transpose of five axes": Asked("Transpose", [(4, 2, 3, 5, 4)], [(4, 5, 3, 2, 4)], {"perm": [0, 3, 2, 1, 4]}),
     "Add of five axes": Asked("Add", [(2, 3, 4, 5, 4), (2, 3, 4, 5, 4)], [(2, 3, 4, 5, 4)]),
     "MatMul of five axes": Asked("MatMul", [(2, 3, 4, 5, 6), (6, 4)], [(2, 3, 4, 5, 4)]),
     "FusedMatMul, square": Asked(

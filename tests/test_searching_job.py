@@ -14,7 +14,7 @@ import pytest
 import conet_onnx as co
 from conet_onnx.data import DataSet, Split, load_data
 from conet_onnx.data.dataset import Splits
-from conet_onnx.errors import BudgetUnreachable, DataError, NotYet, OutputError, UsageError
+from conet_onnx.errors import BudgetUnreachable, DataError, OutputError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.records.run import Run
 from conet_onnx.records.trial import Trial
@@ -299,12 +299,14 @@ class TestRefusals:
         ("settings", "error"),
         [
             ({"budget": "macs=1e-6"}, BudgetUnreachable),
-            ({"budget": "latency=5ms"}, NotYet),
+            ({"budget": "latency=5MB"}, UsageError),
+            ({"budget": "macs=0.5", "tables": ["t.json"]}, UsageError),
+            ({"budget": "latency=0.5", "tables": ["missing.json"]}, DataError),
             ({"budget": "macs=-1"}, UsageError),
             ({"budget": None}, UsageError),
             ({"options": {"gamma": 0.5}}, UsageError),
             ({"algorithm": "conet-sa", "options": ["gamma=2"]}, UsageError),
-            ({"algorithm": "network-adjustment", "options": ["cost=latency"]}, NotYet),
+            ({"algorithm": "network-adjustment", "options": ["cost=time"]}, UsageError),
             ({"final": "later"}, UsageError),
             ({"augment": ["magic"]}, UsageError),
             ({"precision": "sixteen"}, UsageError),

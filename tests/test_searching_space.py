@@ -78,6 +78,44 @@ class TestSnapping:
             assert analysis.widths[name].exact or high == analysis.widths[name].size
 
 
+class TestAlignment:
+    """Multiples of a width's own, in place of the space's."""
+
+    @pytest.mark.parametrize("multiple", [1, 4, 12, 16, 24])
+    def test_widths_are_multiples_and_below_the_first_powers_of_two(self, multiple: int) -> None:
+        space = WidthSpace(chain(96, 96)).aligned({"w0": multiple}, {})
+        below = [2**k for k in range(multiple.bit_length()) if 2**k < multiple]
+        expected = {1, 96, *below, *range(multiple, 193, multiple)}
+        assert space.levels["w0"].tolist() == sorted(expected)
+        assert space.levels["w1"].tolist() == WidthSpace(chain(96, 96)).levels["w1"].tolist()
+
+    @given(st.data(), st.integers(1, 40))
+    def test_snapping_keeps_bounds_multiples_and_order(self, data: st.DataObject, multiple: int) -> None:
+        analysis = data.draw(ANALYSES)
+        plain = WidthSpace(analysis)
+        least = {name: data.draw(st.integers(1, 32)) for name in plain.names}
+        space = plain.aligned(dict.fromkeys(plain.names, multiple), least)
+        less = data.draw(wishes(plain))
+        more = {name: wish * data.draw(st.floats(1, 2)) for name, wish in less.items()}
+        a, b = space.snap(less), space.snap(more)
+        assert space.snap(a) == a
+        for name, (low, high) in space.bounds.items():
+            assert low <= a[name] <= b[name] <= high
+            assert low >= min(least[name], analysis.widths[name].size)
+            assert a[name] % analysis.widths[name].multiple == 0
+
+    def test_none_is_below_the_least_where_the_source_s_is_not(self) -> None:
+        space = WidthSpace(chain(64, 8)).aligned({"w0": 16, "w1": 16}, {"w0": 16, "w1": 16})
+        assert space.bounds == {"w0": (16, 128), "w1": (8, 16)}
+        assert WidthSpace(chain(64)).aligned({"w0": 12}, {"w0": 16}).bounds == {"w0": (24, 120)}
+
+    def test_the_space_that_it_comes_from_is_as_it_was(self) -> None:
+        space = WidthSpace(chain(64))
+        before = space.levels["w0"].tolist()
+        assert space.aligned({"w0": 16}, {"w0": 16}).levels["w0"].tolist() == [16, 32, 48, 64, 80, 96, 112, 128]
+        assert WidthSpace(chain(64)).levels["w0"].tolist() == space.levels["w0"].tolist() == before
+
+
 class TestProjection:
     @settings(max_examples=200)
     @given(st.data(), st.floats(0.02, 4))

@@ -359,6 +359,20 @@ class TestRates:
         assert rates["w0"] == pytest.approx(0.2 * 158 / 5 / 128)
         assert rates["w1"] == pytest.approx(0.2 * 158 / 5 / 30)
 
+    def test_a_cost_that_rises_in_steps_is_looked_at_a_step_away(self) -> None:
+        """By hand: 3 ms for each block of 4 channels of w0, 2 for each of w1's; one up and one down, or up alone."""
+        analysis = analyze(gated())
+
+        def latency(rows: Any) -> Any:
+            return 3.0 * -(-rows[:, 0] // 4) + 2.0 * -(-rows[:, 1] // 4)
+
+        for size, slope in ((8, 3 / 4), (7, 3 / 4), (5, 3 / 4), (4, 3 / 4), (3, 3 / 4), (1, 3 / 4)):
+            parts = answered_for(analysis.costs, {"w0": size}, cost=latency, steps={"w0": 4})
+            assert parts == {"w0": pytest.approx(size * slope)}
+        sizes = {"w0": 8, "w1": 4}
+        rates = rates_of(analysis.costs, sizes, 0.1, cost=latency, steps={"w0": 4, "w1": 4})
+        assert rates == pytest.approx({"w0": 0.1 * 4 / 6, "w1": 0.1 * 4 / 2})  # F: 8 · 3/4 and 4 · 2/4, 4 in the mean
+
     def test_rates_stay_below_one(self) -> None:
         analysis = analyze(residual())
         rates = rates_of(analysis.costs, {"w0": 6, "w1": 1}, 0.9)

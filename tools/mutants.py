@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from itertools import combinations
 from typing import Any
 
@@ -198,6 +199,7 @@ def broken(mutant: Mutant) -> None:
 
 
 def _listening(operator: str, since: int, function: Callable[..., Facts], heard: Heard) -> Callable[..., Facts]:
+    @wraps(function)
     def rule(op: Op, *shapes: Shape | None) -> Facts:
         own = _apart(shapes)
         facts = function(op, *own)
@@ -209,6 +211,7 @@ def _listening(operator: str, since: int, function: Callable[..., Facts], heard:
 
 
 def _mutated(function: Callable[..., Facts], wanted: str) -> Callable[..., Facts]:
+    @wraps(function)
     def rule(op: Op, *shapes: Shape | None) -> Facts:
         own = _apart(shapes)
         facts = function(op, *own)

@@ -9,9 +9,11 @@ import click
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.options import input_shape_option, json_option, provider_option, threads_option
 from conet_onnx.cli.output import Bar, check_writable, command, log, says, table, write
-from conet_onnx.cli.profile import where
+from conet_onnx.cli.profile import warning, where
+from conet_onnx.errors import ConetError
 
 if TYPE_CHECKING:
+    from conet_onnx.graph import Graph
     from conet_onnx.latency import Comparison, Latency
 
 __all__ = ["bench", "verdict"]
@@ -54,6 +56,8 @@ def bench(
         else:
             both = compare(graphs[0], graphs[1], **settings, progress=bar.at)
             document = both.as_json()
+    if len(graphs) == 2:
+        _warn(graphs[0], graphs[1], both, provider=provider, threads=threads, batch=batch)
     if json_to:
         write(json_to, document)
     if json_to == "-":
@@ -70,6 +74,21 @@ def bench(
         says()
         says("What next")
         says(f"  {command('evaluate', both.b.file, '--data', 'DATA')}")
+
+
+def _warn(a: Graph, b: Graph, found: Comparison, **how: Any) -> None:
+    """On stderr, where b has fewer MACs than a and takes longer all the same: which layers it is."""
+    if found.ratio.low <= 1:
+        return
+    from conet_onnx.analysis import analyze
+    from conet_onnx.latency.slowdowns import by_profiles, slowdown
+
+    try:
+        before, after = (analyze(graph).costs.source.macs for graph in (a, b))
+        if after < before:
+            warning(slowdown(b.file, found, (before, after), by_profiles(a, b, **how)))
+    except ConetError:  # the models were measured: what cannot be explained is not
+        return
 
 
 def verdict(found: Comparison) -> str:

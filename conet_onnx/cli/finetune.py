@@ -25,7 +25,7 @@ from conet_onnx.cli.options import (
     provider_option,
     threads_option,
 )
-from conet_onnx.cli.output import Bar, check_writable, command, duration, log, says, several, table, write
+from conet_onnx.cli.output import Bar, check_writable, command, duration, flushed, log, says, several, table, write
 from conet_onnx.errors import UsageError
 from conet_onnx.processes import leads
 
@@ -230,6 +230,8 @@ def _report(found: Finetuned, model: str, out: str, data: list[str]) -> None:
         says(f"Not trained: output {name!r}. {why}")
     for name, why in found.undropped.items():
         says(f"Not dropped: channels of {name}. {why}")
+    if found.flushed:
+        says(flushed(found.flushed))
     says(f"{several(len(found.history), 'epoch')} in {duration(found.seconds)}. Written: {out}.")
     says()
     says("What next")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from conet_onnx.cli.output import Bar, command, says, several
-from conet_onnx.cli.profile import estimated, read_tables, warn_of_drift, where
+from conet_onnx.cli.output import Bar, says, several
+from conet_onnx.cli.profile import estimated, warning, where
 from conet_onnx.errors import BudgetUnreachable
 
 if TYPE_CHECKING:
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from conet_onnx.latency import Comparison
     from conet_onnx.latency.limits import Met, Most
     from conet_onnx.latency.prediction import Predictor
+    from conet_onnx.latency.profiling import Profile
 
-__all__ = ["Asked", "Timed"]
+__all__ = ["Asked", "Timed", "multiples"]
 
 SECONDS = 5.0  # at most, for measuring source and result in turns
 
@@ -33,35 +34,39 @@ class Asked:
 
     def prepared(self, analysis: Analysis, bar: Bar) -> Timed:
         """Read the tables, or, where there are none, profile the model first, and say so."""
-        from conet_onnx.latency.operators import find_operators
-        from conet_onnx.latency.prediction import known_operators, predictor, usable
-        from conet_onnx.latency.profiling import Profile
+        from conet_onnx.latency.preparing import prepared
         from conet_onnx.runtime import resolve
 
         provider = resolve(self.provider)
-        how: dict[str, Any] = {"provider": provider, "threads": self.threads}
-        table = read_tables(self.tables, provider, self.threads)
-        if table is None:
-            asked = Profile.of(analysis, **how)
+
+        def begins(asked: Profile) -> None:
             bar.log(
                 f"No --table: profiling {analysis.graph.file or 'the model'} on {where(provider, self.threads)} first; "
                 f"{estimated(asked)}. `conet-onnx profile` keeps it for the next time."
             )
-            table, operators = asked.run(), asked.operators
-        else:
-            operators = known_operators(analysis, table) or find_operators(analysis, **how)
-            if missing := sum(kind.key not in table.kinds for kind in operators.kinds):
-                bar.log(f"Warning: {several(missing, 'kind')} of this model's operators are not in the table.")
-        found = predictor(analysis, operators, table)
-        anchors = usable(analysis, table)
-        warn_of_drift(anchors)
-        if anchors is None:
-            tables = [word for table in self.tables for word in ("--table", table)]
-            bar.log(
-                "Warning: the table has no whole models of this file to calibrate predictions on; "
-                f"{command('profile', analysis.graph.file, *tables, '-o', 'TABLE.json')} adds them."
-            )
-        return Timed(self.most, analysis, found, provider, self.threads)
+
+        how: dict[str, Any] = {"provider": provider, "threads": self.threads}
+        found = prepared(analysis, self.tables, **how, warn=lambda line: bar.log(f"Warning: {line}"), begins=begins)
+        return Timed(self.most, analysis, found.predicted, provider, self.threads)
+
+
+def multiples(
+    asked: int | str | None,
+    analysis: Analysis,
+    timed: Timed | None,
+    tables: tuple[str, ...],
+    provider: str,
+    threads: int | None,
+) -> int | Mapping[str, int] | None:
+    """--multiple, with `auto`, which a limit on latency has by default, as what each width runs fast at."""
+    if timed is not None and asked in (None, "auto"):
+        return timed.multiples
+    if asked != "auto":
+        return asked if isinstance(asked, int) else None
+    from conet_onnx.latency.preparing import fast_widths
+    from conet_onnx.runtime import resolve
+
+    return fast_widths(analysis, tables, provider=resolve(provider), threads=threads, warn=warning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +80,12 @@ class Timed:
     threads: int | None
 
     @property
-    def multiple(self) -> int:
-        """What widths are multiples of, unless the user says otherwise, and what none is below, where it has room:
+    def multiples(self) -> dict[str, int]:
+        """What each width is a multiple of, unless the user says otherwise, and what none is below, where it has room:
         smaller ones are laid out so that they take more."""
-        from conet_onnx.latency.limits import fast_multiple
+        from conet_onnx.latency.limits import fast_multiples
 
-        return fast_multiple(self.predicted.operators)
+        return fast_multiples(self.predicted.operators, self.predicted)
 
     def limits(self, factor: float) -> Sequence[Any]:
         """Further limits for planning.allocated: of `factor` times the limit. Raises BudgetUnreachable where even the
@@ -89,7 +94,8 @@ class Timed:
 
         source = self.predicted.predict(self.predicted.source)
         most = factor * self.most.seconds(source)
-        smallest = {name: min(self.multiple, width.size) for name, width in self.analysis.widths.items()}
+        multiples = self.multiples
+        smallest = {name: min(multiples[name], width.size) for name, width in self.analysis.widths.items()}
         least = self.predicted.predict(self.analysis.costs.row(smallest))
         if least > most:
             raise BudgetUnreachable(
@@ -122,4 +128,14 @@ class Timed:
         )
         if met.tightened:
             says(f"The prediction was too low: chosen again {several(met.tightened, 'time')}, for a tighter limit.")
+        costs = self.analysis.costs
+        macs = costs.source.macs, costs.price(widths).macs
+        if ratio.low > 1 and macs[1] < macs[0]:
+            from conet_onnx.latency.slowdowns import by_table, slowdown
+
+            warning(
+                slowdown(
+                    "The result", met.found, macs, by_table(self.analysis.graph, self.predicted, costs.row(widths))
+                )
+            )
         says()

@@ -19,6 +19,7 @@ __all__ = [
     "json_option",
     "lesson_options",
     "model_argument",
+    "multiple_option",
     "numbers",
     "positive",
     "provider_option",
@@ -196,6 +197,25 @@ def table_option(function: F) -> F:
         metavar="F",
         help="A latency table that `profile` has made (repeatable).",
     )(function)
+
+
+def multiple_option(function: F) -> F:
+    """--multiple auto|M."""
+    return click.option(
+        "--multiple",
+        callback=_multiple,
+        metavar="auto|M",
+        help="Round chosen widths to multiples of M; auto: of what the machine runs fast, by onnxruntime's layouts and "
+        "what --table has measured (default for --budget latency).",
+    )(function)
+
+
+def _multiple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "auto":
+        return value
+    if not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise click.BadParameter(f"{value!r} is neither auto nor a whole number of at least 1.")
+    return int(value)
 
 
 def numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[float, ...] | None:

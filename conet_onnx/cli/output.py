@@ -28,6 +28,7 @@ __all__ = [
     "command",
     "count",
     "duration",
+    "flushed",
     "log",
     "says",
     "several",
@@ -128,6 +129,11 @@ def duration(seconds: float) -> str:
 def command(*words: str) -> str:
     """A command line to copy."""
     return shlex.join(("conet-onnx", *words))
+
+
+def flushed(count: int) -> str:
+    """What is said of denormal numbers that training left."""
+    return f"{several(count, 'denormal number')} in trained weights {'was' if count == 1 else 'were'} set to zero."
 
 
 class Bar:

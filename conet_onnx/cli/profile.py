@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from conet_onnx.latency.profiling import Profile
     from conet_onnx.latency.table import Anchors
 
-__all__ = ["estimated", "profile", "read_tables", "warn_of_drift", "where"]
+__all__ = ["estimated", "profile", "read_tables", "warning", "where"]
 
 
 @click.command(cls=Command)
@@ -89,36 +89,29 @@ def read_tables(files: tuple[str, ...], provider: str, threads: int | None, *, s
     """What some --table files hold together, or None; a table of another machine is told of, or refused `strictly`."""
     if not files:
         return None
-    from conet_onnx.latency.table import Host, Table, merged
+    from conet_onnx.latency import preparing
 
-    made = []
-    for file in files:
-        read = Table.read(file)
-        for line in read.check(provider, threads, name=file):
-            if strictly:
-                differ = "; ".join(read.host.differences(Host.here(provider, threads)))
-                raise UsageError(f"{file} was measured with {differ}: its times and new ones do not mix.")
-            log(f"Warning: {line}")
-        made.append(read)
-    return merged(made)
+    return preparing.read_tables(files, provider, threads, warn=warning, strictly=strictly)
+
+
+def warning(line: str) -> None:
+    """On stderr."""
+    log(f"Warning: {line}")
 
 
 def warn_of_drift(anchors: Anchors | None) -> None:
     """On stderr, where the machine was not at peace while a table was made."""
-    from conet_onnx.latency.profiling import DRIFT
+    from conet_onnx.latency.preparing import drifted
 
-    if anchors is not None and anchors.drift > DRIFT:
-        log(
-            f"Warning: the source's own time moved by a factor of {anchors.drift:.2f} while the table was made, though "
-            "what was measured meanwhile was measured again: the machine was not idle, and predictions are worse."
-        )
+    if (line := drifted(anchors)) is not None:
+        warning(line)
 
 
 def estimated(asked: Profile) -> str:
     """What is to be measured, and about how long that takes."""
     from conet_onnx.latency.timing import measure
 
-    points = sum(map(len, asked.points.values()))
+    points = len(asked.asked)
     if not points and not asked.missing_anchors:
         return "all that is needed is known already"
     how: dict[str, Any] = {"provider": asked.host.provider, "threads": asked.host.threads}

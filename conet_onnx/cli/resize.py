@@ -13,13 +13,14 @@ from conet_onnx.cli.calibrating import FITTING, MEASURED, Samples, check_data
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.evaluate import check_pair
 from conet_onnx.cli.freeing import free
-from conet_onnx.cli.limiting import Asked, Timed
+from conet_onnx.cli.limiting import Asked, Timed, multiples
 from conet_onnx.cli.options import (
     calibration_options,
     free_batch_option,
     freeze_option,
     input_shape_option,
     model_argument,
+    multiple_option,
     positive,
     provider_option,
     table_option,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from conet_onnx.transfer import Transferred
 
     Scorer = Callable[[Analysis, Mapping[str, int] | None], Mapping[str, Any]]
-    Chooser = Callable[[Analysis, Scorer, Timed | None, float], "Choice"]
+    Chooser = Callable[[Analysis, Scorer, Mapping[str, int] | int | None, Timed | None, float], "Choice"]
 
 __all__ = ["resize"]
 
@@ -73,7 +74,7 @@ SHOWN = 20  # widths in the table; the plan has them all
     default=None,
     help="Measure statistics of activations again on --data (default: unless least-squares fits).",
 )
-@click.option("--multiple", type=click.IntRange(min=1), metavar="M", help="Round chosen widths to multiples of M.")
+@multiple_option
 @table_option
 @threads_option
 @freeze_option
@@ -101,7 +102,7 @@ def resize(
     std: tuple[float, ...] | None,
     samples: int | None,
     recalibrate: bool | None,
-    multiple: int | None,
+    multiple: int | str | None,
     tables: tuple[str, ...],
     threads: int | None,
     freeze: tuple[str, ...],
@@ -130,9 +131,8 @@ def resize(
     if allocation is not None and not budget:
         raise UsageError("--allocation is how --budget KIND=V is shared out; --scale and --widths say it outright.")
     _check_places(model, out, plan_to)
-    rounding = {"multiple": multiple, "exact": exact, "inexact": inexact}
-    choose = _chooser(scale, widths, budget, allocation or ALLOCATIONS[0], rounding)
-    limited = _latency(budget, allocation, tables, provider, threads)
+    choose = _chooser(scale, widths, budget, allocation or ALLOCATIONS[0], {"exact": exact, "inexact": inexact})
+    limited = _latency(budget, allocation, tables, provider, threads, helps=multiple == "auto")
     with Bar(6) as bar:
         bar.step(f"Reading {model}")
         from conet_onnx.analysis import analyze
@@ -154,9 +154,10 @@ def resize(
         calibration = sampled.batches(graph) if sampled is not None and fits else None
         how: dict[str, Any] = {"seed": seed, "exact": exact, "inexact": inexact, "calibration": calibration}
         timed = None if limited is None else limited.prepared(analysis, bar)
+        steps = multiples(multiple, analysis, timed, tables, provider, threads)
 
         def made_for(factor: float) -> tuple[Choice, Transferred]:
-            choice = choose(analysis, score, timed, factor)
+            choice = choose(analysis, score, steps, timed, factor)
             scores = choice.scores or score(analysis, choice.widths)
             return choice, transferred(analysis, choice.widths, transfer, scores=scores, recalibrate=recalibrate, **how)
 
@@ -180,23 +181,47 @@ def resize(
         timed.show(within, choice.widths)
     if sampled is not None:
         sampled.show(made)
+    for line in _denormals(graph):
+        says(line)
     for line in [*(batch.lines() if batch else ()), *(proof.lines() if proof else ["not verified, as asked"])]:
         says(line)
     says()
     _show_next(model, out, plan_to, smaller=smaller, free_batch=free_batch)
 
 
+def _denormals(graph: Graph) -> list[str]:
+    """What is said of denormal numbers in weights that nothing has trained."""
+    from conet_onnx.denormals import SMALLEST, denormals
+
+    found = denormals(graph)
+    if not found:
+        return []
+    return [
+        f"{several(sum(found.values()), 'weight')} of the source in {several(len(found), 'tensor')} (such as "
+        f"{next(iter(found))}) {'is' if sum(found.values()) == 1 else 'are'} denormal, below {SMALLEST:.2g}, which may "
+        "be slow to compute with; left as they are. `finetune` sets them to zero in what it trains.",
+    ]
+
+
 def _latency(
-    budget: Sequence[str], allocation: str | None, tables: tuple[str, ...], provider: str, threads: int | None
+    budget: Sequence[str],
+    allocation: str | None,
+    tables: tuple[str, ...],
+    provider: str,
+    threads: int | None,
+    *,
+    helps: bool,
 ) -> Asked | None:
-    """The limit on latency, if there is one. Raises UsageError for what goes with none."""
+    """The limit on latency, if there is one. Raises UsageError for what goes with none, unless it `helps` otherwise."""
     from conet_onnx.searching.budget import Budget
 
     time = Budget.parse(budget).time if budget else None
     if time is None:
         for name, given in (("--table", tables), ("--threads", threads)):
-            if given:
-                raise UsageError(f"{name} goes with --budget latency=..., which it helps to meet.")
+            if given and not helps:
+                raise UsageError(
+                    f"{name} goes with --budget latency=..., which it helps to meet, or with --multiple auto."
+                )
         return None
     if allocation == "uniform":
         raise UsageError("--allocation uniform shares out params, macs and bytes; leave it out with --budget latency.")
@@ -254,29 +279,28 @@ def _chooser(
         return outright
     if scale is not None:
 
-        def by_scale(analysis: Analysis, *_: Any) -> Choice:
+        def by_scale(analysis: Analysis, _: Any, steps: Any, *__: Any) -> Choice:
             from conet_onnx.planning import scaled
 
-            return Choice(*scaled(analysis, scale, **rounding))
+            return Choice(*scaled(analysis, scale, multiple=steps, **rounding))
 
         return by_scale
     from conet_onnx.searching.budget import Budget
 
     limit = Budget.parse(budget)
 
-    def by_budget(analysis: Analysis, score: Scorer, timed: Timed | None, factor: float) -> Choice:
+    def by_budget(analysis: Analysis, score: Scorer, multiple: Any, timed: Timed | None, factor: float) -> Choice:
         from conet_onnx.planning import allocated, budgeted, scaled
 
-        multiple = rounding["multiple"] or (timed.multiple if timed else None)
         steps: dict[str, Any] = {"multiple": multiple, "exact": rounding["exact"]}
         source = analysis.costs.source
         limits = limit.resolve(source)
-        smallest = analysis.costs.price(scaled(analysis, SMALLEST, **rounding)[0])
+        smallest = analysis.costs.price(scaled(analysis, SMALLEST, multiple=multiple, **rounding)[0])
         if not limits.fits(smallest):
             raise limits.unreachable(smallest, source)
         further = timed.limits(factor) if timed else ()
         if timed:
-            steps["least"] = timed.multiple
+            steps["least"] = timed.multiples
         if limits.fits(source) and not further:
             return Choice({}, {})
         if allocation == "uniform":

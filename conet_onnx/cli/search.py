@@ -21,7 +21,9 @@ from conet_onnx.cli.options import (
     json_option,
     lesson_options,
     model_argument,
+    multiple_option,
     provider_option,
+    table_option,
     threads_option,
     transfer_option,
 )
@@ -31,6 +33,7 @@ from conet_onnx.cli.output import (
     command,
     count,
     duration,
+    flushed,
     log,
     says,
     several,
@@ -63,7 +66,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.command(cls=Command)
 @model_argument
 @data_options
-@click.option("--budget", multiple=True, metavar="KIND=V", help="macs=0.5, bytes=4MB... (repeatable).")
+@click.option("--budget", multiple=True, metavar="KIND=V", help="macs=0.5, bytes=4MB, latency=5ms... (repeatable).")
 @click.option("--backend", default="torch", show_default=True, metavar="B", help="What trains: torch.")
 @click.option(
     "--algorithm",
@@ -73,7 +76,9 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     help="auto (anneal), anneal, reallocate, conet-sa, conet-greedy, network-adjustment, compound or random.",
 )
 @click.option("--option", "options", multiple=True, metavar="NAME=V", help="A constant of the algorithm: gamma=0.9.")
-@click.option("--cost", metavar="C", help="What network-adjustment keeps: macs.")
+@click.option("--cost", metavar="C", help="What network-adjustment keeps: macs or latency.")
+@table_option
+@multiple_option
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Sets of widths to try (default: 24).")
 @click.option("--epochs-per-trial", type=click.IntRange(min=1), metavar="E", help="Training of each (default: 4).")
 @click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 40).")
@@ -111,6 +116,7 @@ def search(
     std: tuple[float, ...] | None,
     budget: tuple[str, ...],
     options: tuple[str, ...],
+    tables: tuple[str, ...],
     cost: str | None,
     trials: int | None,
     epochs_per_trial: int | None,
@@ -131,7 +137,7 @@ def search(
     check_writable(json_to)
     from conet_onnx.searching import Budget
 
-    limits = Budget.parse(budget).without_latency("search") if budget else None
+    limits = Budget.parse(budget) if budget else None
     chosen = [*options, *([] if cost is None else [f"cost={cost}"])]
     from conet_onnx.data import load_data
     from conet_onnx.loading import load
@@ -153,6 +159,7 @@ def search(
                 out=folder,
                 jobs=jobs,
                 storage=storage,
+                tables=tables,
                 progress=show,
                 **settings,
             )
@@ -194,6 +201,14 @@ class Show:
 
     def __call__(self, phase: str, done: float, work: float, left: float | None) -> None:
         """As searching.loop.Progress."""
+        from conet_onnx.searching.timing import PROFILING, WARNING
+
+        if phase.startswith(WARNING):
+            self._bar.log(phase[0].upper() + phase[1:])
+            return
+        if phase.startswith(PROFILING):
+            self._profiled(phase, left)
+            return
         if phase.startswith("trial") and not self._introduced:
             self._introduced = True
             self._introduce(left)
@@ -208,6 +223,12 @@ class Show:
             self._bar.log(phase + (f" ({duration(left)} left)" if left else ""))
         self._phase = phase
         self._bar.at(done / work, phase, left=left)
+
+    def _profiled(self, phase: str, left: float | None) -> None:
+        if phase != self._phase:
+            self._bar.log(f"{phase[0].upper()}{phase[1:]}. It is kept in {self._folder}.")
+        self._phase = phase
+        self._bar.at(0.0, "profiling", left=left)
 
     def _introduce(self, left: float | None) -> None:
         from conet_onnx.searching import read_run
@@ -254,6 +275,8 @@ def _source_score(source: ModelRecord) -> str:
 
 
 def _amount(kind: str, limit: float) -> str:
+    if kind == "latency":
+        return f"{limit:.3f} ms (as predicted)"
     return size(limit) if kind == "bytes" else count(limit)
 
 
@@ -288,6 +311,10 @@ def _report(run: Run) -> None:
         f"training {duration(seconds['training'])}, evaluation {duration(seconds['evaluation'])}, "
         f"the rest {duration(seconds['overhead'])} ({seconds['overhead'] / seconds['total']:.1%})."
     )
+    if run.best.flushed:
+        says(flushed(run.best.flushed))
+    if "latency" in run.budget:
+        _say_latency(run, run.best)
     folder = run.directory
     more = several(len(run.pareto), "model")
     says(f"Written: {run.best.file}, {more} in {folder / 'pareto'}, {folder / 'report.html'}.")
@@ -296,6 +323,16 @@ def _report(run: Run) -> None:
     says(f"  {command('bench', run.source.file, run.best.file)}")
     says(f"  {command('verify', run.source.file, run.best.file, '--plan', str(folder / 'plans' / 'best.json'))}")
     says(f"  open {folder / 'report.html'} in a browser; it needs no network")
+
+
+def _say_latency(run: Run, best: ModelRecord) -> None:
+    foretold = ""
+    if best.predicted_ms is not None and run.source.predicted_ms:
+        foretold = f"; predicted ×{best.predicted_ms / run.source.predicted_ms:.2f}"
+    says(
+        f"Latency: {best.latency_ms or 0:.3f} ms as measured beside the source{foretold}; at most "
+        f"{run.budget['latency']:.3f} ms was asked for."
+    )
 
 
 def _rows(run: Run, source: ModelRecord, best: ModelRecord) -> Sequence[tuple[str, str, str, str]]:

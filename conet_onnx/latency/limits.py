@@ -16,7 +16,7 @@ from conet_onnx.latency.operators import Operators
 from conet_onnx.latency.prediction import Predictor
 from conet_onnx.latency.timing import Comparison
 
-__all__ = ["TIGHTENINGS", "Met", "Most", "fast_multiple", "limit", "met"]
+__all__ = ["MARGIN", "TIGHTENINGS", "Met", "Most", "fast_multiples", "in_units", "limit", "met"]
 
 T = TypeVar("T")
 Ints = NDArray[np.int64]
@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 
 TIGHTENINGS = 3
 MARGIN = 0.01  # how much below the limit a tightened choice is to be, for what two measurements differ by
+NOTABLE = 0.03  # share of the source's time that a measured cliff must be in, to matter
 EXACTLY = 2  # widths that a term may read and be a table; of more, each counts alone
 
 
@@ -102,11 +103,35 @@ def limit(predictor: Predictor, seconds: float) -> allocating.Limit:
     return allocating.Limit(terms, predictor.predict_many, seconds)
 
 
-def fast_multiple(operators: Operators) -> int:
-    """The multiple of widths that these operators run fast at: the largest block that one of them rounds a size up to,
-    or below which the runtime lays out the model otherwise; 1 where there is none."""
-    blocks = [block for _, polynomial, block in operators.expressions if any(polynomial)]
-    return max([operators.multiple, *blocks])
+def fast_multiples(operators: Operators, predictor: Predictor | None = None) -> dict[str, int]:
+    """The multiple of each width that the operators that read it run fast at; 1 where there is none.
+
+    It is the largest of these: a block that the runtime rounds one of their sizes up to; the multiple below which it
+    lays them out otherwise; and, by a `predictor`, the block by which an operator of some share of the source's time
+    was measured to take its steps (Entry.blocks).
+    """
+    made = dict.fromkeys(operators.widths, 1)
+
+    def raised(column: int, block: int) -> None:
+        ratio, polynomial, _ = operators.expressions[column]
+        for monomial, times in polynomial.items():
+            if len(monomial) == 1:  # of a product, one factor would be enough: none is asked for it
+                name = operators.widths[monomial[0]]
+                each = int(ratio * times) if (ratio * times).denominator == 1 else 1
+                made[name] = max(made[name], block // math.gcd(block, each))
+
+    for column, (_, _, block) in enumerate(operators.expressions):
+        raised(column, block)
+    for one, reads in zip(operators.listed, operators.reads, strict=True):
+        if one.when != "always":
+            for k in reads:
+                made[operators.widths[k]] = max(made[operators.widths[k]], operators.multiple)
+    if predictor is not None:
+        for one, share in predictor.shares():
+            blocks = predictor.curves[one.kind].blocks
+            for column, block in zip(one.columns, blocks, strict=False):
+                raised(column, block if share >= NOTABLE else 1)
+    return made
 
 
 def in_units(seconds: float) -> str:

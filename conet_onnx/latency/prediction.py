@@ -15,7 +15,7 @@ from conet_onnx.analysis import Analysis
 from conet_onnx.errors import UsageError
 from conet_onnx.latency.interpolation import Surface, surface
 from conet_onnx.latency.operators import Kind, Operator, Operators
-from conet_onnx.latency.table import Anchors, Table, identity
+from conet_onnx.latency.table import Anchors, Entry, Table, identity
 
 __all__ = ["Accuracy", "Predictor", "Term", "accuracy", "calibrated", "known_operators", "predictor", "usable"]
 
@@ -91,6 +91,13 @@ class Predictor:
         columns = [self._seconds(one, sizes) * there[:, k] for k, one in known]
         return tuple(one.name for _, one in known), np.stack(columns, axis=1)
 
+    def shares(self) -> list[tuple[Operator, float]]:
+        """Of each operator that is there in the source, and whose time is known, the share of the source's."""
+        _, taken = self.by_operator(self.source)
+        known = [one for one in self.operators.listed if one.kind in self.curves]
+        total = max(float(taken.sum()) + self.constant, 1e-12)
+        return [(one, seconds / total) for one, seconds in zip(known, taken[0].tolist(), strict=True) if seconds > 0]
+
     def terms(self) -> list[Term]:
         """The prediction as a sum of functions of few widths each: (their indices, sizes [n, those] -> seconds [n]).
 
@@ -152,16 +159,26 @@ def predictor(analysis: Analysis, operators: Operators, table: Table) -> Predict
     for kind in operators.kinds:
         entry = table.kinds.get(kind.key)
         if entry is not None and entry.points:
-            places: list[tuple[float, ...]] = [*entry.points]
-            if kind.symbols > PLANE:
-                places = [(float(elements),) for elements in kind.elements(np.array(places, dtype=np.int64))]
-            seconds = [max(p.seconds - table.call, p.seconds / 10) for p in entry.points.values()]
-            curves[kind] = _Curve(kind, surface(dict(zip(places, seconds, strict=True))), entry.blocks)
+            curves[kind] = _curve(kind, entry, table.call)
     if not curves:
         raise UsageError("The latency table has none of this model's operators: profile the model into it.")
     plain = Predictor(operators, curves, {"": 1.0}, 0.0, analysis.costs.row({}))
     anchors = usable(analysis, table)
     return plain if anchors is None else calibrated(plain, anchors)
+
+
+def _curve(kind: Kind, entry: Entry, call: float) -> _Curve:
+    """Through an entry's points; those that fall into one block count together."""
+    blocks = entry.blocks if kind.symbols <= PLANE else ()
+    sizes: NDArray[Any] = np.array([*entry.points], dtype=np.int64).reshape(len(entry.points), -1)
+    if blocks:
+        sizes = -(-sizes // np.array(blocks)) * np.array(blocks)
+    if kind.symbols > PLANE:
+        sizes = kind.elements(sizes)[:, None]
+    together: dict[tuple[float, ...], list[float]] = {}
+    for place, point in zip(map(tuple, sizes.tolist()), entry.points.values(), strict=True):
+        together.setdefault(place, []).append(max(point.seconds - call, point.seconds / 10))
+    return _Curve(kind, surface({place: float(np.mean(some)) for place, some in together.items()}), blocks)
 
 
 def known_operators(analysis: Analysis, table: Table) -> Operators | None:

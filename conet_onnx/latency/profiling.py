@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conet_onnx.analysis import Analysis
+from conet_onnx.latency.cliffs import beside, block_of
 from conet_onnx.latency.isolated import LEAST_TURNS, MOST_TURNS, Sample, time_all
 from conet_onnx.latency.nodes import NULL, Made, make
 from conet_onnx.latency.operators import STEP, Kind, Operators, find_operators, resized
@@ -72,17 +73,52 @@ class Profile:
 
     @cached_property
     def points(self) -> dict[Kind, list[Sizes]]:
-        """What is to be measured of each kind of operator: what the table lacks."""
-        low, high = bounds(self.analysis)
-        grouped: dict[Kind, list[tuple[int, ...]]] = {}
-        for one in self.operators.listed:
-            grouped.setdefault(one.kind, []).append(one.columns)
+        """What is to be measured of each kind of operator: what the table lacks of a grid."""
         made = {}
-        for kind, columns in grouped.items():
-            wanted = list(_points(kind, columns, self.operators, low, high))
+        for kind, columns in self._columns.items():
+            wanted = list(_points(kind, columns, self.operators, *bounds(self.analysis)))
             entry = self.known.kinds.get(kind.key) if self.known else None
             made[kind] = [sizes for sizes in wanted if entry is None or sizes not in entry.points]
         return made
+
+    @cached_property
+    def steps(self) -> dict[Kind, list[dict[int, Sizes]]]:
+        """Of each kind whose blocks are not known, and each of its free sizes: points along that size, the others being
+        about the source's (cliffs.beside)."""
+        made = {}
+        for kind, columns in self._columns.items():
+            entry = self.known.kinds.get(kind.key) if self.known else None
+            if 0 < kind.symbols <= PLANE and (entry is None or not entry.blocks):
+                made[kind] = self._steps(kind, columns)
+        return made
+
+    def _steps(self, kind: Kind, columns: Sequence[tuple[int, ...]]) -> list[dict[int, Sizes]]:
+        lines = _lines(kind, columns, self.operators, *bounds(self.analysis))
+        (source,) = self.operators.sizes(self.analysis.costs.row({})[None])
+        largest = [max(int(source[place[k]]) for place in columns) for k in range(kind.symbols)]
+        typical = [min(line, key=lambda at: abs(at - size)) for line, size in zip(lines, largest, strict=True)]
+        there = {one.when for one in self.operators.listed if one.kind == kind}
+        grain = self.operators.multiple if there == {"aligned"} else 1
+        made = []
+        for k, line in enumerate(lines):
+            sizes = beside(line, grain=grain)
+            places = {n: (*typical[:k], n, *typical[k + 1 :]) for n in sizes}
+            made.append(places if len({kind.numbers(place) for place in places.values()}) > 2 else {})
+        return made
+
+    @cached_property
+    def _columns(self) -> dict[Kind, list[tuple[int, ...]]]:
+        grouped: dict[Kind, list[tuple[int, ...]]] = {}
+        for one in self.operators.listed:
+            grouped.setdefault(one.kind, []).append(one.columns)
+        return grouped
+
+    @cached_property
+    def asked(self) -> list[tuple[Kind, Sizes]]:
+        """All that is to be measured of operators, once each."""
+        grid = [(kind, sizes) for kind, some in self.points.items() for sizes in some]
+        lines = [(kind, sizes) for kind, some in self.steps.items() for line in some for sizes in line.values()]
+        return list(dict.fromkeys([*grid, *lines]))
 
     @property
     def missing_anchors(self) -> int:
@@ -94,7 +130,7 @@ class Profile:
         """Seconds that it takes, where a run of the source takes so long: for telling users beforehand."""
         each = source_seconds / max(len(self.operators.listed), 1)
         turns = float(np.clip(0.1 / each, LEAST_TURNS, MOST_TURNS))
-        return sum(map(len, self.points.values())) * (SESSION + turns * each) + self.missing_anchors * (
+        return len(self.asked) * (SESSION + turns * each) + self.missing_anchors * (
             ANCHOR_SECONDS + 20 * source_seconds
         )
 
@@ -125,7 +161,7 @@ class Profile:
 
     def _steadily(self, progress: Progress, measure: Measure, time_all: TimeAll) -> tuple[Table, float]:
         """The operators' times while the source's own moved least, and by how much that was."""
-        if not any(self.points.values()):
+        if not self.asked:
             return self._operators(progress, time_all), 1.0
 
         def source() -> float:
@@ -153,8 +189,7 @@ class Profile:
         return {"provider": self.host.provider, "threads": self.host.threads}
 
     def _operators(self, progress: Progress, time_all: TimeAll) -> Table:
-        asked: list[tuple[Kind | None, Sizes]] = [(kind, sizes) for kind, all_ in self.points.items() for sizes in all_]
-        asked += [(None, ())] * NULLS
+        asked: list[tuple[Kind | None, Sizes]] = [*self.asked, *[(None, ())] * NULLS]
         jobs = [partial(_made, kind, sizes) for kind, sizes in asked]
         found: dict[Kind, dict[Sizes, Point]] = {}
         calls = []
@@ -166,8 +201,22 @@ class Profile:
                 calls.append(sample.seconds)
             else:
                 found.setdefault(kind, {})[sizes] = Point(sample.seconds, sample.spread, sample.runs)
-        kinds = {kind.key: Entry(kind.op, kind.inputs, points) for kind, points in found.items()}
-        return Table(self.host, float(np.median(calls)) if calls else 0.0, kinds)
+        call = float(np.median(calls)) if calls else 0.0
+        return Table(self.host, call, {kind.key: self._entry(kind, points, call) for kind, points in found.items()})
+
+    def _entry(self, kind: Kind, found: dict[Sizes, Point], call: float) -> Entry:
+        """Of what was measured, the grid, the points beside multiples, and the blocks that these tell of."""
+        lines = [{n: found[at] for n, at in line.items() if at in found} for line in self.steps.get(kind, [])]
+        blocks = tuple(block_of(line, call) if len(line) > 2 else 1 for line in lines)
+        places = {at for line in self.steps.get(kind, []) for at in line.values()}
+        grid = {*self.points.get(kind, [])}
+        return Entry(
+            kind.op,
+            kind.inputs,
+            {sizes: point for sizes, point in found.items() if sizes in grid},
+            blocks,
+            {sizes: point for sizes, point in found.items() if sizes in places},
+        )
 
     def _anchors(self, table: Table, progress: Progress, compare: Compare) -> Anchors:
         """The source, and models at random widths in turns with it."""
@@ -267,19 +316,26 @@ def _points(
     if kind.symbols == 0:
         yield ()
         return
-    (smallest,), (largest,) = operators.sizes(low[None]), operators.sizes(high[None])
     if kind.symbols <= PLANE:
-        lines = []
-        for symbol in range(kind.symbols):
-            first = min(int(smallest[place[symbol]]) for place in columns)
-            last = max(int(largest[place[symbol]]) for place in columns)
-            lines.append(_powers(first, last))
-        yield from product(*lines)
+        yield from product(*_lines(kind, columns, operators, low, high))
         return
     rows = np.geomspace(low.astype(float), high.astype(float), RAYS)
     rows = np.where(rows >= STEP, np.round(rows / STEP) * STEP, np.maximum(np.round(rows), 1)).astype(np.int64)
     sizes = operators.sizes(rows)
     yield from dict.fromkeys(tuple(row[list(place)].tolist()) for place in columns for row in sizes)
+
+
+def _lines(
+    kind: Kind, columns: Sequence[tuple[int, ...]], operators: Operators, low: Ints, high: Ints
+) -> list[list[int]]:
+    """The sizes of each symbol that make the grid."""
+    (smallest,), (largest,) = operators.sizes(low[None]), operators.sizes(high[None])
+    lines = []
+    for symbol in range(kind.symbols):
+        first = min(int(smallest[place[symbol]]) for place in columns)
+        last = max(int(largest[place[symbol]]) for place in columns)
+        lines.append(_powers(first, last))
+    return lines
 
 
 def _powers(first: int, last: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,12 +64,14 @@ class Entry:
     """One kind of operator: what it is, for readers, and what it takes by its free sizes.
 
     Between two multiples of `blocks` a size costs what the next multiple costs; () where that was not looked for.
+    `steps` are the points beside multiples that tell which they are.
     """
 
     op: str
     inputs: tuple[tuple[str, ...], ...]
     points: Mapping[Sizes, Point]
     blocks: Sizes = ()
+    steps: Mapping[Sizes, Point] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +126,8 @@ class Table:
                     "op": entry.op,
                     "inputs": [list(axes) for axes in entry.inputs],
                     "blocks": list(entry.blocks),
-                    "points": [
-                        [list(sizes), _us(point.seconds), round(point.spread, 4), point.runs]
-                        for sizes, point in sorted(entry.points.items())
-                    ],
+                    "points": _rows(entry.points),
+                    "steps": _rows(entry.steps),
                 }
                 for key, entry in sorted(self.kinds.items())
             },
@@ -157,8 +157,9 @@ class Table:
             key: Entry(
                 entry["op"],
                 tuple(tuple(axes) for axes in entry["inputs"]),
-                {tuple(sizes): Point(us / 1e6, spread, runs) for sizes, us, spread, runs in entry["points"]},
+                _points(entry["points"]),
                 tuple(entry["blocks"]),
+                _points(entry.get("steps", ())),  # earlier releases looked for none
             )
             for key, entry in document["kinds"].items()
         }
@@ -237,7 +238,16 @@ def _both(a: Entry, b: Entry) -> Entry:
     for sizes, point in b.points.items():
         if sizes not in points or points[sizes].runs < point.runs:
             points[sizes] = point
-    return Entry(a.op, a.inputs, points, a.blocks or b.blocks)
+    of = a if a.steps or not b.steps else b  # steps are compared with each other: those of one time stay together
+    return Entry(a.op, a.inputs, points, of.blocks or a.blocks or b.blocks, of.steps)
+
+
+def _rows(points: Mapping[Sizes, Point]) -> list[list[Any]]:
+    return [[list(sizes), _us(p.seconds), round(p.spread, 4), p.runs] for sizes, p in sorted(points.items())]
+
+
+def _points(rows: Iterable[Sequence[Any]]) -> dict[Sizes, Point]:
+    return {tuple(sizes): Point(us / 1e6, spread, runs) for sizes, us, spread, runs in rows}
 
 
 def _us(seconds: float) -> float:

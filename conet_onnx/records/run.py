@@ -25,7 +25,9 @@ TRIALS_FILE = "trials.db"
 class ModelRecord:
     """A model file and its numbers; `test` is None for models that are not the search's answer.
 
-    `widths` and `trial` say which resized model it is; the source has neither.
+    `widths` and `trial` say which resized model it is; the source has neither. `latency_ms` is measured, `predicted_ms`
+    what a latency table foretold of it, where there was one. `flushed` denormal numbers were set to zero when its last
+    training ended.
     """
 
     file: str
@@ -37,6 +39,8 @@ class ModelRecord:
     test: Mapping[str, float] | None = None
     widths: Mapping[str, int] = field(default_factory=dict)
     trial: int | None = None
+    predicted_ms: float | None = None
+    flushed: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The contract's M, and the widths."""
@@ -52,7 +56,8 @@ class ModelRecord:
 class Run:
     """A search, finished (`best` is there) or not.
 
-    `widths` maps each width of the source to its {"name", "size"}, `budget` each limited kind to its absolute limit,
+    `widths` maps each width of the source to its {"name", "size"}, `budget` each limited kind to its absolute limit
+    (latency in milliseconds),
     `seconds` is {"total", "training", "evaluation", "overhead"}, `latency` the best's over the source's, measured in
     turns: {"p50", "low", "high"}, `measured` what the method asked to be measured of the source, by quantity and width.
     """

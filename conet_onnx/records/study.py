@@ -26,9 +26,9 @@ NAME = "conet-onnx"
 STATES: Mapping[str, State] = {"COMPLETE": "complete", "FAIL": "failed"}  # in Optuna and here; all else is running
 LOCK_FILE = ".lock"
 STUDY_FILE = "study"  # the name of a shared study
-BEGUN = ("params", "macs", "bytes", "parent", "reason")  # user attributes, written with the trial
+BEGUN = ("params", "macs", "bytes", "parent", "reason", "latency")  # user attributes, written with the trial
 # What came of it: one user attribute, so that it is noted whole or not at all. Earlier releases wrote one for each.
-OUTCOME = ("validation", "measured", "seconds", "evaluation_seconds")
+OUTCOME = ("validation", "measured", "seconds", "evaluation_seconds", "flushed")
 
 
 class TrialStudy:
@@ -265,7 +265,9 @@ def _storage(file: Path) -> optuna.storages.RDBStorage:
 def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
     attributes: dict[str, Any] = frozen.user_attrs
     number = attributes.get("number", frozen.number)
-    begun = Trial(number=number, widths=dict(frozen.params), **{key: attributes[key] for key in BEGUN})
+    begun = Trial(
+        number=number, widths=dict(frozen.params), **{key: attributes[key] for key in BEGUN if key in attributes}
+    )
     state = STATES.get(frozen.state.name, "evaluated" if "outcome" in attributes else "running")
     if state == "running":
         return begun

@@ -19,7 +19,8 @@ class Trial:
 
     `objective` is what the searcher minimises (nan until it is known), `parent` the trial whose weights this one
     started from (None: the source's), `reason` what the searcher did in words ("w3 48→40"). `measured` is what its
-    method asked for, by the quantity and the width ({"qc": {"w3": 0.8}}).
+    method asked for, by the quantity and the width ({"qc": {"w3": 0.8}}). `latency` is predicted, in milliseconds,
+    where that was asked for; `flushed` counts denormal numbers among its trained weights that were set to zero.
     """
 
     number: int
@@ -36,6 +37,8 @@ class Trial:
     seconds: float = 0.0  # training
     evaluation_seconds: float = 0.0
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    latency: float | None = None
+    flushed: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The fields by name; an unknown objective is null."""

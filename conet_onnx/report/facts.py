@@ -127,8 +127,10 @@ def prices(model: Trial | ModelRecord) -> dict[str, float]:
 
 
 def fits(trial: Trial | ModelRecord, budget: Mapping[str, float]) -> bool:
-    """Whether it stays within every limit whose price is known (a trial's latency is not)."""
+    """Whether it stays within every limit whose price is known; a trial's latency is what was predicted, if it was."""
     known = prices(trial)
+    if isinstance(trial, Trial) and trial.latency is not None:
+        known["latency"] = trial.latency
     return all(known[kind] <= limit for kind, limit in budget.items() if kind in known)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from conet_onnx.errors import NotYet, UsageError
+from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.recipe import Measured, Recipe, UtilisationMeasure
@@ -55,8 +55,6 @@ class NetworkAdjustment:
     weight_decay: float = 3e-4
 
     def __post_init__(self) -> None:
-        if self.cost == "latency":
-            raise NotYet("--cost latency needs latency tables, which are not in this release; use macs.")
         if not 0 < self.p0 < 1 or self.u < 0 or self.floor < 1:
             raise UsageError(f"p0={self.p0}, u={self.u}, floor={self.floor}: a rate of 0..1, and positive numbers.")
 
@@ -102,7 +100,9 @@ class Adjustment:
     def __init__(self, space: WidthSpace, limits: Limits, method: NetworkAdjustment) -> None:
         self._space = space
         self._method = method
-        self._limits = limits if limits.by_kind else Limits({method.cost: space.price(space.source).macs})
+        self._limits = (
+            limits if limits.by_kind else Limits({method.cost: getattr(space.price(space.source), method.cost)})
+        )
         self._last: Trial | None = None
         self._done = 0  # updates whose trials are complete
 

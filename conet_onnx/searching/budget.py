@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from conet_onnx.errors import BudgetUnreachable, NotYet, UsageError
+from conet_onnx.errors import BudgetUnreachable, UsageError
 
 __all__ = ["KINDS", "Budget", "Limits", "Priced"]
 
-KINDS = ("params", "macs", "bytes")  # the order of costs.price_many's columns
+KINDS = ("params", "macs", "bytes", "latency")  # the order of price_many's columns; the last where it is predicted
 LARGEST_FRACTION = 10
 COUNTS = {"k": 10**3, "M": 10**6, "G": 10**9}
 SIZES = {"B": 1, **COUNTS, **{f"{unit}B": factor for unit, factor in COUNTS.items()}}
@@ -26,7 +26,8 @@ NUMBER = re.compile(r"(?P<number>(\d+\.?\d*|\.\d+)(e[+-]?\d+)?) ?(?P<unit>[a-z]*
 
 
 class Priced(Protocol):
-    """What a set of widths costs (costs.Price): parameters, multiply-accumulates at batch 1, initializer bytes."""
+    """What a set of widths costs (costs.Price): parameters, multiply-accumulates at batch 1, initializer bytes; where
+    it is predicted, also `latency` in milliseconds (latency.pricing.TimedPrice)."""
 
     @property
     def params(self) -> int: ...
@@ -41,7 +42,8 @@ class Budget:
     """Upper limits, all of which hold. A number up to 10 is a fraction of the source, "40M" or "4MB" is absolute.
 
     Units are k, M, G, for bytes also B, kB, MB, GB: powers of ten; for latency us, ms, s. Raises UsageError for
-    anything else. `latency` is no price that follows from widths: `resolve` leaves it to who measures it.
+    anything else. `latency` is no price that follows from widths alone: `resolve` takes it where the source's price
+    has one, and leaves it else to who measures it.
     """
 
     params: float | str | None = None
@@ -70,25 +72,16 @@ class Budget:
         return cls(**found)
 
     def resolve(self, source: Priced) -> Limits:
-        """The limits on prices in absolute numbers, given what the source costs."""
+        """The limits on prices in absolute numbers (latency in milliseconds), given what the source costs."""
         limits = {}
         for kind, value in self._given().items():
-            if kind not in KINDS:
+            if kind == "latency" and not hasattr(source, kind):
                 continue
             amount, relative = _amount(kind, value)
             if not getattr(source, kind):
                 raise UsageError(f"budget {kind}={value}: the source has no {kind} to limit.")
-            limits[kind] = amount * getattr(source, kind) if relative else amount
+            limits[kind] = amount * getattr(source, kind) if relative else _unit(kind) * amount
         return Limits(limits)
-
-    def without_latency(self, what: str) -> Budget:
-        """The same; raises NotYet, naming `what` cannot hold it, for one that limits latency."""
-        if self.latency is not None:
-            raise NotYet(
-                f"--budget latency is not in this release of {what}: `resize --budget latency={self.latency}` "
-                "meets it, without training; or limit macs, params or bytes."
-            )
-        return self
 
     @property
     def time(self) -> tuple[float, bool] | None:
@@ -117,15 +110,17 @@ class Limits:
         return max((float(getattr(price, kind)) / limit for kind, limit in self.by_kind.items()), default=0.0)
 
     def utilisations(self, prices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The same for each row of [trials, 3] prices, in the order of KINDS."""
+        """The same for each row of [trials, kinds] prices, in the order of KINDS."""
         columns = [KINDS.index(kind) for kind in self.by_kind]
         used = prices[:, columns] / np.array([*self.by_kind.values()])
         shares: np.ndarray[Any, Any] = np.max(used, axis=1, initial=0.0)
         return shares
 
-    def scaled(self, factor: float) -> Limits:
-        """Every limit times a factor."""
-        return Limits({kind: limit * factor for kind, limit in self.by_kind.items()})
+    def scaled(self, factor: float, *kinds: str) -> Limits:
+        """Every limit times a factor, or those of some kinds."""
+        return Limits(
+            {kind: limit * (factor if kind in (kinds or KINDS) else 1) for kind, limit in self.by_kind.items()}
+        )
 
     def unreachable(self, smallest: Priced, source: Priced) -> BudgetUnreachable:
         """The error for limits below the smallest price there is; the values that it names can be met."""
@@ -138,7 +133,7 @@ class Limits:
         return BudgetUnreachable(f"The budget ({self}) cannot be met: the nearest that can is {nearest}.")
 
     def __str__(self) -> str:
-        return ", ".join(f"{kind} {_round_up(kind, math.floor(limit))}" for kind, limit in self.by_kind.items())
+        return ", ".join(f"{kind} {_round_up(kind, limit, floor=True)}" for kind, limit in self.by_kind.items())
 
 
 def _amount(kind: str, value: float | str) -> tuple[float, bool]:
@@ -159,8 +154,17 @@ def _amount(kind: str, value: float | str) -> tuple[float, bool]:
     return float(number * Decimal(str(UNITS[kind][unit]))), False
 
 
-def _round_up(kind: str, value: int) -> str:
-    """With a unit and three decimals, never below the value."""
+def _unit(kind: str) -> float:
+    """What multiplies an absolute amount: latency is given in seconds and limited in milliseconds."""
+    return 1e3 if kind == "latency" else 1.0
+
+
+def _round_up(kind: str, value: float, *, floor: bool = False) -> str:
+    """With a unit and three decimals, never below the value, or its `floor` where that is a number of things."""
+    if kind == "latency":
+        unit, factor = ("ms", 1.0) if value >= 1 else ("us", 1e3)
+        return f"{math.ceil(round(1e3 * factor * value, 6)) / 1e3:g}{unit}"
+    value = math.floor(value) if floor else int(value)
     unit, factor = max(((u, f) for u, f in COUNTS.items() if f <= max(value, 1000)), key=lambda item: item[1])
     shown = f"{-(-1000 * value // factor) / 1000:.3f}".rstrip("0").rstrip(".")
     return f"{shown}{unit}{'B' if kind == 'bytes' else ''}"

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from conet_onnx.ahead import Ahead
-from conet_onnx.errors import DataError, OutputError, UsageError
+from conet_onnx.errors import BudgetUnreachable, DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
-from conet_onnx.latency import compare
+from conet_onnx.latency import Comparison, compare
+from conet_onnx.latency.limits import TIGHTENINGS
+from conet_onnx.latency.pricing import TimedAnalysis
+from conet_onnx.latency.slowdowns import by_profiles, by_table, slowdown
 from conet_onnx.loading import load
 from conet_onnx.planning import check_transfer, plan
 from conet_onnx.records.claims import Claims, Shared, Sole
@@ -32,11 +35,13 @@ from conet_onnx.searching.loop import POLL, Clock, Loop, Progress, seed_of
 from conet_onnx.searching.method import Method
 from conet_onnx.searching.method import options as constants
 from conet_onnx.searching.recipe import Recipe
-from conet_onnx.searching.space import WidthSpace
+from conet_onnx.searching.searcher import Proposal
+from conet_onnx.searching.space import Priceable, WidthSpace
+from conet_onnx.searching.timing import TABLE_FILE, WARNING, Held, Multiple, Timing, multiples, needed, timed
 from conet_onnx.searching.trial import Workshop, open_workshop
 from conet_onnx.searching.workers import Workers
 from conet_onnx.torch_backend.settings import Settings
-from conet_onnx.torch_backend.train import fabric_of
+from conet_onnx.torch_backend.train import Fitted, fabric_of
 
 if TYPE_CHECKING:
     from conet_onnx.data import DataSet, DataSpec, Normalisation
@@ -51,11 +56,13 @@ BACKENDS = ("torch",)
 FIXED = (
     *("source", "data", "normalisation", "backend", "algorithm", "options", "budget", "seed", "epochs_per_trial"),
     *("batchnorm", "transfer", "augment", "freeze", "precision", "jobs", "task", "distill", "loss", "features"),
+    "multiples",
 )
 FOLDERS = ("weights", "plans", "pareto", "measures")
 REPORT_FILE = "report.html"
 SAID_FILE = ".said.npy"  # what the source says of the training data, while several processes need it
 LATENCY_SECONDS = 4.0
+ANSWERS = 12  # models at most that are held against a limit on latency
 PRECISION = "32-true"
 
 
@@ -109,6 +116,8 @@ def search(
     jobs: int = 1,
     workers: int | None = None,
     storage: str | None = None,
+    tables: Sequence[str | os.PathLike[str]] = (),
+    multiple: Multiple = None,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Find better widths within a budget. Writes best.onnx, pareto/, plans/, trials.db, run.json, report.html in `out`.
@@ -134,14 +143,17 @@ def search(
     that are given the same one, the same `out` and the same settings share the trials of one search (docs/parallel.md);
     `out` may then exist.
 
+    A budget of latency holds for the best model as it is measured in turns with the source; widths are chosen by what a
+    latency table predicts: `tables` (files of `profile`), or one that is made first, and is kept in `out`. `multiple`:
+    widths are multiples of it; "auto", the default for latency: of what this machine runs fast (docs/latency.md).
+
     Raises UsageError for settings that make no sense, an existing `out` without `resume`, or a `resume` with other
-    settings; NotYet for those of a later release; BudgetUnreachable; DataError where the data does not fit the model;
-    OutputError where `out` cannot be written. A KeyboardInterrupt leaves a folder that can be resumed.
+    settings; BudgetUnreachable, also where no model meets a limit on latency as it is measured; DataError where the
+    data does not fit the model; OutputError where `out` cannot be written. A KeyboardInterrupt leaves a folder that can
+    be resumed.
     """
     if budget is not None and not isinstance(budget, Budget):
         budget = Budget.parse(budget)
-    if budget is not None:
-        budget.without_latency("search")
     method = find_method(algorithm, options)
     if budget is None and method.needs_budget:
         raise UsageError(f"algorithm {algorithm!r} needs a budget: macs=0.5, say.")
@@ -182,8 +194,23 @@ def search(
     )
     if not workshop.analysis.widths:
         raise UsageError(f"{graph.file or 'the model'} has no width that may change; `conet-onnx analyze` says why.")
-    limits = budget.resolve(workshop.analysis.costs.source) if budget else Limits({})
-    space = method.space(workshop.analysis, limits)
+    timing = None
+    if needed(budget, recipe):
+        if storage is not None:
+            _make_folder(folder, resume=True)  # who shares it makes one table
+        how: dict[str, Any] = {"provider": provider, "threads": threads, "clock": clock, "shared": storage is not None}
+        timing = timed(workshop.analysis, folder, tables, budget=budget, **how)
+        workshop = replace(workshop, table=os.fspath(folder / TABLE_FILE))
+    elif tables and multiple != "auto":
+        raise UsageError("a latency table helps with a budget of latency, or with multiple 'auto': leave it out.")
+    where: dict[str, Any] = {"provider": provider, "threads": threads, "warn": lambda line: clock.says(WARNING + line)}
+    steps = multiples(multiple, workshop.analysis, timing, tables, **where)
+    # Below a block operators may take more, so that what holds time goes no further; other budgets may.
+    holds = timing is not None and (budget is None or budget.time is not None)
+    least = multiples("auto", workshop.analysis, timing, (), **where) if holds else {}
+    priced: Priceable = workshop.analysis if timing is None else TimedAnalysis(workshop.analysis, timing.predicted)
+    limits = budget.resolve(priced.costs.price({})) if budget else Limits({})
+    space = method.space(priced, limits).aligned(steps, least)
     space.project(space.source, limits)  # an unreachable budget is found before anything is written
     settings = {
         "source": graph.sha256,
@@ -213,10 +240,16 @@ def search(
         "jobs": at_once,
         "workers": here,
         "storage": None if storage is None else said(storage),
+        "multiple": multiple,
+        "multiples": steps or None,
     }
     _make_folder(folder, resume=resume or storage is not None)
     with nullcontext() if storage else locked(folder):
-        return SearchResult(graph, _Job(folder, workshop, method, space, limits, settings, clock, storage).run())
+        if timing is not None and not (folder / TABLE_FILE).exists():
+            timing.table.save(folder / TABLE_FILE)
+        return SearchResult(
+            graph, _Job(folder, workshop, method, space, limits, settings, clock, storage, timing).run()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +264,7 @@ class _Job:
     settings: Mapping[str, Any]
     clock: Clock
     storage: str | None
+    timing: Timing | None = None
 
     def run(self) -> Run:
         """Go on from what is there to the end."""
@@ -342,7 +376,14 @@ class _Job:
         price = self.space.price(self.space.source)
         return Run(
             directory=self.folder,
-            source=ModelRecord(self.workshop.source.file, price.params, price.macs, price.bytes, validation=validation),
+            source=ModelRecord(
+                self.workshop.source.file,
+                price.params,
+                price.macs,
+                price.bytes,
+                validation=validation,
+                predicted_ms=getattr(price, "latency", None),
+            ),
             widths={name: {"name": w.name, "size": w.size} for name, w in self.workshop.analysis.widths.items()},
             settings=self.settings,
             budget=self.limits.by_kind,
@@ -351,20 +392,17 @@ class _Job:
 
     def _finish(self, run: Run, loop: Loop, study: TrialStudy) -> Run:
         """Train the best trial to the end; write the models, the record and the report."""
-        fitting = [trial for trial in run.trials if trial.state == "complete" and self.limits.fits(trial)]
-        if not fitting:
+        if not self._fitting(run.trials, self.limits):
             raise DataError(
                 f"none of {len(run.trials)} trials within the budget ended with a finite loss: was the model trained "
                 "on such data, normalised so?"
             )
-        chosen = loop.searcher.choose(fitting)
-        best, training, evaluation = self._train(chosen, loop)
-        if self._keeps_source(run.source, best):
-            best = self._source_itself(run.source)
-        pareto = self._save(front(fitting, self.limits), loop)
+        run, found, training, evaluation = self._answered(run, loop)
+        pareto = self._save(front(self._fitting(run.trials, self.limits), self.limits), loop)
         asked = time.perf_counter()
-        run = self._measured(replace(run, best=best, pareto=pareto))
+        run = self._tested(self._timed(replace(run, pareto=pareto), found))
         evaluation += time.perf_counter() - asked
+        evaluation += 0.0 if self.timing is None else self.timing.seconds
         # Of the time on the wall, trials take what they took themselves over those that were under way; all else is
         # overhead, processes that wait for others too.
         total, trials = self.clock.earlier + self.clock.elapsed, sum(map(_seconds, run.trials))
@@ -381,10 +419,73 @@ class _Job:
         self.clock.says("done", self.clock.work)
         return run
 
+    @staticmethod
+    def _fitting(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
+        return [trial for trial in trials if trial.state == "complete" and limits.fits(trial)]
+
+    def _answered(self, run: Run, loop: Loop) -> tuple[Run, Comparison, float, float]:
+        """With the best model, which was measured beside the source; seconds of training and of evaluation.
+
+        Where a limit on latency is not met by what is measured, it is tightened by as much: the next best trial within
+        it is taken, or another one tried. Raises BudgetUnreachable where that does not help.
+        """
+        held = self._held()
+        training, evaluation, further = 0.0, 0.0, 0
+        for _ in range(ANSWERS):
+            limits = self.limits if held is None else self.limits.scaled(held.factor, "latency")
+            fitting = self._fitting(run.trials, limits)
+            if held is not None and not fitting:
+                if further == TIGHTENINGS:
+                    break
+                further += 1
+                tried = loop.further(self._tighter(run, limits, loop, held), self.workshop, self.clock)
+                run = replace(run, trials=(*run.trials, tried))
+                continue
+            chosen = loop.searcher.choose(fitting)
+            same = dict(chosen.widths) == self.space.source
+            if held is not None:  # before it is trained to the end
+                asked = time.perf_counter()
+                met, _ = held.meets(os.fspath(loop.weights(chosen.number)), chosen.latency or 0.0, source=same)
+                evaluation += time.perf_counter() - asked
+                if not met:
+                    continue
+            best, trained, judged = self._train(chosen, loop)
+            training, evaluation = training + trained, evaluation + judged
+            predicted = chosen.latency or 0.0
+            if self._keeps_source(run.source, best, limits):
+                best, same, predicted = self._source_itself(run.source), True, run.source.predicted_ms or 0.0
+            asked = time.perf_counter()
+            if held is None:
+                met, found = True, self._compared(best.file)
+            else:
+                met, found = held.meets(best.file, predicted, source=same)
+            evaluation += time.perf_counter() - asked
+            if met:
+                return replace(run, best=best), found, training, evaluation
+        assert held is not None
+        raise held.unmet()
+
+    def _held(self) -> Held | None:
+        """What holds models against a limit on latency, if there is one."""
+        if self.timing is None or self.timing.most is None:
+            return None
+        return Held(self.timing.most, self.limits.by_kind["latency"], self._compared)
+
+    def _tighter(self, run: Run, limits: Limits, loop: Loop, held: Held) -> Proposal:
+        """The best of the trials within the budget as it was predicted, scaled onto what meets it as measured."""
+        base = loop.searcher.choose(self._fitting(run.trials, self.limits))
+        try:
+            widths = self.space.project(base.widths, limits)
+        except BudgetUnreachable:
+            raise held.unmet() from None
+        parent = base.number if self.workshop.recipe.start == "source" else None
+        return Proposal(widths, parent, f"scaled onto {limits}, since more was measured than predicted")
+
     def _train(self, chosen: Trial, loop: Loop) -> tuple[ModelRecord, float, float]:
         """The chosen trial, trained further where that helps; seconds of training and of evaluation."""
         model = load(loop.weights(chosen.number), input_shapes=self.workshop.source.input_shapes)
-        validation, training, evaluation = chosen.validation, 0.0, 0.0
+        validation, training, evaluation, flushed = chosen.validation, 0.0, 0.0, chosen.flushed
+        fitted: list[Fitted] = []
         if self.settings["epochs"]:
             start, phase = self.clock.done, f"training the best, trial {chosen.number + 1}"
             trained, training = self.workshop.train(
@@ -392,21 +493,23 @@ class _Job:
                 epochs=self.settings["epochs"],
                 seed=seed_of(self.settings["seed"], -1),
                 last=True,
+                told=fitted.append,
                 report=lambda share: self.clock.says(phase, start + (self.clock.work - start) * share),
             )
             after, evaluation = self.workshop.judge(trained)
             if after["loss"] <= validation["loss"]:
-                model, validation = trained, after
+                model, validation, flushed = trained, after, sum(one.flushed for one in fitted)
         file = self.folder / "best.onnx"
         model.save(file, durable=True)
         _copy(loop.plan(chosen.number), self.folder / "plans" / "best.json")
-        return replace(_record(chosen, file), validation=validation), training, evaluation
+        return replace(_record(chosen, file), validation=validation, flushed=flushed), training, evaluation
 
-    def _keeps_source(self, source: ModelRecord, best: ModelRecord) -> bool:
-        """Whether a search that began with the source's weights, and a budget that they are within, found no better."""
+    def _keeps_source(self, source: ModelRecord, best: ModelRecord, limits: Limits) -> bool:
+        """Whether a search that began with the source's weights, and limits that they are within, found no better."""
         recipe = self.workshop.recipe
         ours = recipe.start == "source" and recipe.final == "inherit" and bool(self.limits.by_kind)
-        return ours and self.limits.fits(source) and source.validation["loss"] < best.validation["loss"]
+        fits = limits.fits(self.space.price(self.space.source))
+        return ours and fits and source.validation["loss"] < best.validation["loss"]
 
     def _source_itself(self, source: ModelRecord) -> ModelRecord:
         """The source as the answer."""
@@ -425,29 +528,62 @@ class _Job:
             stale.unlink()
         return tuple(map(_record, trials, files))
 
-    def _measured(self, run: Run) -> Run:
-        """With latencies and, for the first and only time, the test split."""
-        assert run.best
+    def _compared(self, file: str) -> Comparison:
+        """A model in turns with the source."""
         provider, threads = self.settings["provider"], self.settings["threads"]
-        source, best = self.workshop.source, load(run.best.file, input_shapes=self.workshop.source.input_shapes)
+        source, other = self.workshop.source, load(file, input_shapes=self.workshop.source.input_shapes)
         self.clock.says("measuring latency")
-        latency = compare(source, best, provider=provider, threads=threads, seconds=LATENCY_SECONDS)
+        return compare(source, other, provider=provider, threads=threads, seconds=LATENCY_SECONDS)
+
+    def _timed(self, run: Run, found: Comparison) -> Run:
+        """With what was measured. A share of the source's time is one of what the source took beside the best."""
+        assert run.best
+        if found.ratio.low > 1 and run.best.macs < run.source.macs:
+            self.clock.says(WARNING + self._slower(run.best, run.source, found))
+        most, budget = None if self.timing is None else self.timing.most, dict(run.budget)
+        if most is not None and most.relative:
+            budget["latency"] = most.amount * found.a.p50_ms
+        return replace(
+            run,
+            source=replace(run.source, latency_ms=found.a.p50_ms),
+            best=replace(run.best, latency_ms=found.b.p50_ms),
+            latency={"p50": found.ratio.p50, "low": found.ratio.low, "high": found.ratio.high},
+            budget=budget,
+        )
+
+    def _slower(self, best: ModelRecord, source: ModelRecord, found: Comparison) -> str:
+        """What is said of a best model that takes longer than the source, for all that it has fewer MACs."""
+        if self.timing is not None:
+            row = self.workshop.analysis.costs.row(best.widths)
+            layers = by_table(self.workshop.source, self.timing.predicted, row)
+        else:
+            other = load(best.file, input_shapes=self.workshop.source.input_shapes)
+            layers = by_profiles(
+                self.workshop.source, other, provider=self.settings["provider"], threads=self.settings["threads"]
+            )
+        return slowdown("the best model", found, (source.macs, best.macs), layers)
+
+    def _tested(self, run: Run) -> Run:
+        """With, for the first and only time, the test split."""
+        assert run.best
+        source, best = self.workshop.source, load(run.best.file, input_shapes=self.workshop.source.input_shapes)
         tests: list[Mapping[str, float] | None] = [None, None]
         if "test" in self.workshop.dataset.splits:
             self.clock.says("testing")
             tests = [self.workshop.judge(graph, "test")[0] for graph in (source, best)]
         return replace(
             run,
-            source=replace(run.source, latency_ms=latency.a.p50_ms, test=tests[0]),
-            best=replace(run.best, latency_ms=latency.b.p50_ms, test=tests[1]),
-            latency={"p50": latency.ratio.p50, "low": latency.ratio.low, "high": latency.ratio.high},
+            source=replace(run.source, test=tests[0]),
+            best=replace(run.best, test=tests[1]),
         )
 
 
 def front(trials: Iterable[Trial], limits: Limits) -> list[Trial]:
     """The trials that no other one beats in loss and in what the budget limits (all there is to pay, where it limits
     nothing), cheapest first; of equals, one."""
-    kinds = tuple(limits.by_kind) or KINDS
+    trials = list(trials)
+    known = [kind for kind in KINDS if all(getattr(trial, kind) is not None for trial in trials)]
+    kinds = tuple(limits.by_kind) or known
     rows = [(*(getattr(t, kind) for kind in kinds), t.validation["loss"], t.number, t) for t in trials]
     rows.sort(key=lambda row: row[:-1])
 
@@ -483,6 +619,8 @@ def _record(trial: Trial, file: Path) -> ModelRecord:
         validation=trial.validation,
         widths=trial.widths,
         trial=trial.number,
+        predicted_ms=trial.latency,
+        flushed=trial.flushed,
     )
 
 
@@ -535,7 +673,7 @@ def _check_folder(folder: Path, *, resume: bool, shared: bool) -> None:
         raise UsageError(f"{folder} exists: go on with what is there (--resume), or choose another --out.")
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: there is nothing to resume.")
-    known = {LOCK_FILE, STUDY_FILE, *FOLDERS}
+    known = {LOCK_FILE, STUDY_FILE, TABLE_FILE, *FOLDERS}
     if not any((folder / name).exists() for name in holds) and {entry.name for entry in folder.iterdir()} - known:
         raise UsageError(f"{folder} does not hold a search: there is nothing to resume. Choose another --out.")
 

@@ -19,7 +19,7 @@ from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.crew import Crew
 from conet_onnx.searching.searcher import Proposal, Searcher, objective
 from conet_onnx.searching.space import WidthSpace
-from conet_onnx.searching.task import Parent, TrialOutcome, TrialTask
+from conet_onnx.searching.task import Evaluate, Parent, TrialOutcome, TrialTask
 
 __all__ = ["Clock", "Loop", "Progress", "seed_of"]
 
@@ -118,6 +118,22 @@ class Loop:
         clock.done = total
         return tuple(finished.values())
 
+    def further(self, proposal: Proposal, evaluate: Evaluate, clock: Clock) -> Trial:
+        """One more trial after those that were planned, evaluated by this process; told as they were."""
+        trials = self.study.trials()
+        trial = self._priced(len(trials), proposal)
+        phase = f"trial {trial.number + 1}, a further one: {trial.reason}"
+        clock.says(phase)
+        self.claims.take(f"trial {trial.number}")  # lest who joins now runs it too
+        self.study.begin(trial)
+        parent = next((other for other in trials if other.number == trial.parent), None)
+        ended = _with(trial, evaluate(self._task(trial, parent), lambda _: clock.says(phase)))
+        self.study.note(ended)
+        self.claims.done(f"trial {trial.number}")
+        judged = self._judged(ended)
+        self.searcher.tell(judged)
+        return judged
+
     def weights(self, number: int) -> Path:
         """Where a trial's trained model is."""
         return self.directory / "weights" / f"{number}.onnx"
@@ -188,6 +204,7 @@ class Loop:
             params=price.params,
             macs=price.macs,
             bytes=price.bytes,
+            latency=getattr(price, "latency", None),
             parent=proposal.parent,
             reason=proposal.reason,
         )
@@ -277,6 +294,7 @@ def _with(trial: Trial, outcome: TrialOutcome) -> Trial:
         measured=outcome.measured,
         seconds=outcome.seconds,
         evaluation_seconds=outcome.evaluation_seconds,
+        flushed=outcome.flushed,
     )
 
 

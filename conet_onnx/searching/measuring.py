@@ -14,6 +14,8 @@ from conet_onnx.data import Split
 from conet_onnx.data.dataset import Array
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
+from conet_onnx.latency.limits import fast_multiples
+from conet_onnx.latency.prediction import Predictor
 from conet_onnx.metrics import LayerQuality, as_json, by_width, score
 from conet_onnx.searching.recipe import CurveMeasure, Measure, Measured, QualityMeasure, UtilisationMeasure
 from conet_onnx.transfer import drawn
@@ -39,6 +41,7 @@ class Measuring:
     source: Analysis
     analysis: Analysis  # of the model as it is trained
     epochs: list[tuple[LayerQuality, ...]] = field(default_factory=list)
+    predicted: Predictor | None = None  # of the source's widths
 
     @property
     def after(self) -> Callable[[Mapping[str, Array]], None] | None:
@@ -72,7 +75,11 @@ class Measuring:
         if self.analysis.all_widths.keys() != self.source.all_widths.keys():
             return {}
         sizes = {name: self.analysis.all_widths[name].size for name in self.source.widths}
-        rates = rates_of(self.analysis.costs, sizes, asked.rate)
+        if asked.cost == "latency" and self.predicted is not None:
+            steps = fast_multiples(self.predicted.operators, self.predicted)
+            rates = rates_of(self.source.costs, sizes, asked.rate, cost=self.predicted.predict_many, steps=steps)
+        else:
+            rates = rates_of(self.analysis.costs, sizes, asked.rate)
         found = utilisation(
             trained,
             self.analysis,

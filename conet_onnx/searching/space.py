@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
@@ -71,7 +72,7 @@ class WidthSpace:
         self._costs: _Costs = analysis.costs
         self._sizes = np.array([w.size for w in widths.values()], dtype=np.int64)
         self._own = np.array([w.multiple for w in widths.values()], dtype=np.int64)
-        self._doublings = np.floor(np.log2(np.maximum(multiple / self._own, 1))).astype(np.int64)
+        self._largest = self._own * 2 ** np.floor(np.log2(np.maximum(multiple / self._own, 1))).astype(np.int64)
         self._low = np.array([-(-max(w.min, 1) // w.multiple) * w.multiple for w in widths.values()], dtype=np.int64)
         grown = np.array([w.size * growth if w.exact and w.max is None else w.size for w in widths.values()])
         self._high = np.maximum(self._sizes, (grown // self._steps(grown) * self._steps(grown)).astype(np.int64))
@@ -80,6 +81,21 @@ class WidthSpace:
             low, high = (np.maximum(bound // self._own, 1) * self._own for bound in between)
             self._high = np.minimum(high, most).astype(np.int64)
             self._low = np.minimum(np.maximum(self._low, low), self._high)
+
+    def aligned(self, multiples: Mapping[str, int], least: Mapping[str, int]) -> WidthSpace:
+        """The same with widths that are multiples of these instead, where they are named, and powers of two below; and
+        with none below its `least`, where the source's is not."""
+        made = copy(self)
+        made.__dict__.pop("levels", None)  # of the other one's steps
+        asked, floor = (
+            np.array([some.get(name, 0) for name in self.names], dtype=np.int64) for some in (multiples, least)
+        )
+        made._largest = np.where(asked > 0, np.lcm(self._own, np.maximum(asked, 1)), self._largest)
+        floor = np.minimum(-(-floor // made._largest) * made._largest, -(-self._sizes // self._own) * self._own)
+        made._low = np.minimum(np.maximum(self._low, floor), self._high)
+        grown = self._high // made._largest * made._largest
+        made._high = np.maximum(np.maximum(np.minimum(self._sizes, self._high), grown), made._low)
+        return made
 
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:
@@ -152,6 +168,7 @@ class WidthSpace:
         at = self._array(widths).astype(np.int64)
         steps = self._steps(at)
         up = (at // steps + 1) * steps
+        up = np.where(at < self._largest, np.minimum(up, self._largest), up)
         return self._named(np.minimum(np.where((at < self._sizes) & (self._sizes < up), self._sizes, up), self._high))
 
     def below(self, widths: Mapping[str, int]) -> dict[str, int]:
@@ -179,7 +196,7 @@ class WidthSpace:
     def _steps(self, widths: Any) -> Ints:
         """What each width is a multiple of at such a value."""
         doublings = np.floor(np.log2(np.maximum(widths / self._own, 1))).astype(np.int64)
-        steps: Ints = self._own * 2 ** np.minimum(doublings, self._doublings)
+        steps: Ints = np.where(widths >= self._largest, self._largest, self._own * 2**doublings)
         return steps
 
     def _snap(self, widths: Any) -> Ints:

@@ -36,12 +36,13 @@ class TrialTask:
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
     """What came of a trial: validation numbers (a finite `loss`, or it failed), seconds of training and evaluation,
-    and what its method asked to be measured, by quantity and width."""
+    what its method asked to be measured, by quantity and width, and how many denormal numbers were set to zero."""
 
     validation: Mapping[str, float]
     seconds: float
     evaluation_seconds: float
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    flushed: int = 0
 
 
 class Evaluate(Protocol):

@@ -30,10 +30,11 @@ from conet_onnx.tasks import judge, load_task
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
-from conet_onnx.torch_backend.train import After, Diverged, fit
+from conet_onnx.torch_backend.train import After, Diverged, Fitted, fit
 from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred
 
 if TYPE_CHECKING:
+    from conet_onnx.latency.prediction import Predictor
     from conet_onnx.searching.measuring import Measuring
     from conet_onnx.torch_backend.losses import Task
 
@@ -62,6 +63,7 @@ class TrialSettings:
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     cores: int | None = None
     said: str | None = None
+    table: str | None = None
 
 
 def open_workshop(settings: TrialSettings) -> Workshop:
@@ -81,6 +83,7 @@ def open_workshop(settings: TrialSettings) -> Workshop:
         freeze=settings.freeze,
         cores=settings.cores,
         said=settings.said,
+        table=settings.table,
     )
 
 
@@ -94,7 +97,7 @@ class Workshop:
     """What all evaluations of one run share: the source, the data, and how to train.
 
     `cores` are those that there are for it (None: all of them; `threads` is what the user wants), `said` the file of
-    the teacher's scores where several processes share them.
+    the teacher's scores where several processes share them, `table` that of what the model's operators take.
     """
 
     source: Graph
@@ -110,6 +113,7 @@ class Workshop:
     task: str | Task | None = None
     cores: int | None = None
     said: str | None = None
+    table: str | None = None
 
     @classmethod
     def open(
@@ -127,6 +131,7 @@ class Workshop:
         freeze: Iterable[str] = (),
         cores: int | None = None,
         said: str | None = None,
+        table: str | None = None,
     ) -> Workshop:
         """Read the data and check that it fits; `test` is left alone. Raises DataError, UsageError."""
         wanted(graph, batchnorm)  # a wrong word is said now
@@ -149,7 +154,7 @@ class Workshop:
             graph, dataset, given=normalisation, provider=provider, threads=threads or cores, classifies=own is None
         )
         analysis = analyze(graph, freeze=freeze)
-        how = (epochs, provider, threads, batchnorm, recipe, task, cores, said)
+        how = (epochs, provider, threads, batchnorm, recipe, task, cores, said, table)
         return cls(graph, analysis, dataset, name, choice, *how)
 
     def settings(self, source: str, freeze: Sequence[str], *, cores: int) -> TrialSettings:
@@ -169,6 +174,7 @@ class Workshop:
             input_shapes=self.source.input_shapes,
             cores=cores,
             said=self.said,
+            table=self.table,
         )
 
     def __call__(self, task: TrialTask, report: Report) -> TrialOutcome:
@@ -184,6 +190,7 @@ class Workshop:
             student = inherit(student, self.source, task, analysis=self.analysis, score=self.scores, **how)
         fitting = time.perf_counter() - fitting  # channels are scored and weights fitted: neither training nor overhead
         measuring = self.measuring(student)
+        fitted: list[Fitted] = []
         try:
             trained, seconds = self.train(
                 student,
@@ -192,6 +199,7 @@ class Workshop:
                 report=report,
                 anew=anew,
                 after=None if measuring is None else measuring.after,
+                told=fitted.append,
             )
         except Diverged:
             return TrialOutcome({}, time.perf_counter() - begun, 0.0)
@@ -210,7 +218,8 @@ class Workshop:
             evaluation_seconds += time.perf_counter() - asked
         structure.save(task.plan)
         trained.save(task.weights, durable=True)
-        return TrialOutcome(validation, seconds, evaluation_seconds + fitting, measured)
+        flushed = sum(one.flushed for one in fitted)
+        return TrialOutcome(validation, seconds, evaluation_seconds + fitting, measured, flushed)
 
     def measuring(self, student: Graph) -> Measuring | None:
         """What the method wants to know of a trial's model, if anything."""
@@ -218,7 +227,17 @@ class Workshop:
             return None
         from conet_onnx.searching.measuring import Measuring  # most methods measure nothing
 
-        return Measuring(self.recipe.measure, self.analysis, analyze(student))
+        return Measuring(self.recipe.measure, self.analysis, analyze(student), predicted=self.predicted)
+
+    @cached_property
+    def predicted(self) -> Predictor | None:
+        """What the table foretells of the source at any widths, if there is one."""
+        if self.table is None:
+            return None
+        from conet_onnx.latency.preparing import remembered
+        from conet_onnx.latency.table import Table
+
+        return remembered(self.analysis, Table.read(self.table))
 
     def curves(self, graph: Graph) -> Measured:
         """What masked channels cost a trained model, or the source, where the method asks for it. In widths of the
@@ -265,11 +284,12 @@ class Workshop:
         last: bool = False,
         after: After | None = None,
         samples: int | None = None,
+        told: Callable[[Fitted], None] = lambda _: None,
     ) -> tuple[Graph, float]:
         """Train on the train split, against labels and the source; also the seconds that it took. Raises Diverged.
 
         `anew` begins with fresh weights, `last` is the answer's training, `after` each epoch the weights are shown;
-        `samples` are the first so many (None: all).
+        `samples` are the first so many (None: all). `told` hears all that came of it.
         """
         recipe, data = self.recipe, self.dataset.split("train")
         settings = {"batch": BATCH, **(recipe.final_training if last else recipe.training)}
@@ -295,6 +315,7 @@ class Workshop:
             after=after,
             **settings,
         )
+        told(fitted)
         return fitted.graph, fitted.seconds
 
     def expected_seconds(self) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from conet_onnx.denormals import denormal
 from conet_onnx.errors import ModelError, UnsupportedOp, UsageError
 from conet_onnx.graph import Graph, Node
 from conet_onnx.torch_backend.building import Builder
@@ -20,7 +21,7 @@ from conet_onnx.torch_backend.peephole import tighten
 from conet_onnx.torch_backend.stepped import stepped_weights
 from conet_onnx.torch_backend.weights import to_numpy, torch_dtype
 
-__all__ = ["from_torch", "lower", "names_of", "untrained_of"]
+__all__ = ["from_torch", "lower", "names_of", "returned", "untrained_of"]
 
 OLDEST = 7  # from here on ONNX broadcasts as numpy does
 
@@ -77,10 +78,16 @@ def lower(graph: Graph) -> fx.GraphModule:
 def from_torch(graph: Graph, module: torch.nn.Module) -> Graph:
     """The graph with the module's weights and running statistics; what training did not change keeps its bytes.
 
-    The module is what `lower(graph)` returned, or a copy of it. Raises UsageError where it is not.
+    In tensors that it did change, denormal numbers become zero (denormals). The module is what `lower(graph)` returned,
+    or a copy of it. Raises UsageError where it is not.
     """
+    return returned(graph, module)[0]
+
+
+def returned(graph: Graph, module: torch.nn.Module) -> tuple[Graph, int]:
+    """As from_torch, and how many denormal numbers became zero."""
     tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    changed, stepped = {}, stepped_weights(graph)
+    changed, flushed, stepped = {}, 0, stepped_weights(graph)
     for name, attribute in names_of(module):
         if attribute not in tensors or name not in graph.weights:
             raise UsageError(f"weight {name!r} is not in both the module and {graph.file or 'the graph'}.")
@@ -94,8 +101,10 @@ def from_torch(graph: Graph, module: torch.nn.Module) -> Graph:
         if new.dtype != old.dtype:
             new = new.astype(old.dtype)
         if not np.array_equal(old.reshape(-1).view(np.uint8), new.reshape(-1).view(np.uint8)):
-            changed[name] = new
-    return graph.with_arrays(changed)
+            tiny = denormal(new)
+            flushed += int(tiny.sum())
+            changed[name] = np.where(tiny, new.dtype.type(0), new) if tiny.any() else new
+    return graph.with_arrays(changed), flushed
 
 
 def names_of(module: torch.nn.Module) -> Names:

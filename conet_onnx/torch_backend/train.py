@@ -41,7 +41,7 @@ from conet_onnx.torch_backend.fresh import fresh
 from conet_onnx.torch_backend.known import Array
 from conet_onnx.torch_backend.learner import Inputs, Learner, Tensors
 from conet_onnx.torch_backend.losses import Adapters, Objective, Task, as_target, flat
-from conet_onnx.torch_backend.lower import from_torch
+from conet_onnx.torch_backend.lower import returned
 from conet_onnx.torch_backend.moments import Moments, moments_of, with_moments
 from conet_onnx.torch_backend.norms import BATCHES, calibrate, fold, insert, wanted
 from conet_onnx.torch_backend.settings import Settings
@@ -66,7 +66,7 @@ class Fitted:
 
     `untrained`: outputs that no gradient reaches, with the reason (lower.untrained_of). `undropped`: widths that
     channel dropout left alone, with the reason (dropping.insert_drops). `moments`: the optimizer's, by the weight's
-    name (moments.py).
+    name (moments.py). `flushed`: how many denormal numbers became zero.
     """
 
     graph: Graph
@@ -75,6 +75,7 @@ class Fitted:
     untrained: Mapping[str, str] = field(default_factory=dict)
     undropped: Mapping[str, str] = field(default_factory=dict)
     moments: Moments = field(default_factory=dict, repr=False)
+    flushed: int = 0
 
 
 class Diverged(UsageError):
@@ -362,12 +363,11 @@ class _Run:
         moments = {} if self.settings.sharded else moments_of(self.optimizer, self.parameters())
         with self._whole():
             fold(self.learner.module)
-            if self.freed is None:
-                trained = from_torch(self.source, self.learner.module)
-            else:
-                trained = self.freed.returned(from_torch(self.freed.graph, self.learner.module))
+            graph = self.source if self.freed is None else self.freed.graph
+            trained, flushed = returned(graph, self.learner.module)
+            trained = trained if self.freed is None else self.freed.returned(trained)
         undropped = {} if self.dropping is None else self.dropping.missing
-        return Fitted(trained, tuple(self.done.history), seconds, self.learner.untrained, undropped, moments)
+        return Fitted(trained, tuple(self.done.history), seconds, self.learner.untrained, undropped, moments, flushed)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights in training, by the name that they have in the graph."""
