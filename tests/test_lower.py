@@ -427,7 +427,7 @@ class TestNames:
 
 class TestRefusals:
     def test_control_flow(self) -> None:
-        inner = helper.make_node("Identity", ["x"], ["out"])
+        inner = helper.make_node("RandomNormalLike", ["x"], ["out"])
         branch = helper.make_graph([inner], "b", [], [onnx.ValueInfoProto(name="out")])
         node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)
         model = build([node], {"x": np.ones(2, np.float32), "c": np.array(True)}, {}, ["y"], 17)

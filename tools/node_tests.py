@@ -37,7 +37,8 @@ package.
   where they are constants of the file, as exporters write them;
 - *as onnxruntime*: onnxruntime gives other numbers than the test, and the lowered node gives onnxruntime's;
 - *refused*: `lower` raises UnsupportedOp, which names the node, the operator, the opset and the reason;
-- *not applicable*: strings, element types that numpy cannot hand to torch, and numbers that are drawn at random;
+- *not applicable*: strings, sequences that a model takes or gives, element types that numpy cannot hand to torch, and
+  numbers that are drawn at random;
 - *failed*: wrong.
 """
 
@@ -56,11 +57,11 @@ def verdicts() -> Iterator[Verdict]:
     """Every node test of one node whose operator is lowered."""
     from onnx.backend.test.case.node import collect_testcases
 
-    from conet_onnx.torch_backend.ops import LOWER
+    from conet_onnx.torch_backend.ops import FLOW, LOWER
 
     for case in collect_testcases(None):
         (node, *others) = case.model.graph.node
-        if not others and not node.domain and node.op_type in LOWER:
+        if not others and not node.domain and node.op_type in LOWER | FLOW:
             yield _judged(node.op_type, case.name, case.model, case.data_sets)
 
 
@@ -71,6 +72,10 @@ def _judged(op: str, name: str, model: onnx.ModelProto, sets: Sequence[tuple[Any
     for verdict, constant in ((PASSED, False), (SETTINGS, True)):
         try:
             for inputs, outputs in sets:
+                if not all(
+                    isinstance(value, np.ndarray | np.generic | onnx.TensorProto) for value in (*inputs, *outputs)
+                ):
+                    return Verdict(op, name, APART)  # sequences
                 given, wanted = (list(map(_array, values)) for values in (inputs, outputs))
                 if name in RANDOM or any(
                     array.dtype.kind not in "fiub" or array.dtype.isbuiltin != 1 for array in (*given, *wanted)

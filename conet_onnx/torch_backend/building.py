@@ -30,8 +30,13 @@ class Builder:
     `lower` drives it; the functions in `ops` read their inputs from it and emit into it.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(
+        self, graph: Graph, *, flow: bool = False, lowered: Callable[[Graph], fx.GraphModule] | None = None
+    ) -> None:
+        """`flow`: control flow and sequences are lowered too, their inner graphs by `lowered`."""
         self.graph = graph
+        self.flow = flow
+        self.inner = lowered
         self.fx = fx.Graph()
         self.root = nn.Module()
         self.registered: dict[str, str] = {}  # initializer -> attribute, as they were first used
@@ -181,6 +186,11 @@ class Builder:
             index += 1
         self.root.register_buffer(name, to_tensor(array), persistent=False)
         return self.fx.get_attr(name)
+
+    def lowered(self, graph: Graph) -> fx.GraphModule:
+        """A node's inner graph as a module. Raises UnsupportedOp where not all of it has a torch form."""
+        assert self.inner is not None
+        return self.inner(graph)
 
     def unsupported(self, node: Node, fact: str) -> UnsupportedOp:
         """The error that says which node cannot be lowered, and why."""

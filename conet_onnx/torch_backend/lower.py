@@ -15,7 +15,7 @@ from conet_onnx.graph import Graph, Node
 from conet_onnx.torch_backend.building import Builder
 from conet_onnx.torch_backend.known import Known
 from conet_onnx.torch_backend.names import Names
-from conet_onnx.torch_backend.ops import KNOWN, LOWER, MOVES, REVIEWED
+from conet_onnx.torch_backend.ops import FLOW, KNOWN, LOWER, MOVES, REVIEWED
 from conet_onnx.torch_backend.outside import Outside, ancestors, cut_out
 from conet_onnx.torch_backend.peephole import tighten
 from conet_onnx.torch_backend.stepped import stepped_weights
@@ -52,15 +52,33 @@ def lower(graph: Graph) -> fx.GraphModule:
 
     What has no torch form runs in onnxruntime: as a head, if nothing trained comes before it, else with all that
     follows from it as a tail (non-maximum suppression, a loop), through which no gradient passes; `untrained_of` says
-    which outputs that concerns. Raises UnsupportedOp, naming the node, where none would be left to train.
+    which outputs that concerns. Where none would be left to train, control flow and sequences are lowered as well
+    (ops.flow). Raises UnsupportedOp, naming the node, where none is left even so.
     """
     if not OLDEST <= graph.opset <= REVIEWED:
         raise UnsupportedOp(
             f"{graph.file or 'the model'} uses opset {graph.opset}; the torch backend knows {OLDEST} to {REVIEWED}. "
             "Convert it with onnx.version_converter."
         )
-    b = Builder(graph)
-    untrained = _lower_nodes(b)
+    try:
+        return _lowered(Builder(graph))
+    except UnsupportedOp as error:
+        if not any(node.operator in FLOW for node in graph.nodes):
+            raise
+        try:
+            return _lowered(Builder(graph, flow=True, lowered=_inner))
+        except UnsupportedOp:
+            raise error from None
+
+
+def _inner(graph: Graph) -> fx.GraphModule:
+    """An inner graph. What it reads may be trained, so that none of it may be left to onnxruntime."""
+    return _lowered(Builder(graph, flow=True, lowered=_inner), whole=True)
+
+
+def _lowered(b: Builder, *, whole: bool = False) -> fx.GraphModule:
+    graph = b.graph
+    untrained = _lower_nodes(b, whole=whole)
     outputs = [_as_declared(b, value.name) for value in graph.outputs]
     b.fx.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
     b.fx.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
@@ -122,8 +140,11 @@ def untrained_of(module: torch.nn.Module) -> Mapping[str, str]:
     return found
 
 
-def _lower_nodes(b: Builder) -> dict[str, str]:
-    """Every node, in torch or outside; the outputs that a tail makes, each with what began it."""
+def _lower_nodes(b: Builder, *, whole: bool) -> dict[str, str]:
+    """Every node, in torch or outside; the outputs that a tail makes, each with what began it.
+
+    The `whole` graph: raises UnsupportedOp rather than leave anything to onnxruntime.
+    """
     graph = b.graph
     late: dict[str, UnsupportedOp] = {}  # values of the tail, with what began it
     learned: set[str] = set()  # values that depend on trained weights
@@ -137,6 +158,8 @@ def _lower_nodes(b: Builder) -> dict[str, str]:
             try:
                 _lower_node(b, node)
             except UnsupportedOp as error:
+                if whole:
+                    raise
                 obstacle = error
                 obstacles.append(error)
                 if not learns:
@@ -177,7 +200,8 @@ def _as_declared(b: Builder, name: str) -> fx.Node:
 
 def _lower_node(b: Builder, node: Node) -> None:
     op = node.operator
-    if op not in LOWER and op not in KNOWN:
+    own = LOWER.get(op) or (FLOW.get(op) if b.flow else None)
+    if own is None and op not in KNOWN:
         raise b.unsupported(node, "no lowering is known for it")
     _follow_carried(b, node)
     if node.op == "Constant" and node.outputs[0] in b.graph.weights:
@@ -194,9 +218,9 @@ def _lower_node(b: Builder, node: Node) -> None:
         if made is not None:
             b.assign(node.outputs[0], made)
             return
-    if op not in LOWER:
+    if own is None:
         raise b.unsupported(node, "no lowering is known for it")
-    result = LOWER[op](b, node)
+    result = own(b, node)
     results = [result] if isinstance(result, fx.Node | Known) else list(result)
     for name, value in zip(node.outputs, results, strict=False):
         b.assign(name, value)

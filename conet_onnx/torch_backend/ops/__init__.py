@@ -6,15 +6,16 @@ from importlib import import_module
 
 from conet_onnx.torch_backend.ops.integers import KNOWN
 from conet_onnx.torch_backend.ops.quantise import MOVES
-from conet_onnx.torch_backend.ops.registry import LOWER, REVIEWED
+from conet_onnx.torch_backend.ops.registry import FLOW, LOWER, REVIEWED
 
-__all__ = ["KNOWN", "LOWER", "MOVES", "REVIEWED"]
+__all__ = ["FLOW", "KNOWN", "LOWER", "MOVES", "REVIEWED"]
 
 FAMILIES = (
     "activations",
     "attention",
     "contract",
     "elementwise",
+    "flow",
     "fused",
     "layout",
     "matrices",
