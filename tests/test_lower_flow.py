@@ -191,6 +191,19 @@ SEQUENCES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], int]] = {
         {"k": np.int64(3)},
         2,
     ),
+    "what asks for a rank, behind a sequence": (
+        [
+            n("SplitToSequence", ["h", "sizes"], ["s"], axis=1),
+            n("SequenceAt", ["s", "k"], ["piece"]),
+            n("Shape", ["piece"], ["shape"]),
+            n("Cast", ["shape"], ["numbers"], to=FLOAT),
+            n("ReduceSum", ["numbers"], ["number"], keepdims=0),
+            n("ReduceMean", ["piece"], ["mean"], axes=[-1]),
+            n("Mul", ["mean", "number"], ["y"]),
+        ],
+        {"sizes": np.array([2, 4]), "k": np.int64(1)},
+        2,
+    ),
     "pieces of one size": (
         [n("SplitToSequence", ["h", "size"], ["s"], axis=1), n("SequenceAt", ["s", "k"], ["y"])],
         {"size": np.int64(4), "k": np.int64(1)},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,17 @@ class Builder:
     """
 
     def __init__(
-        self, graph: Graph, *, flow: bool = False, lowered: Callable[[Graph], fx.GraphModule] | None = None
+        self,
+        graph: Graph,
+        *,
+        lowered: Callable[[Graph], fx.GraphModule] | None = None,
+        ranks: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """`flow`: control flow and sequences are lowered too, their inner graphs by `lowered`."""
+        """With `lowered`, which makes modules of inner graphs, control flow and sequences are lowered too; `ranks` of
+        values of whose shapes inference says nothing."""
         self.graph = graph
-        self.flow = flow
         self.inner = lowered
+        self.ranks = ranks
         self.fx = fx.Graph()
         self.root = nn.Module()
         self.registered: dict[str, str] = {}  # initializer -> attribute, as they were first used
@@ -132,6 +138,8 @@ class Builder:
         if isinstance(value, Known):
             return tuple(value.elements.shape)
         found = self.graph.shape(name)
+        if found is None and name in self.ranks:
+            found = (None,) * self.ranks[name]
         if found is None and name in self.graph.weights:
             found = tuple(self.graph.weights[name].dims)
         if found is None:

@@ -18,6 +18,7 @@ from conet_onnx.torch_backend.names import Names
 from conet_onnx.torch_backend.ops import FLOW, KNOWN, LOWER, MOVES, REVIEWED
 from conet_onnx.torch_backend.outside import Outside, ancestors, cut_out
 from conet_onnx.torch_backend.peephole import tighten
+from conet_onnx.torch_backend.ranks import measured_ranks
 from conet_onnx.torch_backend.stepped import stepped_weights
 from conet_onnx.torch_backend.weights import to_numpy, torch_dtype
 
@@ -66,14 +67,14 @@ def lower(graph: Graph) -> fx.GraphModule:
         if not any(node.operator in FLOW for node in graph.nodes):
             raise
         try:
-            return _lowered(Builder(graph, flow=True, lowered=_inner))
+            return _lowered(Builder(graph, lowered=_inner, ranks=measured_ranks(graph)))
         except UnsupportedOp:
             raise error from None
 
 
 def _inner(graph: Graph) -> fx.GraphModule:
     """An inner graph. What it reads may be trained, so that none of it may be left to onnxruntime."""
-    return _lowered(Builder(graph, flow=True, lowered=_inner), whole=True)
+    return _lowered(Builder(graph, lowered=_inner, ranks=measured_ranks(graph)), whole=True)
 
 
 def _lowered(b: Builder, *, whole: bool = False) -> fx.GraphModule:
@@ -200,7 +201,7 @@ def _as_declared(b: Builder, name: str) -> fx.Node:
 
 def _lower_node(b: Builder, node: Node) -> None:
     op = node.operator
-    own = LOWER.get(op) or (FLOW.get(op) if b.flow else None)
+    own = LOWER.get(op) or (FLOW.get(op) if b.inner is not None else None)
     if own is None and op not in KNOWN:
         raise b.unsupported(node, "no lowering is known for it")
     _follow_carried(b, node)

@@ -102,6 +102,8 @@ def _inner(b: Builder, node: Node, graph: onnx.GraphProto, captured: Sequence[st
         dtype, shape = b.graph.dtype(name), b.graph.shape(name)
         if name in b.graph.weights:
             shape = tuple(b.graph.weights[name].dims)
+        elif shape is None and name in b.ranks:
+            shape = (None,) * b.ranks[name]
         if dtype is None:
             raise b.unsupported(node, f"the type of {name!r}, which its graphs read, is not known")
         kind = helper.np_dtype_to_tensor_dtype(dtype)

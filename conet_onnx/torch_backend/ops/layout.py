@@ -86,8 +86,7 @@ def unsqueeze(b: Builder, node: Node) -> Result:
 @lowers("Transpose")
 def transpose(b: Builder, node: Node) -> Result:
     """Reversed without `perm`."""
-    rank = b.rank(node, node.inputs[0])
-    order = tuple(node.attributes.get("perm") or reversed(range(rank)))
+    order = node.attributes.get("perm") or tuple(reversed(range(b.rank(node, node.inputs[0]))))
     return b.call(torch.permute, b.tensor(node.inputs[0]), order)
 
 
