@@ -297,6 +297,8 @@ CASES = [
     Case("Scatter", 9, [(3, 4)], [ints(2, 0, 1).reshape(3, 1), np.ones((3, 1), np.float32)], {"axis": 1}),
     *grid("ScatterND", [18], [(3, 4, 2)], [ints(0, 1, 2, -1).reshape(2, 2), np.full((2, 2), 3, np.float32)],
           reduction=[None, "add", "mul", "max", "min"]),
+    Case("ScatterND", 16, [(3, 4)], [np.zeros((0, 1), np.int64), np.ones((0, 4), np.float32)], {}),
+    Case("ScatterND", 16, [(3, 0)], [ints(1).reshape(1, 1), np.ones((1, 0), np.float32)], {}),
     Case("ScatterND", 16, [(3, 4)], [ints(1, 1).reshape(2, 1), np.ones((2, 4), np.float32)], {"reduction": "add"}),
     *grid("OneHot", [9, 11], [ints(0, 2, -1, 7)], [np.array(4), np.array([0.5, 2], np.float32)], axis=[None, 0]),
     *grid("Hardmax", [11, 13], [X], axis=[None, 1]),

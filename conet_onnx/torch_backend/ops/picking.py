@@ -121,9 +121,9 @@ def scatter_nd(x: torch.Tensor, places: torch.Tensor, updates: torch.Tensor, how
     flat = torch.zeros(places.shape[:-1], dtype=torch.long, device=x.device)
     for axis, size in enumerate(sizes):
         flat = flat * size + _from_front(places[..., axis], size)
-    rows = x.reshape(sizes.numel(), -1)
-    index = flat.reshape(-1, 1).expand(-1, rows.size(1))
-    return scatter_elements(rows, index, updates.reshape(-1, rows.size(1)), 0, how).reshape(x.shape)
+    width = x.shape[depth:].numel()  # there may be no elements to tell it by
+    rows, index = x.reshape(sizes.numel(), width), flat.reshape(-1, 1).expand(-1, width)
+    return scatter_elements(rows, index, updates.reshape(flat.numel(), width), 0, how).reshape(x.shape)
 
 
 @lowers("OneHot")
