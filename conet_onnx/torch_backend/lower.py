@@ -64,8 +64,6 @@ def lower(graph: Graph) -> fx.GraphModule:
     try:
         return _lowered(Builder(graph))
     except UnsupportedOp as error:
-        if not any(node.operator in FLOW for node in graph.nodes):
-            raise
         try:
             return _lowered(Builder(graph, lowered=_inner, ranks=measured_ranks(graph)))
         except UnsupportedOp:
@@ -148,7 +146,8 @@ def _lower_nodes(b: Builder, *, whole: bool) -> dict[str, str]:
     """
     graph = b.graph
     late: dict[str, UnsupportedOp] = {}  # values of the tail, with what began it
-    learned: set[str] = set()  # values that depend on trained weights
+    chosen: dict[str, UnsupportedOp] = {}  # values that depend on trained weights by whole numbers alone
+    learned: set[str] = set()  # values that depend on trained weights otherwise
     obstacles = []
     for node in graph.nodes:
         b.begin(node)
@@ -161,8 +160,11 @@ def _lower_nodes(b: Builder, *, whole: bool) -> dict[str, str]:
             except UnsupportedOp as error:
                 if whole:
                     raise
-                obstacle = error
                 obstacles.append(error)
+                if _chooses(graph, node) and _stands_outside(b, node, error):
+                    chosen.update(dict.fromkeys(filter(None, node.outputs), error))
+                    continue
+                obstacle = error
                 if not learns:
                     _run_outside(b, ancestors(graph, node), [name for name in node.outputs if name], error)
                     continue
@@ -170,15 +172,35 @@ def _lower_nodes(b: Builder, *, whole: bool) -> dict[str, str]:
             late.update(dict.fromkeys(filter(None, node.outputs), obstacle))
         elif learns:
             learned.update(node.outputs)
+        elif (why := next((chosen[name] for name in names if name in chosen), None)) is not None:
+            chosen.update(dict.fromkeys(filter(None, node.outputs), why))
     ends = [value.name for value in graph.outputs]
     if obstacles and learned.isdisjoint(ends):
         raise obstacles[0]
-    untrained = {name: str(late[name]) for name in ends if name in late}
-    if untrained:
-        needed = {at.index: at for name in untrained for at in ancestors(graph, graph.producer(name))}
+    made_late = [name for name in ends if name in late]
+    if made_late:
+        needed = {at.index: at for name in made_late for at in ancestors(graph, graph.producer(name))}
         tail = [node for index, node in sorted(needed.items()) if not late.keys().isdisjoint(node.outputs)]
-        _run_outside(b, tail, list(untrained), late[next(iter(untrained))])
-    return untrained
+        _run_outside(b, tail, made_late, late[made_late[0]])
+    reasons = {**chosen, **late}
+    return {name: str(reasons[name]) for name in ends if name in reasons}
+
+
+def _chooses(graph: Graph, node: Node) -> bool:
+    """Whether a node makes only whole numbers and truth values, to which no gradient goes anyway: non-maximum
+    suppression, say."""
+    types = [graph.dtype(name) for name in node.outputs if name]
+    return all(dtype is not None and dtype.kind in "iub" for dtype in types)
+
+
+def _stands_outside(b: Builder, node: Node, obstacle: UnsupportedOp) -> bool:
+    """Let onnxruntime run this one node, between others that are trained. False where it could not be given what it
+    needs."""
+    try:
+        _run_outside(b, [node], [name for name in node.outputs if name], obstacle)
+    except UnsupportedOp:
+        return False
+    return True
 
 
 def _run_outside(b: Builder, nodes: Sequence[Node], outputs: Sequence[str], obstacle: UnsupportedOp) -> None:
