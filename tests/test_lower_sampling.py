@@ -26,7 +26,14 @@ def maxima(size: int) -> Any:
     return RNG.permutation(size)[: 2 * 3 * 2 * 2].reshape(2, 3, 2, 2)
 
 
+BOXES = np.array([[0.5, 1.0, 3.5, 4.0], [-2.0, 0.2, 1.1, 2.7], [2.0, 3.0, 2.2, 3.1], [1.0, -3.0, 9.1, 8.8]], np.float32)
+ROIS = [BOXES, ints(0, 1, 1, 0)]
+
 CASES = [
+    *grid("RoiAlign", [10, 16], [X, *ROIS], output_height=[2], output_width=[3], sampling_ratio=[1, 2],
+          spatial_scale=[None, 0.7]),
+    *grid("RoiAlign", [16], [X, *ROIS], output_height=[2], output_width=[2], sampling_ratio=[2],
+          coordinate_transformation_mode=["half_pixel", "output_half_pixel"]),
     *grid("GridSample", [16], [X, GRID], mode=[None, "bilinear", "nearest", "bicubic"], align_corners=[None, 1]),
     *grid("GridSample", [20, 22], [X, GRID], mode=["linear", "nearest", "cubic"],
           padding_mode=["zeros", "border", "reflection"]),
@@ -100,3 +107,7 @@ REFUSED = [
 def test_what_is_not_known_to_the_letter_is_refused(case: Case) -> None:
     with pytest.raises(UnsupportedOp, match=f"{case.op} 'the_node' \\(opset {case.opset}\\)"):
         check(case)
+
+
+def test_no_box_is_none() -> None:
+    check(Case("RoiAlign", 16, [X, np.zeros((0, 4), np.float32), ints()], [], {"sampling_ratio": 2}))

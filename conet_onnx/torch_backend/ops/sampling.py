@@ -38,6 +38,72 @@ def gridded(theta: torch.Tensor, size: list[int], corners: bool) -> torch.Tensor
     return F.affine_grid(theta, size, corners)
 
 
+@lowers("RoiAlign")
+def roi_align(b: Builder, node: Node) -> Result:
+    """ONNX RoiAlign-10, 16, 22: X (N, C, H, W), boxes (R, 4) as x1, y1, x2, y2, and the image of each."""
+    get = node.attributes.get
+    if get("mode", "avg") != "avg":
+        raise b.unsupported(node, f"mode {get('mode')!r}")
+    if not get("sampling_ratio", 0):
+        raise b.unsupported(node, "as many samples as the size of a box asks for (sampling_ratio 0)")
+    default = "half_pixel" if node.since >= 16 else "output_half_pixel"
+    return b.call(
+        aligned,
+        *(b.tensor(name) for name in node.inputs),
+        (get("output_height", 1), get("output_width", 1)),
+        samples=get("sampling_ratio"),
+        scale=get("spatial_scale", 1.0),
+        half_pixel=get("coordinate_transformation_mode", default) == "half_pixel",
+    )
+
+
+def aligned(
+    x: torch.Tensor,
+    boxes: torch.Tensor,
+    images: torch.Tensor,
+    size: tuple[int, int],
+    *,
+    samples: int,
+    scale: float,
+    half_pixel: bool,
+) -> torch.Tensor:
+    """The mean of samples x samples points in each cell of each box, between pixels: He et al. (2017,
+    arXiv:1703.06870), section 3."""
+    n, c, h, w = x.shape
+    corners = boxes * scale - (0.5 if half_pixel else 0.0)
+    extent = corners[:, 2:] - corners[:, :2]
+    extent = extent if half_pixel else extent.clamp(min=1)
+    rows, inside_rows = _between(corners[:, 1], extent[:, 1], size[0], samples, h)
+    columns, inside_columns = _between(corners[:, 0], extent[:, 0], size[1], samples, w)
+    pixels = x.permute(0, 2, 3, 1).reshape(n * h * w, c)
+    made = x.new_zeros(())
+    for row, near in rows:
+        for column, beside in columns:
+            at = (images[:, None, None] * h + row[:, :, None]) * w + column[:, None, :]
+            made = made + pixels[at] * (near[:, :, None] * beside[:, None, :])[..., None]
+    made = made * (inside_rows[:, :, None] & inside_columns[:, None, :])[..., None]
+    cells = made.reshape(len(boxes), size[0], samples, size[1], samples, c)
+    return cells.mean((2, 4)).permute(0, 3, 1, 2)
+
+
+Points = list[tuple[torch.Tensor, torch.Tensor]]  # of pixels along one axis, and how much of each counts
+
+
+def _between(
+    start: torch.Tensor, extent: torch.Tensor, cells: int, samples: int, size: int
+) -> tuple[Points, torch.Tensor]:
+    """The two pixels around each point along one axis, [boxes, points], and whether it is near the image at all."""
+    count = cells * samples
+    places = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
+    at = start[:, None] + places * extent[:, None]
+    inside = (at >= -1) & (at <= size)
+    at = at.clamp(0, size - 1)
+    first = at.detach().floor().long()
+    second = (first + 1).clamp(max=size - 1)
+    beyond = at - first
+    return [(first, 1 - beyond), (second, beyond)], inside
+
+
 @lowers("MaxUnpool")
 def max_unpool(b: Builder, node: Node) -> Result:
     """ONNX MaxUnpool-9: elements to their places in the output, counted over all its axes; zeros elsewhere."""
