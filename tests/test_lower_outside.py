@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from conet_onnx.errors import UnsupportedOp, UsageError
 from conet_onnx.graph import Graph
@@ -67,6 +67,32 @@ class TestTails:
         trained = from_torch(graph, module)
         wanted = run_reference(trained.proto(), {"x": X})
         assert_same([t.detach().numpy() for t in module(torch.from_numpy(X))], wanted)
+
+    def test_gradients_pass_what_only_chooses(self) -> None:
+        """The boxes that suppression keeps: they come out of the layers, whichever they are."""
+        model = detector(["scores"])
+        places = [numpy_helper.from_array(np.array(value), name) for name, value in (("two", [2]), ("axis", 1))]
+        model.graph.initializer.extend([*places, numpy_helper.from_array(np.array(0), "zero")])
+        model.graph.node.extend(
+            [
+                NODE("Gather", ["chosen", "two"], ["which"], axis=1),
+                NODE("Squeeze", ["which"], ["row"]),
+                NODE("Gather", ["boxes", "zero"], ["first"], axis=0),
+                NODE("Gather", ["first", "row"], ["picked"], axis=0),
+            ]
+        )
+        del model.graph.output[:]
+        model.graph.output.append(helper.make_tensor_value_info("picked", TensorProto.FLOAT, [None, 4]))
+        one = {"x": X[:1]}
+        module = lower(Graph(model))
+        assert untrained_of(module) == {}
+        (expected,) = run_reference(model, one)
+        made = module(torch.from_numpy(one["x"]))
+        assert_same([made.detach().numpy()], [expected])
+        made.square().sum().backward()
+        trained = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        assert {"w", "wb"} <= trained.keys()
+        assert all(trained[name].abs().sum() > 0 for name in ("w", "wb"))
 
     def test_nothing_left_to_train_is_refused(self) -> None:
         with pytest.raises(UnsupportedOp, match="NonMaxSuppression 'suppression'"):
