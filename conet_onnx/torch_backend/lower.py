@@ -51,9 +51,10 @@ def lower(graph: Graph) -> fx.GraphModule:
     parameter; `names_of` maps initializers to attributes. In training mode (`module.train()`) BatchNormalization uses
     the batch's statistics and updates the running ones, and Dropout drops; a new module is in inference mode.
 
-    What has no torch form runs in onnxruntime: as a head, if nothing trained comes before it, else with all that
-    follows from it as a tail (non-maximum suppression, a loop), through which no gradient passes; `untrained_of` says
-    which outputs that concerns. Where none would be left to train, control flow and sequences are lowered as well
+    What has no torch form runs in onnxruntime: as a head, if nothing trained comes before it; by itself, if it makes
+    only whole numbers and truth values (non-maximum suppression), to which no gradient goes anyway; else with all that
+    follows from it as a tail (a loop), through which no gradient passes. `untrained_of` says which outputs no gradient
+    reaches. Where none would be left to train, control flow and sequences are lowered as well
     (ops.flow). Raises UnsupportedOp, naming the node, where none is left even so.
     """
     if not OLDEST <= graph.opset <= REVIEWED:
