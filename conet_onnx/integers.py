@@ -187,6 +187,8 @@ def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
             return None  # how many there are is not known
     if node.op in MOVING:
         return _sources(node.inputs[0], graph, origins)
+    if any(len(graph.sizes(name) or ()) > 1 for name in node.inputs if name):
+        return None  # in tables neither an axis nor a place among the elements is what it is in a vector
     if node.op == "ConstantOfShape":
         value = graph.constant(node.outputs[0])
         settled = all(isinstance(origin, int) for origin in _sources(node.inputs[0], graph, origins))

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from conet_onnx.analysis import analyze
 from conet_onnx.errors import VerificationFailed
 from conet_onnx.graph import Graph
+from conet_onnx.integers import trace
 from conet_onnx.planning import plan
 from conet_onnx.rewriting import rewrite
 from conet_onnx.verification import verify
@@ -221,3 +222,37 @@ def test_a_table_of_words_makes_its_channels():
     assert (width.name, width.size) == ("words", 6)
     assert {(m.tensor, m.axis) for m in width.members} == {("words", 1), ("positions", 1), ("last", 0)}
     oracles.keep_all_laws(model)
+
+
+def test_rows_of_a_table_are_no_places_of_a_vector():
+    """What Gather, Slice and Concat take of integers with two axes are not the elements at these places."""
+    node = helper.make_node
+    table = np.array([[7, 8], [9, 6], [5, 4]])
+    constants = {
+        "one": np.array(1),
+        "ones": np.array([1]),
+        "twos": np.array([2]),
+        "zeros": np.array([0]),
+        "table": table,
+    }
+    nodes = [
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "one"], ["size"]),
+        node("Sub", ["size", "size"], ["nothing"]),
+        node("Add", ["table", "nothing"], ["same"]),
+        node("Gather", ["same", "one"], ["row"]),
+        node("Slice", ["same", "ones", "twos", "zeros"], ["rows"]),
+        node("Concat", ["same", "same"], ["beside"], axis=1),
+        node("Mul", ["shape", "ones"], ["vector"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "rows",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in ("row", "rows", "beside", "vector")],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    region = trace(Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))
+    for name, count in (("same", 6), ("row", 2), ("rows", 2), ("beside", 12)):
+        assert region.origins[name] == (frozenset({("x", 1)}),) * count
+    assert region.origins["vector"] == (("x", 0), ("x", 1))
