@@ -360,7 +360,8 @@ def _markdown(document: Mapping[str, Any], figures: Iterable[Path]) -> Iterator[
     given = {name.replace("_", "-"): value for name, value in settings.items() if value not in (None, [])}
     options = given.pop("option", [])
     words = [*(f"--{name} {_word(value)}" for name, value in given.items()), *(f"--option {one}" for one in options)]
-    yield f"    python tools/reproduce.py all {document['network']} --data DIR {' '.join(words)}"
+    what = "all" if document["methods"] else "correlation"
+    yield f"    python tools/reproduce.py {what} {document['network']} --data DIR {' '.join(words)}"
     yield ""
     for key, value in document["machine"].items():
         yield f"- {key}: {value}"
