@@ -71,6 +71,13 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
         output.check_writable(str(tmp_path / "pipe"))
 
 
+def shown(stream: Terminal, word: str) -> None:
+    """Wait until a bar has drawn it: it is drawn by a thread, which a busy machine may keep waiting."""
+    until = time.monotonic() + 10
+    while word not in stream.getvalue() and time.monotonic() < until:
+        time.sleep(0.05)
+
+
 class TestBar:
     def test_on_a_terminal_it_says_what_is_done_and_how_long_is_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stream = Terminal()
@@ -78,9 +85,9 @@ class TestBar:
         monkeypatch.setenv("TERM", "xterm")
         with Bar(2, patience=0.0) as bar:
             bar.step("Reading")
-            time.sleep(0.3)
+            shown(stream, "Reading")
             bar.at(1, "Training", left=130)
-            time.sleep(0.3)
+            shown(stream, "Training")
         text = stream.getvalue()
         assert "Reading" in text
         assert "Training" in text
