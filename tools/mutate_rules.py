@@ -106,7 +106,7 @@ class Examiner:
         """Pytest calls this after each phase of a test."""
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
-            self.failures.append(" ".join((crash.message if crash else report.longreprtext).split())[:160])
+            self.failures.append(" ".join((crash.message if crash else report.longreprtext).split())[:80])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
