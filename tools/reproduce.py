@@ -69,7 +69,14 @@ def main() -> int:
     parser.add_argument("--samples", type=int, metavar="N", help="training images to use, drawn with seed 0 (all)")
     parser.add_argument("--trials", type=int, metavar="N", help="the method's own")
     parser.add_argument("--epochs-per-trial", type=int, metavar="E", help="the method's own")
-    parser.add_argument("--epochs", type=int, metavar="E", help="of the last training; the method's own, 250")
+    parser.add_argument(
+        "--final-epochs",
+        "--epochs",
+        dest="epochs",
+        type=int,
+        metavar="E",
+        help="the last training; the method's own",
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="0 to N - 1")
     parser.add_argument("--augment", default="crop,flip", metavar="A,...", help="or none (default: crop,flip)")
     parser.add_argument("--precision", default="32-true", metavar="P", help="of training: bf16-mixed, say")

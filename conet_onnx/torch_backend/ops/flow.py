@@ -6,7 +6,7 @@ They are lowered only where nothing could be trained otherwise (lower.lower): a 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -125,28 +125,10 @@ def _several(made: Any) -> tuple[Any, ...]:
 # Sequences
 
 
-@flows("SequenceEmpty", "SequenceConstruct")
-def construct(b: Builder, node: Node) -> Result:
-    """ONNX SequenceEmpty, SequenceConstruct: a list."""
-    return b.call(as_list, *map(b.tensor, node.inputs))
-
-
-@flows("SequenceInsert")
-def insert(b: Builder, node: Node) -> Result:
-    """ONNX SequenceInsert: in front of a position, at the end by default."""
-    return b.call(inserted, *map(b.tensor, node.inputs))
-
-
-@flows("SequenceErase")
-def erase(b: Builder, node: Node) -> Result:
-    """ONNX SequenceErase: without a position, the last by default."""
-    return b.call(erased, *map(b.tensor, node.inputs))
-
-
-@flows("SequenceAt")
-def at(b: Builder, node: Node) -> Result:
-    """ONNX SequenceAt: the tensor at a position, which may count from the end."""
-    return b.call(item, *map(b.tensor, node.inputs))
+@flows("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert")
+def on_lists(b: Builder, node: Node) -> Result:
+    """ONNX SequenceEmpty, SequenceConstruct, SequenceInsert, SequenceErase, SequenceAt: what a list has for each."""
+    return b.call(LISTS[node.op], *map(b.tensor, node.inputs))
 
 
 @flows("SequenceLength")
@@ -175,20 +157,20 @@ def as_list(*tensors: Tensor) -> list[Tensor]:
 
 
 def inserted(sequence: list[Tensor], tensor: Tensor, position: Tensor | None = None) -> list[Tensor]:
-    """The sequence with one more."""
+    """The sequence with one more in front of a position, which may count from the end; at the end by default."""
     place = len(sequence) if position is None else int(position)
     place += len(sequence) if place < 0 else 0
     return [*sequence[:place], tensor, *sequence[place:]]
 
 
 def erased(sequence: list[Tensor], position: Tensor | None = None) -> list[Tensor]:
-    """The sequence with one less."""
+    """The sequence without the one at a position, by default the last."""
     place = range(len(sequence))[-1 if position is None else int(position)]
     return [*sequence[:place], *sequence[place + 1 :]]
 
 
 def item(sequence: list[Tensor], position: Tensor) -> Tensor:
-    """One of the sequence."""
+    """One of the sequence, at a position that may count from the end."""
     return sequence[int(position)]
 
 
@@ -202,3 +184,12 @@ def pieces(x: Tensor, sizes: Tensor | None = None, *, axis: int, keep: bool) -> 
     if sizes is None:
         return list(torch.split(x, 1, axis)) if keep else list(torch.unbind(x, axis))
     return list(torch.split(x, sizes.tolist(), axis))  # one number: pieces of that size, and what is left
+
+
+LISTS: Mapping[str, Callable[..., Any]] = {
+    "SequenceAt": item,
+    "SequenceConstruct": as_list,
+    "SequenceEmpty": as_list,
+    "SequenceErase": erased,
+    "SequenceInsert": inserted,
+}
