@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_support import call, only_line, save, small_model
+from test_finetuning import TASK
 from torch.nn import functional as F
 
 import conet_onnx as co
@@ -21,33 +22,6 @@ from conet_onnx.searching.recipe import Recipe
 from conet_onnx.searching.task import TrialTask
 from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial
 
-TASK = '''
-"""A task, and its data, of a user."""
-import numpy as np
-from torch.nn import functional as F
-
-
-class Height:
-    """The first score is the mean of the image."""
-
-    def loss(self, outputs, targets):
-        return F.mse_loss(outputs["y"][:, 0], targets)
-
-    def metric(self, outputs, targets):
-        return {"off": float(np.abs(outputs["y"][:, 0] - targets).mean())}
-
-
-def data():
-    from conet_onnx.data import DataSet, Split
-
-    rng = np.random.default_rng(0)
-    splits = {}
-    for name, count in (("train", 300), ("validation", 40), ("test", 50)):
-        heights = rng.uniform(-2, 2, count).astype(np.float32)
-        images = rng.normal(0, 0.3, (count, 1, 8, 8)) + heights[:, None, None, None]
-        splits[name] = Split(images.astype(np.float32), heights)
-    return DataSet("heights", splits)
-'''
 PLAIN = Normalisation(mean=(0.0,), std=(1.0,), scale=1.0)
 
 
