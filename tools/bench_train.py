@@ -38,17 +38,16 @@ define_missing_schemas()
 
 import conet_onnx as co  # noqa: E402 - found through the path above
 from conet_onnx.cli.main import main as conet_onnx  # noqa: E402 - found through the path above
-from conet_onnx.data import DataSet, Normalisation, fed, load_data  # noqa: E402 - found through the path above
+from conet_onnx.data import DataSet, fed, load_data  # noqa: E402 - found through the path above
 from conet_onnx.evaluation import evaluate  # noqa: E402 - found through the path above
 from conet_onnx.files import atomic_write  # noqa: E402 - found through the path above
 from conet_onnx.torch_backend import fit  # noqa: E402 - found through the path above
-from conet_onnx.torch_backend.weights import to_tensor  # noqa: E402 - found through the path above
 from models.exporting import save  # noqa: E402 - found through the path above
 from models.resnet_cifar import resnet20  # noqa: E402 - found through the path above
+from tools.make_models import CIFAR10, trained  # noqa: E402 - likewise
 from tools.measuring import compared, facts, heading, in_turns, line, markdown, timed  # noqa: E402 - likewise
 
 RUNS = ROOT / "runs" / "bench_train"
-CIFAR10 = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 1 / 255)
 LIMIT = 1.05
 PACKAGES = ("torch", "torchvision", "lightning-fabric", "onnx", "onnxruntime-gpu")
 
@@ -206,26 +205,8 @@ def _source(data: DataSet, arguments: argparse.Namespace) -> Path:
         return file
     torch.manual_seed(0)
     module = resnet20()
-    begun = RUNS / "begun.onnx"
-    graph = save(module, (3, 32, 32), begun, keep_norms=True)
-    fitted = fit(
-        graph,
-        data.split("train"),
-        epochs=arguments.source_epochs,
-        batch=128,
-        lr=0.1,
-        schedule="onecycle",
-        warmup=0.3,
-        augment=("crop", "flip"),
-        normalise=lambda x: fed(graph, x, CIFAR10),
-        threads=arguments.threads,
-        channels_last=True,
-        precision=arguments.precision,
-        checkpoint=RUNS / "source.ckpt",
-        progress=_Log("source"),
-    )
-    state = {name: to_tensor(fitted.graph.array(name)) for name in fitted.graph.weights}
-    module.load_state_dict({**module.state_dict(), **{n: t for n, t in state.items() if n in module.state_dict()}})
+    how: dict[str, Any] = {"epochs": arguments.source_epochs, "threads": arguments.threads}
+    trained(module, data, CIFAR10, RUNS / "with_norms.onnx", precision=arguments.precision, **how)
     save(module, (3, 32, 32), file)
     return file
 
