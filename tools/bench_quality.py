@@ -1,7 +1,8 @@
-"""How good models within a budget become, by method, under equal training: a JSON record a cell, and a table of them.
+"""How good models within a budget become, by method, under equal training: a JSON record a cell, and a page of them.
 
-python tools/bench_quality.py run --source resnet20.onnx --data DIR --training "augment=flip,crop precision=bf16-mixed"
-python tools/bench_quality.py run --source models/digits_resnet8.onnx --data digits --seeds 4 --trials 8 --epochs 6
+python tools/bench_quality.py run --source runs/resnet20.onnx --data DIR --training "augment=flip,crop"
+python tools/bench_quality.py run --source runs/plain20.onnx --data DIR --budgets macs=0.5,latency=0.5 --methods ours
+python tools/bench_quality.py run --source models/digits_resnet8.onnx --data digits --seeds 4 --methods ours,uniform
 python tools/bench_quality.py table --out docs/results.md
 """
 
@@ -9,52 +10,68 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # models/ is no part of the package
 
 import conet_onnx as co  # noqa: E402 - found through the line above
+from conet_onnx.analysis import Analysis  # noqa: E402
 from conet_onnx.criteria import channel_scores  # noqa: E402
 from conet_onnx.data import DataSet, fed, load_data  # noqa: E402
-from conet_onnx.evaluation import evaluate  # noqa: E402
+from conet_onnx.errors import BudgetUnreachable, ConetError, UsageError  # noqa: E402
+from conet_onnx.evaluation import Choice, Evaluation, evaluate  # noqa: E402
 from conet_onnx.files import atomic_write  # noqa: E402
 from conet_onnx.finetuning import choose_inputs, finetune  # noqa: E402
 from conet_onnx.graph import Graph  # noqa: E402
-from conet_onnx.latency import compare  # noqa: E402
+from conet_onnx.latency import Comparison, compare  # noqa: E402
+from conet_onnx.latency.limits import Most, fast_multiples, limit, met  # noqa: E402
+from conet_onnx.latency.prediction import Predictor  # noqa: E402
+from conet_onnx.latency.preparing import prepared  # noqa: E402
 from conet_onnx.planning import allocated, scaled  # noqa: E402
+from conet_onnx.runtime import resolve  # noqa: E402
 from conet_onnx.searching import search  # noqa: E402
+from conet_onnx.searching.algorithms import ALGORITHMS  # noqa: E402
+from conet_onnx.searching.budget import Limits  # noqa: E402
 from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred  # noqa: E402
+from tools.measuring import facts  # noqa: E402
+from tools.pruning import KINDS, module_of, pruned  # noqa: E402
+from tools.quality_page import FORMAT, page  # noqa: E402
 
 RECORDS = ROOT / "tools" / "results" / "quality"
-SEARCHES = {  # method: the algorithm's name, and options of its own
-    "ours": "reallocate",
+PACKAGES = ("onnx", "torch", "lightning-fabric", "optuna")  # and, for its methods, torch-pruning
+AUTO = next(name for name, made in ALGORITHMS.items() if name != "auto" and made is ALGORITHMS["auto"])
+SEARCHES = {  # method: the algorithm's name
+    "ours": "auto",
+    "reallocate": "reallocate",
     "anneal": "anneal",
     "conet-sa": "conet-sa",
     "network-adjustment": "network-adjustment",
     "uniform search": "compound",
     "random": "random",
 }
-AT_ONCE = ("ours one-shot", "uniform")
-PRUNING = {"tp-global": (True, "magnitude"), "tp-local": (False, "magnitude"), "tp-group": (True, "group")}
-METHODS = (*SEARCHES, *AT_ONCE, *PRUNING)
-STEPS = 40  # bisections of Torch-Pruning's ratio
+UNCHANGED = ("source", "source labels")  # for budgets that the source is within
+METHODS = (*SEARCHES, "ours one-shot", "uniform", *KINDS, *UNCHANGED)
+LEFT_OUT = (AUTO, "anneal", "uniform search")  # unless they are asked for
+STEPS, RATIOS = 40, 12  # bisections of a scale, and of Torch-Pruning's ratio
+BATCH = 32  # at which throughput is measured
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all cells of a table have in common. A search's trials and its last training take trials · epochs_per_trial
+    """What all cells of a source have in common. A search's trials and its last training take trials · epochs_per_trial
     + epochs; all others are trained for as many at once."""
 
     source: str
+    sha256: str  # of the source
     data: str
     trials: int
     epochs_per_trial: int
@@ -84,167 +101,389 @@ class Cell:
         return folder / ("-".join(part.replace(" ", "_") for part in parts) + ".json")
 
 
-def run(cell: Cell, setting: Setting, dataset: DataSet, work: Path) -> dict[str, Any]:
-    """Its record: numbers of the source and of the model, seconds of searching and training, and the settings."""
-    source = co.load(setting.source)
+@dataclass(frozen=True)
+class Bench:
+    """A source, what it is trained on, and where a latency table of it is kept once it has been made."""
+
+    setting: Setting
+    source: Graph
+    dataset: DataSet
+    table: Path
+    network: str
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Of the source."""
+        return co.analyze(self.source)
+
+    @cached_property
+    def choice(self) -> Choice:
+        """How pixels become the source's input."""
+        return choose_inputs(self.source, self.dataset, threads=self.setting.threads)
+
+    @cached_property
+    def predicted(self) -> Predictor:
+        """What foretells latency, by the table; it is made first where there is none."""
+        found = prepared(
+            self.analysis,
+            [self.table] if self.table.exists() else [],
+            provider=resolve("auto"),
+            threads=self.setting.threads,
+            warn=lambda line: _log(f"warning: {line}"),
+            begins=lambda _: _log(f"profiling {self.setting.source} into {self.table}"),
+        )
+        if not self.table.exists():
+            self.table.parent.mkdir(parents=True, exist_ok=True)
+            found.table.save(self.table)
+        return found.predicted
+
+    def compared(self, model: Graph, batch: int | None = None) -> Comparison:
+        """A model in turns with the source."""
+        how: dict[str, Any] = {"threads": self.setting.threads, "seconds": self.setting.latency, "batch": batch}
+        return compare(self.source, model, **how)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A budget: limits on prices, and on latency, which prices do not have."""
+
+    limits: Limits
+    most: Most | None
+
+    @classmethod
+    def of(cls, budget: str, analysis: Analysis) -> Asked:
+        """Read KIND=V, or several with a space between."""
+        read = co.Budget.parse(budget.split())
+        return cls(read.resolve(analysis.costs.source), None if read.time is None else Most(*read.time))
+
+    def holds_source(self, analysis: Analysis) -> bool:
+        """Whether the source is within it."""
+        timely = self.most is None or (self.most.relative and self.most.amount >= 1)
+        return timely and self.limits.fits(analysis.costs.source)
+
+
+def run(cell: Cell, bench: Bench, work: Path) -> dict[str, Any]:
+    """Its record: numbers of the source and of the model, of its training, and of how it was made."""
     begun = time.perf_counter()
     if cell.method in SEARCHES:
-        model, seconds = _searched(cell, setting, source, dataset, work)
+        model, more = _searched(cell, bench, work)
     else:
-        small = _pruned(cell, source, dataset) if cell.method in PRUNING else _at_once(cell, source, dataset)
-        found = finetune(
-            small,
-            dataset,
-            teacher=source,
-            epochs=setting.total,
-            seed=cell.seed,
-            threads=setting.threads,
-            choice=choose_inputs(source, dataset),
-            **setting.training,
-        )
-        model, seconds = found.graph, {"training": found.seconds}
+        model, more = _trained(cell, bench)
     total = time.perf_counter() - begun
-    normalisation = choose_inputs(source, dataset).normalisation
-    how: dict[str, Any] = {"normalisation": normalisation, "threads": setting.threads}
-    numbers = {
-        name: {
-            split: {"top1": e.top1, "loss": e.loss}
-            for split in ("validation", "test")
-            for e in [evaluate(graph, dataset, split=split, **how)]
-        }
-        | dict(zip(("params", "macs", "bytes"), co.analyze(graph).costs.source, strict=True))
-        for name, graph in (("source", source), ("model", model))
-    }
-    latency = compare(source, model, threads=setting.threads, seconds=setting.latency)
-    numbers["source"]["latency_ms"], numbers["model"]["latency_ms"] = latency.a.p50_ms, latency.b.p50_ms
+    found = {"source": _numbers(bench, bench.source), "model": _numbers(bench, model)}
+    latency = bench.compared(model)
+    free = not isinstance(bench.source.inputs[0].shape[0], int)
+    many = bench.compared(model, BATCH) if free else latency
+    batch = BATCH if free else bench.source.inputs[0].shape[0]
+    for name, one, other in (("source", latency.a, many.a), ("model", latency.b, many.b)):
+        found[name] |= {"latency_ms": one.p50_ms, "images_per_second": 1e3 * batch / other.p50_ms}
     return {
-        "format": "conet-onnx-quality/1",
+        "format": FORMAT,
         **asdict(cell),
-        "setting": asdict(setting),
-        **numbers,
-        "seconds": {"total": total, **seconds},
+        "setting": asdict(bench.setting),
+        "machine": _machine(cell),
+        **found,
+        "latency": asdict(latency.ratio),
+        "throughput": {"batch": batch, **{k: 1 / getattr(many.ratio, k) for k in ("p50", "low", "high")}},
+        **more,
+        "seconds": {**more["seconds"], "total": total},
         "widths": {name: width.size for name, width in co.analyze(model).all_widths.items()},
     }
 
 
-def _searched(
-    cell: Cell, setting: Setting, source: Graph, dataset: DataSet, work: Path
-) -> tuple[Graph, dict[str, float]]:
-    training = dict(setting.training)
+def _machine(cell: Cell) -> dict[str, str]:
+    """What it was measured on. onnxruntime's package goes by several names."""
+    import onnxruntime
+
+    known = (*PACKAGES, "torch-pruning") if cell.method in KINDS else PACKAGES
+    return facts(known, onnxruntime=onnxruntime.__version__)
+
+
+def _numbers(bench: Bench, graph: Graph) -> dict[str, Any]:
+    how: dict[str, Any] = {"normalisation": bench.choice.normalisation, "threads": bench.setting.threads}
+    judged = {s: _judged(evaluate(graph, bench.dataset, split=s, **how)) for s in ("validation", "test")}
+    return judged | dict(zip(("params", "macs", "bytes"), co.analyze(graph).costs.source, strict=True))
+
+
+def _judged(found: Evaluation) -> dict[str, float]:
+    return {"top1": found.top1, "loss": found.loss}
+
+
+def _searched(cell: Cell, bench: Bench, work: Path) -> tuple[Graph, dict[str, Any]]:
+    setting, training = bench.setting, dict(bench.setting.training)
+    augment, precision = training.pop("augment", ()), training.pop("precision", "32-true")
+    if training:
+        raise UsageError(f"a search takes augment and precision alone, and not {', '.join(training)}.")
+    asked = Asked.of(cell.budget, bench.analysis)
+    if asked.most is not None:
+        _ = bench.predicted  # writes the table
     with tempfile.TemporaryDirectory(dir=work) as folder:
         found = search(
-            source,
-            data=dataset,
-            budget=cell.budget,
+            bench.source,
+            data=bench.dataset,
+            budget=cell.budget.split(),
             algorithm=SEARCHES[cell.method],
             trials=setting.trials,
             epochs_per_trial=setting.epochs_per_trial,
             epochs=setting.epochs,
-            augment=training.pop("augment", ()),
-            precision=training.pop("precision", "32-true"),
+            augment=augment,
+            precision=precision,
             seed=cell.seed,
             threads=setting.threads,
+            tables=() if asked.most is None else (bench.table,),
             out=Path(folder) / "run",
         )
-        if training:
-            raise SystemExit(f"a search takes augment and precision alone, and not {', '.join(training)}.")
-        return found.best, dict(found.run.seconds)
+        seen = found.run.epochs * len(bench.dataset.split("train"))
+        trained = {"epochs": found.run.epochs, "samples": seen}
+        return found.best, {"algorithm": _algorithm(cell), "trained": trained, "seconds": dict(found.run.seconds)}
 
 
-def _at_once(cell: Cell, source: Graph, dataset: DataSet) -> Graph:
-    """The knapsack and least squares, or all widths times the same; sliced by l2 there."""
-    analysis = co.analyze(source)
-    limits = co.Budget.parse([cell.budget]).resolve(analysis.costs.source)
-    if cell.method == "uniform":
-        low, high = 0.0, 1.0
-        for _ in range(STEPS):
-            middle = (low + high) / 2
-            fits = limits.fits(analysis.costs.price(scaled(analysis, middle)[0]))
-            low, high = (middle, high) if fits else (low, middle)
-        return transferred(analysis, scaled(analysis, low)[0]).graph
-    normalisation = choose_inputs(source, dataset).normalisation
-    some = drawn(dataset.with_validation().split("train"), SAMPLES, cell.seed)
-    scores = channel_scores(analysis, "obd", data=some, normalise=lambda x: fed(source, x, normalisation))
-    widths = allocated(analysis, limits.by_kind, scores).widths
-    batches = calibration_batches(source, some, normalisation)
-    return transferred(analysis, widths, "least-squares", scores=scores, calibration=batches).graph
+def _algorithm(cell: Cell) -> str:
+    """What a method's search is by its own name."""
+    name = SEARCHES[cell.method]
+    return AUTO if name == "auto" else name
 
 
-def _pruned(cell: Cell, source: Graph, dataset: DataSet) -> Graph:
+def _trained(cell: Cell, bench: Bench) -> tuple[Graph, dict[str, Any]]:
+    """What is made at once, trained as long as a search trains in all."""
+    begun = time.perf_counter()
+    small = _at_once(cell, bench)
+    making = time.perf_counter() - begun
+    setting = bench.setting
+    alone = cell.method == "source labels"
+    found = finetune(
+        small,
+        bench.dataset,
+        teacher=None if alone else bench.source,
+        epochs=setting.total,
+        seed=cell.seed,
+        threads=setting.threads,
+        choice=bench.choice,
+        **({"distill": 0.0} if alone else {}),
+        **setting.training,
+    )
+    untrained = {split: _judged(one) for split, one in found.before.items() if isinstance(one, Evaluation)}
+    seen = len(found.history) * len(bench.dataset.split("train"))
+    trained = {"epochs": len(found.history), "samples": seen}
+    return found.graph, {
+        "trained": trained,
+        "untrained": untrained,
+        "seconds": {"training": found.seconds, "making": making},
+    }
+
+
+def _at_once(cell: Cell, bench: Bench) -> Graph:
+    """A model within the budget, before it is trained; where that limits latency, within it as it is measured."""
+    asked = Asked.of(cell.budget, bench.analysis)
+    if cell.method in UNCHANGED:
+        if not asked.holds_source(bench.analysis):
+            raise BudgetUnreachable(f"{cell.method}: the source is not within {cell.budget}.")
+        return bench.source
+    maker = {"uniform": _uniform, "ours one-shot": _one_shot}.get(cell.method, _pruned)
+    if asked.most is None:
+        return maker(cell, bench, asked, 1.0)
+    return met(lambda factor: maker(cell, bench, asked, factor), bench.compared, asked.most).made
+
+
+def _seconds(bench: Bench, asked: Asked, factor: float) -> float:
+    """`factor` times the limit on latency, as predictions count."""
+    assert asked.most is not None
+    return factor * asked.most.seconds(bench.predicted.predict(bench.predicted.source))
+
+
+def _uniform(cell: Cell, bench: Bench, asked: Asked, factor: float) -> Graph:
+    """All widths times the same, sliced by l2."""
+    costs = bench.analysis.costs
+
+    def fits(scale: float) -> bool:
+        widths = scaled(bench.analysis, scale)[0]
+        if not asked.limits.fits(costs.price(widths)):
+            return False
+        return asked.most is None or bench.predicted.predict(costs.row(widths)) <= _seconds(bench, asked, factor)
+
+    scale = bisected(fits, 1e-9, 1.0, STEPS)
+    if scale is None:
+        raise BudgetUnreachable(f"{cell.method}: no scale meets {cell.budget}.")
+    return transferred(bench.analysis, scaled(bench.analysis, scale)[0]).graph
+
+
+def _one_shot(cell: Cell, bench: Bench, asked: Asked, factor: float) -> Graph:
+    """The knapsack by `obd`, and least squares, as `resize --budget` does it."""
+    normalisation = bench.choice.normalisation
+    some = drawn(bench.dataset.split("train"), SAMPLES, cell.seed)
+    scores = channel_scores(bench.analysis, "obd", data=some, normalise=lambda x: fed(bench.source, x, normalisation))
+    how: dict[str, Any] = {}
+    if asked.most is not None:
+        fast = fast_multiples(bench.predicted.operators, bench.predicted)
+        how = {"further": [limit(bench.predicted, _seconds(bench, asked, factor))], "multiple": fast, "least": fast}
+    widths = allocated(bench.analysis, asked.limits.by_kind, scores, **how).widths
+    batches = calibration_batches(bench.source, some, normalisation)
+    return transferred(bench.analysis, widths, "least-squares", scores=scores, calibration=batches).graph
+
+
+def _pruned(cell: Cell, bench: Bench, asked: Asked, factor: float) -> Graph:
     """By Torch-Pruning, at the smallest ratio at which the budget holds."""
-    limits = co.Budget.parse([cell.budget]).resolve(co.analyze(source).costs.source)
-    low, high, found = 0.0, 0.99, None
-    for _ in range(12):
+
+    def made(ratio: float) -> Graph:
+        module, shape = module_of(bench.source, bench.network)
+        return pruned(module, shape, cell.method, ratio)
+
+    def fits(kept: float) -> bool:
+        model = made(1 - kept)
+        if not asked.limits.fits(co.analyze(model).costs.source):
+            return False
+        return asked.most is None or share(model, bench, asked.most) <= factor
+
+    kept = bisected(fits, 0.01, 1.0, RATIOS)
+    if kept is None:
+        raise BudgetUnreachable(f"{cell.method}: no ratio meets {cell.budget}.")
+    return made(1 - kept)
+
+
+def share(model: Graph, bench: Bench, most: Most) -> float:
+    """How much of a limit on latency a model of the source's structure takes: as the source's table foretells it, or,
+    where its sizes are those of no widths of the source, as it is measured."""
+    widths = widths_of(bench.analysis, model)
+    if widths is None:
+        return most.share(bench.compared(model))
+    taken = bench.predicted.predict(bench.analysis.costs.row(widths))
+    return taken / most.seconds(bench.predicted.predict(bench.predicted.source))
+
+
+def widths_of(analysis: Analysis, model: Graph) -> dict[str, int] | None:
+    """The widths at which a source has the sizes of a model with weights of the same names; None where there are none:
+    what the source ties has come apart, or something else has been added."""
+    before, after = analysis.graph.weights, model.weights
+    found = {}
+    for name, width in analysis.widths.items():
+        own = (m for m in width.members if before[m.tensor].dims[m.axis] == width.size and m.tensor in after)
+        if (member := next(own, None)) is None:
+            return None
+        found[name] = int(after[member.tensor].dims[member.axis])
+    price, other = analysis.costs.price(found), co.analyze(model).costs.source
+    return found if (price.params, price.macs) == (other.params, other.macs) else None
+
+
+def bisected(fits: Callable[[float], bool], low: float, high: float, steps: int) -> float | None:
+    """The largest number at which something fits, that fits below and not above; None where it fits at none tried."""
+    if fits(high):
+        return high
+    found = None
+    for _ in range(steps):
         middle = (low + high) / 2
-        made = _at_ratio(cell, source, dataset, middle)
-        if limits.fits(co.analyze(made).costs.source):
-            high, found = middle, made
+        if fits(middle):
+            low = found = middle
         else:
-            low = middle
-    if found is None:
-        raise SystemExit(f"{cell.method}: no ratio meets {cell.budget}.")
+            high = middle
     return found
 
 
-def _at_ratio(cell: Cell, source: Graph, dataset: DataSet, ratio: float) -> Graph:
-    import torch
-    import torch_pruning as tp
-    from torch import nn
+def cells_of(methods: Iterable[str], budgets: Iterable[str], seeds: int, analysis: Analysis) -> list[Cell]:
+    """What is to be done, seed by seed; the source itself only where it is within the budget.
 
-    from models.exporting import exported
-    from models.resnet_cifar import BLOCKS, ResNet
+    Raises UsageError for a method or a budget that there is not.
+    """
+    methods, budgets = list(methods), list(budgets)
+    if unknown := sorted(set(methods) - set(METHODS)):
+        raise UsageError(f"unknown methods {', '.join(unknown)}: there are {', '.join(METHODS)}.")
+    held = {budget: Asked.of(budget, analysis).holds_source(analysis) for budget in budgets}
+    return [
+        Cell(method, budget, seed)
+        for seed in range(seeds)
+        for budget in budgets
+        for method in methods
+        if held[budget] or method not in UNCHANGED
+    ]
 
-    weights = {name: torch.from_numpy(np.array(source.array(name))) for name in source.weights}
-    classes, channels = weights["fc.weight"].shape[0], weights["conv1.weight"].shape[1]
-    blocks = sum(name.startswith("layer1.") and name.endswith("conv1.weight") for name in weights)
-    if blocks not in BLOCKS.values():
-        raise SystemExit(f"{cell.method} needs a ResNet of models/resnet_cifar.py.")
-    shortcut = "B" if any("downsample" in name for name in weights) else "A"
-    module = ResNet(blocks, channels=channels, classes=classes, shortcut=shortcut)
-    left = module.load_state_dict(weights, strict=False)
-    if any("num_batches" not in name for name in left.missing_keys):
-        raise SystemExit(f"{cell.method}: the source lacks {', '.join(left.missing_keys)}.")
-    is_global, kind = PRUNING[cell.method]
-    importance = tp.importance.GroupMagnitudeImportance if kind == "group" else tp.importance.MagnitudeImportance
-    shape = dataset.split("train").shape
-    example = torch.zeros(1, channels, *[n for n in shape if n != channels][-2:])
-    pruner = (tp.pruner.GroupNormPruner if kind == "group" else tp.pruner.MagnitudePruner)(
-        module.eval(),
-        example,
-        importance=importance(p=2),
-        global_pruning=is_global,
-        pruning_ratio=ratio,
-        ignored_layers=[m for m in module.modules() if isinstance(m, nn.Linear)],
+
+def done(cell: Cell, setting: Setting, folder: Path) -> bool:
+    """Whether there is a record of it. Raises UsageError for one that was made otherwise."""
+    file = cell.file(setting, folder)
+    if not file.exists():
+        return False
+    record = json.loads(file.read_text(encoding="utf-8"))
+    asked = json.loads(json.dumps(asdict(setting)))
+    differ = [f"{k} {record['setting'].get(k)!r}, now {v!r}" for k, v in asked.items() if record["setting"].get(k) != v]
+    if cell.method in SEARCHES and record["algorithm"] != _algorithm(cell):
+        differ.append(f"algorithm {record['algorithm']!r}, now {_algorithm(cell)!r}")
+    if differ:
+        raise UsageError(f"{file} was made with other settings: {'; '.join(differ)}. Use other --records.")
+    return True
+
+
+def measured(cells: Iterable[Cell], bench: Bench, folder: Path) -> list[str]:
+    """Run what has no record yet; what could not be done, in words."""
+    cells, failed = list(cells), []
+    left = [cell for cell in cells if not done(cell, bench.setting, folder)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        for at, cell in enumerate(left):
+            what = f"{cell.method}, {cell.budget}, seed {cell.seed}"
+            _log(f"{len(cells) - len(left) + at + 1} of {len(cells)}: {what}")
+            try:
+                record = run(cell, bench, Path(work))
+            except ConetError as error:
+                failed.append(f"{what}: {error}")
+                _log(failed[-1])
+                continue
+            with atomic_write(cell.file(bench.setting, folder)) as part:
+                part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return failed
+
+
+def main() -> None:
+    """Run what has no record yet, or write the page."""
+    given = _arguments()
+    if given.what == "table":
+        files = sorted(given.records.glob("*.json"))
+        text = page([json.loads(file.read_text(encoding="utf-8")) for file in files])
+        given.out.write_text(text, encoding="utf-8") if given.out else sys.stdout.write(text)
+        return
+    training = _training(given.training)
+    source = co.load(given.source)
+    setting = Setting(
+        os.path.relpath(given.source),
+        source.sha256,
+        given.data,
+        given.trials,
+        given.epochs_per_trial,
+        given.epochs,
+        given.samples,
+        given.threads,
+        given.latency,
+        training,
     )
-    pruner.step()
-    return Graph(exported(module, example.shape[1:], keep_norms=True))
+    stem = Path(given.source).stem
+    dataset = _some(load_data(given.data).with_validation(), given.samples)
+    table = given.table or given.records / "latency" / f"{stem}-{given.threads}.json"
+    bench = Bench(setting, source, dataset, table, given.network or stem)
+    cells = cells_of(given.methods.split(","), given.budgets.split(","), given.seeds, bench.analysis)
+    if failed := measured(cells, bench, given.records):
+        raise SystemExit(f"{len(failed)} of {len(cells)} cells have no record: the same command tries them again.")
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Markdown: a row a method and budget, means over seeds with the sample's standard deviation."""
-    yield "| source | budget | method | seeds | test accuracy | validation loss | MACs | params | p50 | seconds |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for record in records:
-        key = (Path(record["setting"]["source"]).stem, record["budget"], record["method"])
-        groups.setdefault(key, []).append(record)
-    order = {name: k for k, name in enumerate(METHODS)}
-    for (source, budget, method), own in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1], order[g[0][2]])):
-
-        def spread(of: Callable[[Mapping[str, Any]], float], text: str, own: Any = own) -> str:
-            values = [of(record) for record in own]
-            more = f" ± {text.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
-            return text.format(np.mean(values)) + more
-
-        cells = (
-            spread(lambda r: 100 * r["model"]["test"]["top1"], "{:.2f}") + " %",
-            spread(lambda r: r["model"]["validation"]["loss"], "{:.4f}"),
-            "×" + spread(lambda r: r["model"]["macs"] / r["source"]["macs"], "{:.3f}"),
-            "×" + spread(lambda r: r["model"]["params"] / r["source"]["params"], "{:.2f}"),
-            "×" + spread(lambda r: r["model"]["latency_ms"] / r["source"]["latency_ms"], "{:.2f}"),
-            spread(lambda r: r["seconds"]["total"], "{:.0f}"),
-        )
-        yield f"| {source} | {budget} | {method} | {len(own)} | " + " | ".join(cells) + " |"
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--source", default="runs/resnet20.onnx")
+    parser.add_argument(
+        "--network", help="of models/catalogue.py, for Torch-Pruning; by default the source's file name"
+    )
+    parser.add_argument("--data", default="", metavar="D", help="as `conet-onnx search --data` takes it; for `run`")
+    parser.add_argument("--methods", default=",".join(m for m in METHODS if m not in LEFT_OUT))
+    parser.add_argument("--budgets", default="macs=0.5,macs=0.3", help="each KIND=V: macs=0.5,latency=0.5,macs=1.0")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--epochs-per-trial", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--latency", type=float, default=4.0, metavar="SECONDS", help="of measuring it")
+    parser.add_argument("--table", type=Path, help="of the source's latency; made first where there is none")
+    parser.add_argument("--training", default="", help="of every method: augment=flip,crop precision=bf16-mixed")
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--out", type=Path, help="the page's file; standard output otherwise")
+    return parser.parse_args()
 
 
 def _training(text: str) -> dict[str, Any]:
@@ -256,72 +495,15 @@ def _training(text: str) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    """Run what has no record yet, or write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--source", default="runs/resnet20.onnx")
-    parser.add_argument("--data", default="", metavar="D", help="as `conet-onnx search --data` takes it; for `run`")
-    parser.add_argument("--methods", default=",".join(m for m in METHODS if m not in ("anneal", "uniform search")))
-    parser.add_argument("--budgets", default="macs=0.5,macs=0.3")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--trials", type=int, default=6)
-    parser.add_argument("--epochs-per-trial", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--samples", type=int)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--latency", type=float, default=4.0, metavar="SECONDS", help="of measuring it")
-    parser.add_argument("--training", default="", help="of every method: augment=flip,crop precision=bf16-mixed")
-    parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--out", type=Path, help="the table's file; standard output otherwise")
-    given = parser.parse_args()
-    if given.what == "table":
-        lines = list(table([json.loads(f.read_text()) for f in sorted(given.records.glob("*.json"))]))
-        text = "\n".join(lines) + "\n"
-        given.out.write_text(text, encoding="utf-8") if given.out else sys.stdout.write(text)
-        return
-    setting = Setting(
-        given.source,
-        given.data,
-        given.trials,
-        given.epochs_per_trial,
-        given.epochs,
-        given.samples,
-        given.threads,
-        given.latency,
-        _training(given.training),
-    )
-    cells = [
-        Cell(method, budget, seed)
-        for seed in range(given.seeds)
-        for budget in given.budgets.split(",")
-        for method in given.methods.split(",")
-    ]
-    if unknown := {cell.method for cell in cells} - set(METHODS):
-        raise SystemExit(f"unknown methods {', '.join(sorted(unknown))}: there are {', '.join(METHODS)}.")
-    dataset = _some(load_data(given.data).with_validation(), given.samples)
-    given.records.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as work:
-        for at, cell in enumerate(cells):
-            file = cell.file(setting, given.records)
-            if file.exists():
-                if (kept := json.loads(file.read_text())["setting"]) != json.loads(json.dumps(asdict(setting))):
-                    raise SystemExit(f"{file} was made with other settings: {kept}.")
-                continue
-            where = f"{at + 1} of {len(cells)}"
-            print(f"{where}: {cell.method}, {cell.budget}, seed {cell.seed}", file=sys.stderr, flush=True)
-            record = run(cell, setting, dataset, Path(work))
-            with atomic_write(file) as part:
-                part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
 def _some(dataset: DataSet, samples: int | None) -> DataSet:
     """With so many of the training samples, drawn with seed 0."""
     if samples is None:
         return dataset
-    from dataclasses import replace
-
     return replace(dataset, splits={**dataset.splits, "train": drawn(dataset.split("train"), samples)})
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

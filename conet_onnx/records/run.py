@@ -59,7 +59,8 @@ class Run:
     `widths` maps each width of the source to its {"name", "size"}, `budget` each limited kind to its absolute limit
     (latency in milliseconds),
     `seconds` is {"total", "training", "evaluation", "overhead"}, `latency` the best's over the source's, measured in
-    turns: {"p50", "low", "high"}, `measured` what the method asked to be measured of the source, by quantity and width.
+    turns: {"p50", "low", "high"}, `measured` what the method asked to be measured of the source, by quantity and width,
+    `epochs` how many epochs of training there were: of trials, and of what could have been the answer.
     """
 
     directory: Path
@@ -73,6 +74,7 @@ class Run:
     seconds: Mapping[str, float] = field(default_factory=dict)
     latency: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    epochs: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The contract's search document: `trials` counts the finished ones, `history` lists all of them."""
@@ -83,6 +85,7 @@ class Run:
             "pareto": [model.as_json() for model in self.pareto],
             "trials": sum(trial.state == "complete" for trial in self.trials),
             "seconds": dict(self.seconds),
+            "epochs": self.epochs,
             "latency": dict(self.latency),
             "budget": dict(self.budget),
             "settings": dict(self.settings),
@@ -140,6 +143,7 @@ def _parse(folder: Path, text: str) -> Run:
             best=_inside(folder, document["best"]) if document["best"] else None,
             pareto=tuple(_inside(folder, model) for model in document["pareto"]),
             seconds=document["seconds"],
+            epochs=document.get("epochs", 0),  # as `measured`
             latency=document["latency"],
             measured=document.get("measured", {}),  # earlier releases noted none
         )

@@ -398,6 +398,8 @@ class _Job:
                 "on such data, normalised so?"
             )
         run, found, training, evaluation = self._answered(run, loop)
+        tried = sum(trial.state in ("complete", "failed") for trial in run.trials)
+        run = replace(run, epochs=run.epochs + tried * self.settings["epochs_per_trial"])
         pareto = self._save(front(self._fitting(run.trials, self.limits), self.limits), loop)
         asked = time.perf_counter()
         run = self._tested(self._timed(replace(run, pareto=pareto), found))
@@ -430,7 +432,7 @@ class _Job:
         it is taken, or another one tried. Raises BudgetUnreachable where that does not help.
         """
         held = self._held()
-        training, evaluation, further = 0.0, 0.0, 0
+        training, evaluation, further, epochs = 0.0, 0.0, 0, 0
         for _ in range(ANSWERS):
             limits = self.limits if held is None else self.limits.scaled(held.factor, "latency")
             fitting = self._fitting(run.trials, limits)
@@ -450,7 +452,7 @@ class _Job:
                 if not met:
                     continue
             best, trained, judged = self._train(chosen, loop)
-            training, evaluation = training + trained, evaluation + judged
+            training, evaluation, epochs = training + trained, evaluation + judged, epochs + self.settings["epochs"]
             predicted = chosen.latency or 0.0
             if self._keeps_source(run.source, best, limits):
                 best, same, predicted = self._source_itself(run.source), True, run.source.predicted_ms or 0.0
@@ -461,7 +463,7 @@ class _Job:
                 met, found = held.meets(best.file, predicted, source=same)
             evaluation += time.perf_counter() - asked
             if met:
-                return replace(run, best=best), found, training, evaluation
+                return replace(run, best=best, epochs=epochs), found, training, evaluation
         assert held is not None
         raise held.unmet()
 

@@ -1,0 +1,231 @@
+"""The records of bench_quality as a page: settings and machine as they are noted, a table a source, and the goals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from conet_onnx.errors import UsageError
+
+__all__ = ["FORMAT", "METHODS", "ORDER", "goals", "page", "table"]
+
+FORMAT = "conet-onnx-quality/1"
+Record: TypeAlias = Mapping[str, Any]
+Number: TypeAlias = Callable[[Record], float]
+
+METHODS = {
+    "ours": "`search`, with the default `--algorithm auto`",
+    "reallocate": "`search --algorithm reallocate`",
+    "anneal": "`search --algorithm anneal`",
+    "ours one-shot": "the knapsack of `resize --budget` by `obd` and least squares, then training",
+    "conet-sa": "`search --algorithm conet-sa`",
+    "network-adjustment": "`search --algorithm network-adjustment`",
+    "random": "`search --algorithm random`",
+    "uniform search": "`search --algorithm compound`",
+    "uniform": "every width times the same, sliced by l2 norms, then training",
+    "tp-global": "Torch-Pruning, l2 magnitude of filters, all layers together, then training",
+    "tp-local": "Torch-Pruning, l2 magnitude of filters, each layer alone, then training",
+    "tp-group": "Torch-Pruning, group norms, all layers together, then training",
+    "source": "the source, trained for as much longer, on labels and its own former scores as all others",
+    "source labels": "the source, trained for as much longer on labels alone",
+}
+ORDER = tuple(METHODS)
+OWN = ("ours", "reallocate", "anneal", "ours one-shot")
+ABOVE_UNIFORM = {"macs=0.5": 1.0, "macs=0.3": 2.0}  # points of test accuracy
+FASTER = 1.6  # times the source's images per second at half the MACs
+UNTRAINED = 3.0  # points below the source, at most, one-shot at 0.7 of the MACs
+
+
+def page(records: Sequence[Record]) -> str:
+    """Markdown. Raises UsageError where the records of a source were made with several settings."""
+    sources = _by(records, _source)
+    return "\n".join(
+        [
+            "# Models within a budget, by method",
+            "",
+            "`tools/bench_quality.py table` writes this page from the records in `tools/results/quality`.",
+            "",
+            *_methods(records),
+            *(line for name, own in sources.items() for line in _section(name, own)),
+            "## Goals",
+            "",
+            "Points are of test accuracy, means over the seeds that both sides have.",
+            "",
+            *goals(records),
+            "",
+        ]
+    )
+
+
+def _methods(records: Sequence[Record]) -> Iterator[str]:
+    yield "| method | is |"
+    yield "|---|---|"
+    there = {record["method"]: record for record in records}
+    for name in ORDER:
+        if name in there:
+            algorithm = there[name].get("algorithm")
+            known = f" ({algorithm})" if name == "ours" and algorithm else ""
+            yield f"| {name} | {METHODS[name]}{known} |"
+    yield ""
+
+
+def _section(name: str, records: Sequence[Record]) -> Iterator[str]:
+    settings = [dict(record["setting"]) for record in records]
+    if differ := [key for key in settings[0] if any(other.get(key) != settings[0][key] for other in settings)]:
+        raise UsageError(f"The records of {name} differ in {', '.join(differ)}: a table compares like with like.")
+    own = settings[0]
+    trials, each, last = own["trials"], own["epochs_per_trial"], own["epochs"]
+    some = f"{own['samples']:,} samples of its training data" if own["samples"] else "all of its training data"
+    training = ", ".join(
+        f"{key} {' '.join(value) if isinstance(value, list | tuple) else value}"
+        for key, value in own["training"].items()
+    )
+    yield f"## {name}"
+    yield ""
+    yield f"- Data: `{own['data']}`, {some}."
+    yield (
+        f"- Training: searches {trials} trials of {each} and {last} on the best, in epochs; all others "
+        f"{trials * each + last} at once. {f'For all: {training}.' if training else ''}".rstrip()
+    )
+    threads = f"{own['threads']} thread{'' if own['threads'] == 1 else 's'}"
+    yield f"- Measured on {threads}, in turns with the source, {own['latency']:g} s at most each."
+    for machine, count in _counted(tuple(record["machine"].items()) for record in records):
+        yield f"- Machine ({count} of {len(records)} records): {'; '.join(f'{k} {v}' for k, v in machine)}."
+    yield f"- Source: `{own['source']}`, sha256 `{own['sha256']}`."
+    yield ""
+    yield from table(records)
+    yield ""
+
+
+def table(records: Sequence[Record]) -> Iterator[str]:
+    """A row a budget and method: means over seeds with the sample's standard deviation. MACs, parameters, latency (p50)
+    and throughput are times the source's; `epochs` were trained in all, `training` seconds took that, `other` the rest
+    of finding and making the model."""
+    batches = sorted({record["throughput"]["batch"] for record in records})
+    yield (
+        "| budget | method | seeds | test accuracy | validation loss | MACs | params | p50 | throughput, batch "
+        f"{' or '.join(map(str, batches))} | epochs | training s | other s |"
+    )
+    yield "|" + "---|" * 12
+    source = [record["source"] for record in records]
+    first = source[0]
+    yield (
+        f"| | source as it is | | {100 * first['test']['top1']:.2f} % | {first['validation']['loss']:.4f} | "
+        f"{first['macs'] / 1e6:.2f} M | {first['params'] / 1e3:.1f} k | "
+        f"{np.median([one['latency_ms'] for one in source]):.3f} ms | "
+        f"{np.median([one['images_per_second'] for one in source]):.0f} images/s | | | |"
+    )
+    groups = _by(records, lambda record: (record["budget"], record["method"]))
+    for (budget, method), own in sorted(groups.items(), key=lambda item: _place(*item[0])):
+        cells = (
+            _spread(own, _accuracy, "{:.2f}") + " %",
+            _spread(own, lambda r: r["model"]["validation"]["loss"], "{:.4f}"),
+            "×" + _spread(own, lambda r: r["model"]["macs"] / r["source"]["macs"], "{:.3f}"),
+            "×" + _spread(own, lambda r: r["model"]["params"] / r["source"]["params"], "{:.2f}"),
+            "×" + _spread(own, lambda r: r["latency"]["p50"], "{:.3f}"),
+            "×" + _spread(own, lambda r: r["throughput"]["p50"], "{:.2f}"),
+            _spread(own, lambda r: r["trained"]["epochs"], "{:g}"),
+            _spread(own, lambda r: r["seconds"]["training"], "{:.0f}"),
+            _spread(own, lambda r: r["seconds"]["total"] - r["seconds"]["training"], "{:.0f}"),
+        )
+        yield f"| {budget} | {method} | {len(own)} | " + " | ".join(cells) + " |"
+
+
+def goals(records: Sequence[Record]) -> Iterator[str]:
+    """A line for each of the goals, and for each source and budget that it speaks of."""
+    for source, own in _by(records, _source).items():
+        cells = {(budget, method): some for (budget, method), some in _by(own, _cell).items()}
+        budgets = sorted({budget for budget, _ in cells}, key=_amount)
+        for budget in budgets:
+            yield from _best_of_all(source, budget, cells)
+        for budget, points in ABOVE_UNIFORM.items():
+            what = f"{source}, {budget}: ours at least {points:.1f} points above uniform"
+            yield _said(what, _margin(cells, budget, "ours", "uniform"), points, "points")
+        found = cells.get(("macs=0.5", "ours"))
+        faster = None if found is None else float(np.mean([r["throughput"]["p50"] for r in found]))
+        yield _said(f"{source}, macs=0.5: ours has {FASTER} times the source's throughput", faster, FASTER, "times")
+        longer = {m: _margin(cells, "macs=1.0", "ours", m) for m in ("source", "source labels")}
+        known = {m: margin for m, margin in longer.items() if margin is not None}
+        nearest = min(known, key=lambda m: known[m], default=None)
+        what = f"{source}, macs=1.0: ours above the source trained for as much longer"
+        yield _said(
+            what + (f" ({nearest})" if nearest else ""), known[nearest] if nearest else None, 0.0, "points", above=True
+        )
+        shot = [r for r in cells.get(("macs=0.7", "ours one-shot"), ()) if "test" in r.get("untrained", {})]
+        lost = [100 * (r["untrained"]["test"]["top1"] - r["source"]["test"]["top1"]) for r in shot]
+        what = f"{source}, macs=0.7: ours one-shot without training at most {UNTRAINED:.1f} points below the source"
+        yield _said(what, float(np.mean(lost)) if lost else None, -UNTRAINED, "points")
+
+
+def _best_of_all(source: str, budget: str, cells: Mapping[tuple[str, str], Sequence[Record]]) -> Iterator[str]:
+    """Ours against the best of what is not ours; other searchers of our own are in the table."""
+    what = f"{source}, {budget}: ours at or above the best of the others"
+    others = [method for own, method in cells if own == budget and method not in OWN]
+    margins = {method: _margin(cells, budget, "ours", method) for method in others}
+    known = {method: margin for method, margin in margins.items() if margin is not None}
+    nearest = min(known, key=lambda m: known[m], default=None)
+    yield _said(what + (f" ({nearest})" if nearest else ""), known[nearest] if nearest else None, 0.0, "points")
+
+
+def _margin(cells: Mapping[tuple[str, str], Sequence[Record]], budget: str, ours: str, other: str) -> float | None:
+    """Points by which one is above another, over the seeds that both have; None where there are none."""
+    sides = [{record["seed"]: _accuracy(record) for record in cells.get((budget, m), ())} for m in (ours, other)]
+    seeds = sides[0].keys() & sides[1].keys()
+    return float(np.mean([sides[0][seed] - sides[1][seed] for seed in seeds])) if seeds else None
+
+
+def _said(what: str, found: float | None, asked: float, unit: str, *, above: bool = False) -> str:
+    if found is None:
+        return f"- {what}: not measured."
+    shown = f"{found:+.2f} points" if unit == "points" else f"{found:.2f} {unit}"
+    if found > asked or (found == asked and not above):
+        return f"- {what}: {shown}: holds."
+    return f"- {what}: {shown}: falls short by {asked - found:.2f}."
+
+
+def _spread(records: Sequence[Record], of: Number, text: str) -> str:
+    values = [of(record) for record in records]
+    more = f" ± {text.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
+    return text.format(np.mean(values)) + more
+
+
+def _accuracy(record: Record) -> float:
+    return 100 * float(record["model"]["test"]["top1"])
+
+
+def _source(record: Record) -> str:
+    return Path(record["setting"]["source"]).stem
+
+
+def _cell(record: Record) -> tuple[str, str]:
+    return record["budget"], record["method"]
+
+
+def _place(budget: str, method: str) -> tuple[Any, ...]:
+    return (*_amount(budget), ORDER.index(method))
+
+
+def _amount(budget: str) -> tuple[str, float, str]:
+    """Kinds together, the largest first."""
+    kind, _, value = budget.partition("=")
+    try:
+        return kind, -float(value), budget
+    except ValueError:
+        return kind, 0.0, budget
+
+
+def _by(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
+    found: dict[Any, list[Record]] = {}
+    for record in records:
+        found.setdefault(key(record), []).append(record)
+    return found
+
+
+def _counted(items: Iterable[Any]) -> list[tuple[Any, int]]:
+    counts: dict[Any, int] = {}
+    for item in items:
+        counts[item] = counts.get(item, 0) + 1
+    return list(counts.items())
