@@ -62,6 +62,7 @@ UNCHANGED = ("source", "source labels")  # for budgets that the source is within
 METHODS = (*SEARCHES, "ours one-shot", "uniform", *KINDS, *UNCHANGED)
 LEFT_OUT = (AUTO, "anneal", "uniform search")  # unless they are asked for
 STEPS, RATIOS = 40, 12  # bisections of a scale, and of Torch-Pruning's ratio
+SCALES = 1000  # that are tried where a budget limits latency
 BATCH = 32  # at which throughput is measured
 
 
@@ -301,7 +302,10 @@ def _uniform(cell: Cell, bench: Bench, asked: Asked, factor: float) -> Graph:
             return False
         return asked.most is None or bench.predicted.predict(costs.row(widths)) <= _seconds(bench, asked, factor)
 
-    scale = bisected(fits, 1e-9, 1.0, STEPS)
+    if asked.most is None:
+        scale = bisected(fits, 1e-9, 1.0, STEPS)
+    else:  # odd widths may take longer than larger ones
+        scale = next((k / SCALES for k in range(SCALES, 0, -1) if fits(k / SCALES)), None)
     if scale is None:
         raise BudgetUnreachable(f"{cell.method}: no scale meets {cell.budget}.")
     return transferred(bench.analysis, scaled(bench.analysis, scale)[0]).graph

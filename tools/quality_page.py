@@ -183,7 +183,7 @@ def _said(what: str, found: float | None, asked: float, unit: str, *, above: boo
     shown = f"{found:+.2f} points" if unit == "points" else f"{found:.2f} {unit}"
     if found > asked or (found == asked and not above):
         return f"- {what}: {shown}: holds."
-    return f"- {what}: {shown}: falls short by {asked - found:.2f}."
+    return f"- {what}: {shown}: falls short{f' by {asked - found:.2f}' if found < asked else ''}."
 
 
 def _spread(records: Sequence[Record], of: Number, text: str) -> str:
