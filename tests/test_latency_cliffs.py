@@ -115,10 +115,19 @@ class TestInAProfile:
         made, _, table = profiled()
         kind = next(kind for kind in made.operators.kinds if table.kinds[kind.key].blocks == (16,))
         entry = table.kinds[kind.key]
-        points = {**entry.points, (16,): Point(table.call + 1e-5, 0, 9), (32,): Point(table.call + 3e-5, 0, 9)}
+        points = {**entry.points, (48,): Point(table.call + 1e-5, 0, 9), (64,): Point(table.call + 3e-5, 0, 9)}
         wider = replace(table, kinds={**table.kinds, kind.key: replace(entry, points=points, blocks=(32,))})
         curve = predictor(made.analysis, made.operators, wider).curves[kind]
-        assert curve(np.array([[1], [16], [20], [32]])) == pytest.approx(2e-5)
+        assert curve(np.array([[33], [48], [50], [64]])) == pytest.approx(2e-5)
+
+    def test_below_a_block_sizes_are_what_was_measured(self) -> None:
+        made, _, table = profiled()
+        kind = next(kind for kind in made.operators.kinds if table.kinds[kind.key].blocks == (16,))
+        entry = table.kinds[kind.key]
+        points = {**entry.points, **{(n,): Point(table.call + n * 1e-6, 0, 9) for n in (4, 8, 16)}}
+        known = replace(table, kinds={**table.kinds, kind.key: replace(entry, points=points)})
+        curve = predictor(made.analysis, made.operators, known).curves[kind]
+        assert curve(np.array([[4], [8], [16]])) == pytest.approx([4e-6, 8e-6, 16e-6])
 
     def test_an_operator_of_no_weight_in_the_whole_does_not_count(self) -> None:
         made, _, table = profiled()

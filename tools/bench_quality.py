@@ -33,7 +33,7 @@ from conet_onnx.files import atomic_write  # noqa: E402
 from conet_onnx.finetuning import choose_inputs, finetune  # noqa: E402
 from conet_onnx.graph import Graph  # noqa: E402
 from conet_onnx.latency import Comparison, compare  # noqa: E402
-from conet_onnx.latency.limits import Most, fast_multiples, limit, met  # noqa: E402
+from conet_onnx.latency.limits import Most, fast_multiples, least_widths, limit, met  # noqa: E402
 from conet_onnx.latency.prediction import Predictor  # noqa: E402
 from conet_onnx.latency.preparing import prepared  # noqa: E402
 from conet_onnx.planning import allocated, scaled  # noqa: E402
@@ -319,7 +319,8 @@ def _one_shot(cell: Cell, bench: Bench, asked: Asked, factor: float) -> Graph:
     how: dict[str, Any] = {}
     if asked.most is not None:
         fast = fast_multiples(bench.predicted.operators, bench.predicted)
-        how = {"further": [limit(bench.predicted, _seconds(bench, asked, factor))], "multiple": fast, "least": fast}
+        how = {"further": [limit(bench.predicted, _seconds(bench, asked, factor))], "multiple": fast}
+        how["least"] = least_widths(fast)
     widths = allocated(bench.analysis, asked.limits.by_kind, scores, **how).widths
     batches = calibration_batches(bench.source, some, normalisation)
     return transferred(bench.analysis, widths, "least-squares", scores=scores, calibration=batches).graph

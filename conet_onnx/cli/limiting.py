@@ -81,11 +81,17 @@ class Timed:
 
     @property
     def multiples(self) -> dict[str, int]:
-        """What each width is a multiple of, unless the user says otherwise, and what none is below, where it has room:
-        smaller ones are laid out so that they take more."""
+        """What each width is a multiple of, unless the user says otherwise."""
         from conet_onnx.latency.limits import fast_multiples
 
         return fast_multiples(self.predicted.operators, self.predicted)
+
+    @property
+    def least(self) -> dict[str, int]:
+        """What none is below, where it has room: of smaller ones the table knows nothing."""
+        from conet_onnx.latency.limits import least_widths
+
+        return least_widths(self.multiples)
 
     def limits(self, factor: float) -> Sequence[Any]:
         """Further limits for planning.allocated: of `factor` times the limit. Raises BudgetUnreachable where even the
@@ -94,13 +100,13 @@ class Timed:
 
         source = self.predicted.predict(self.predicted.source)
         most = factor * self.most.seconds(source)
-        multiples = self.multiples
-        smallest = {name: min(multiples[name], width.size) for name, width in self.analysis.widths.items()}
-        least = self.predicted.predict(self.analysis.costs.row(smallest))
-        if least > most:
+        least = self.least
+        smallest = {name: min(least[name], width.size) for name, width in self.analysis.widths.items()}
+        shortest = self.predicted.predict(self.analysis.costs.row(smallest))
+        if shortest > most:
             raise BudgetUnreachable(
                 f"The budget (latency {self.most}) cannot be met: the nearest that can is about "
-                f"latency={in_units(least)} ({least / source:.3f} of the source), as predicted."
+                f"latency={in_units(shortest)} ({shortest / source:.3f} of the source), as predicted."
             )
         return [limit(self.predicted, most)]
 

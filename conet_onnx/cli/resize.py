@@ -300,7 +300,7 @@ def _chooser(
             raise limits.unreachable(smallest, source)
         further = timed.limits(factor) if timed else ()
         if timed:
-            steps["least"] = timed.multiples
+            steps["least"] = timed.least
         if limits.fits(source) and not further:
             return Choice({}, {})
         if allocation == "uniform":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from conet_onnx import allocating
 from conet_onnx.errors import BudgetUnreachable
-from conet_onnx.latency.operators import Operators
+from conet_onnx.latency.operators import FINEST, Operators
 from conet_onnx.latency.prediction import Predictor
 from conet_onnx.latency.timing import Comparison
 
-__all__ = ["MARGIN", "TIGHTENINGS", "Met", "Most", "fast_multiples", "in_units", "limit", "met"]
+__all__ = ["MARGIN", "TIGHTENINGS", "Met", "Most", "fast_multiples", "in_units", "least_widths", "limit", "met"]
 
 T = TypeVar("T")
 Ints = NDArray[np.int64]
@@ -132,6 +132,12 @@ def fast_multiples(operators: Operators, predictor: Predictor | None = None) -> 
             for column, block in zip(one.columns, blocks, strict=False):
                 raised(column, block if share >= NOTABLE else 1)
     return made
+
+
+def least_widths(multiples: Mapping[str, int]) -> dict[str, int]:
+    """What each width is to be at least, where it has room, for a prediction to hold: its multiple, or the smallest
+    size at which operators are measured. Between these, the table knows whether it is faster than the multiple."""
+    return {name: min(multiple, FINEST) for name, multiple in multiples.items()}
 
 
 def in_units(seconds: float) -> str:

@@ -37,6 +37,7 @@ PROBES = 3
 ALIKE = 0.9  # share of the nodes that two models have in common where both are laid out alike
 STEP = 16  # probes have widths of these multiples where they can: layouts in blocks then need no padding
 BLOCKS = (1, 2, 4, 8, 16, 32, 64)
+FINEST = 4  # the smallest size at which operators are measured: below it, times are a call's cost and noise
 
 
 class Term(NamedTuple):
@@ -165,12 +166,14 @@ class Operators:
 
     def there(self, rows: Ints) -> NDArray[np.bool_]:
         """[n, widths] -> [n, operators]: which of them there are at these widths."""
-        odd = np.atleast_2d(rows) % self.multiple != 0
+        rows = np.atleast_2d(rows)
+        sizes = np.round(self._table(rows) * self._ratios, 6) % self.multiple != 0  # before they are rounded to blocks
+        odd = rows % self.multiple != 0
         made = np.ones((len(odd), len(self.listed)), dtype=np.bool_)
-        for k, (one, reads) in enumerate(zip(self.listed, self.reads, strict=True)):
+        for k, one in enumerate(self.listed):
             if one.when != "always":  # one of sizes that nothing changes goes by all widths
-                read = odd[:, list(reads)] if reads else odd
-                made[:, k] = read.any(axis=1) == (one.when == "odd")
+                own = sizes[:, list(one.columns)] if one.columns else odd
+                made[:, k] = own.any(axis=1) == (one.when == "odd")
         return made
 
     def as_json(self) -> dict[str, Any]:

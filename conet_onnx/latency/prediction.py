@@ -39,8 +39,7 @@ class _Curve:
 
     def __call__(self, sizes: Ints) -> Floats:
         if self.blocks:
-            blocks = np.array(self.blocks)
-            sizes = -(-sizes // blocks) * blocks
+            sizes = _rounded(sizes, self.blocks)
         if self.kind.symbols <= PLANE:
             return self.surface(sizes)
         return self.surface(self.kind.elements(sizes)[:, None])
@@ -172,13 +171,19 @@ def _curve(kind: Kind, entry: Entry, call: float) -> _Curve:
     blocks = entry.blocks if kind.symbols <= PLANE else ()
     sizes: NDArray[Any] = np.array([*entry.points], dtype=np.int64).reshape(len(entry.points), -1)
     if blocks:
-        sizes = -(-sizes // np.array(blocks)) * np.array(blocks)
+        sizes = _rounded(sizes, blocks)
     if kind.symbols > PLANE:
         sizes = kind.elements(sizes)[:, None]
     together: dict[tuple[float, ...], list[float]] = {}
     for place, point in zip(map(tuple, sizes.tolist()), entry.points.values(), strict=True):
         together.setdefault(place, []).append(max(point.seconds - call, point.seconds / 10))
     return _Curve(kind, surface({place: float(np.mean(some)) for place, some in together.items()}), blocks)
+
+
+def _rounded(sizes: Ints, blocks: tuple[int, ...]) -> Ints:
+    """[n, symbols], each up to a multiple of its block; below one block they are what they are: that is measured."""
+    each = np.array(blocks)
+    return np.where(sizes < each, sizes, -(-sizes // each) * each)
 
 
 def known_operators(analysis: Analysis, table: Table) -> Operators | None:

@@ -16,7 +16,7 @@ from conet_onnx.analysis import Analysis
 from conet_onnx.latency.cliffs import beside, block_of
 from conet_onnx.latency.isolated import LEAST_TURNS, MOST_TURNS, Sample, time_all
 from conet_onnx.latency.nodes import NULL, Made, make
-from conet_onnx.latency.operators import STEP, Kind, Operators, find_operators, resized
+from conet_onnx.latency.operators import FINEST, STEP, Kind, Operators, find_operators, resized
 from conet_onnx.latency.prediction import PLANE, usable
 from conet_onnx.latency.table import Anchor, Anchors, Entry, Host, Point, Sizes, Table, identity, merged
 from conet_onnx.latency.timing import Comparison, Latency, compare, measure
@@ -339,7 +339,7 @@ def _lines(
 
 
 def _powers(first: int, last: int) -> list[int]:
-    """Powers of two from the last below `first` (and at least 16, if `last` is) to the first above `last`."""
-    low = max(math.floor(math.log2(max(first, 1))), min(int(math.log2(STEP)), math.ceil(math.log2(max(last, 1)))))
+    """Powers of two from the last below `first` (and at least FINEST, if `last` is) to the first above `last`."""
+    low = max(math.floor(math.log2(max(first, 1))), min(int(math.log2(FINEST)), math.ceil(math.log2(max(last, 1)))))
     high = max(math.ceil(math.log2(max(last, 1))), low)
     return [2**k for k in range(low, high + 1)]

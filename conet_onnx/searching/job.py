@@ -17,7 +17,7 @@ from conet_onnx.errors import BudgetUnreachable, DataError, OutputError, UsageEr
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import Graph
 from conet_onnx.latency import Comparison, compare
-from conet_onnx.latency.limits import TIGHTENINGS
+from conet_onnx.latency.limits import TIGHTENINGS, least_widths
 from conet_onnx.latency.pricing import TimedAnalysis
 from conet_onnx.latency.slowdowns import by_profiles, by_table, slowdown
 from conet_onnx.loading import load
@@ -205,9 +205,9 @@ def search(
         raise UsageError("a latency table helps with a budget of latency, or with multiple 'auto': leave it out.")
     where: dict[str, Any] = {"provider": provider, "threads": threads, "warn": lambda line: clock.says(WARNING + line)}
     steps = multiples(multiple, workshop.analysis, timing, tables, **where)
-    # Below a block operators may take more, so that what holds time goes no further; other budgets may.
+    # What holds time goes no further than to what was measured; other budgets may.
     holds = timing is not None and (budget is None or budget.time is not None)
-    least = multiples("auto", workshop.analysis, timing, (), **where) if holds else {}
+    least = least_widths(multiples("auto", workshop.analysis, timing, (), **where)) if holds else {}
     priced: Priceable = workshop.analysis if timing is None else TimedAnalysis(workshop.analysis, timing.predicted)
     limits = budget.resolve(priced.costs.price({})) if budget else Limits({})
     space = method.space(priced, limits).aligned(steps, least)

@@ -91,7 +91,8 @@ class WidthSpace:
             np.array([some.get(name, 0) for name in self.names], dtype=np.int64) for some in (multiples, least)
         )
         made._largest = np.where(asked > 0, np.lcm(self._own, np.maximum(asked, 1)), self._largest)
-        floor = np.minimum(-(-floor // made._largest) * made._largest, -(-self._sizes // self._own) * self._own)
+        steps = made._steps(np.maximum(floor, 1))
+        floor = np.minimum(-(-floor // steps) * steps, -(-self._sizes // self._own) * self._own)
         made._low = np.minimum(np.maximum(self._low, floor), self._high)
         grown = self._high // made._largest * made._largest
         made._high = np.maximum(np.maximum(np.minimum(self._sizes, self._high), grown), made._low)
