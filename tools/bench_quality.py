@@ -20,6 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # models/ is no part of the package
 
@@ -293,19 +295,16 @@ def _seconds(bench: Bench, asked: Asked, factor: float) -> float:
 
 
 def _uniform(cell: Cell, bench: Bench, asked: Asked, factor: float) -> Graph:
-    """All widths times the same, sliced by l2."""
+    """All widths times the same, the most that fits, sliced by l2."""
     costs = bench.analysis.costs
-
-    def fits(scale: float) -> bool:
-        widths = scaled(bench.analysis, scale)[0]
-        if not asked.limits.fits(costs.price(widths)):
-            return False
-        return asked.most is None or bench.predicted.predict(costs.row(widths)) <= _seconds(bench, asked, factor)
-
     if asked.most is None:
-        scale = bisected(fits, 1e-9, 1.0, STEPS)
+        scale = bisected(lambda x: asked.limits.fits(costs.price(scaled(bench.analysis, x)[0])), 1e-9, 1.0, STEPS)
     else:  # odd widths may take longer than larger ones
-        scale = next((k / SCALES for k in range(SCALES, 0, -1) if fits(k / SCALES)), None)
+        scales = np.arange(SCALES, 0, -1) / SCALES
+        widths = [scaled(bench.analysis, float(x))[0] for x in scales]
+        seconds = bench.predicted.predict_many(np.array([costs.row(some) for some in widths]))
+        timely = np.flatnonzero(seconds <= _seconds(bench, asked, factor))
+        scale = next((float(scales[k]) for k in timely if asked.limits.fits(costs.price(widths[k]))), None)
     if scale is None:
         raise BudgetUnreachable(f"{cell.method}: no scale meets {cell.budget}.")
     return transferred(bench.analysis, scaled(bench.analysis, scale)[0]).graph
