@@ -10,6 +10,7 @@ from typing import Any
 from conet_onnx.collecting import collector_paused
 from conet_onnx.costs import Costs
 from conet_onnx.coupling import Coupling, Frozen, Width
+from conet_onnx.denormals import denormals
 from conet_onnx.folding import fold
 from conet_onnx.graph import Graph, Value
 
@@ -27,7 +28,7 @@ class Analysis(Coupling):
         return Costs(self)
 
     def as_json(self) -> dict[str, Any]:
-        """As in `analyze --json`: model, groups, frozen axes, coverage."""
+        """As in `analyze --json`: model, groups, frozen axes, coverage, denormal numbers by weight."""
         graph, source = self.graph, self.costs.source
         return {
             "format": FORMAT,
@@ -44,6 +45,7 @@ class Analysis(Coupling):
             "groups": [self._group(width) for width in self.widths.values()],
             "frozen": [_frozen(f) for f in self.frozen],
             "coverage": self.costs.coverage._asdict(),
+            "denormals": denormals(graph),
         }
 
     def _group(self, width: Width) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from cli_support import call
 from onnx import TensorProto, helper, numpy_helper
 
 import conet_onnx as co
-from conet_onnx.denormals import SMALLEST, denormal, denormals
+from conet_onnx.denormals import SMALLEST, _count, denormal, denormals
+from conet_onnx.slicing import Slices
 from conet_onnx.torch_backend.lower import returned
 
 TINY = np.array([1e-39, -1e-45, 1.1754942e-38, -9e-40], dtype=np.float32)  # the last number below the normal ones too
@@ -60,6 +61,38 @@ def test_each_weight_has_its_count(tmp_path: Path) -> None:
     assert denormals(co.load(model(tmp_path))) == {"first": 4, "bias": 4}
 
 
+@pytest.mark.parametrize("size", [0, 1, 1000, (1 << 18) + 3])
+def test_counting_is_the_sum_of_what_is_denormal(size: int) -> None:
+    rng = np.random.default_rng(2)
+    bits = rng.integers(0, 2**32, size, dtype=np.uint64).astype(np.uint32)
+    bits[::3] &= 0x80FFFFFF
+    numbers = bits.view(np.float32)
+    assert _count(numbers) == int(denormal(numbers).sum())
+    assert _count(np.array([SMALLEST, -SMALLEST, 0.0, -0.0, np.inf, np.nan], dtype=np.float32)) == 0
+
+
+def test_what_a_rewrite_makes_later_is_counted_and_not_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    weights = {"a": rng.normal(size=(64, 64)).astype(np.float32), "b": rng.normal(size=(10, 64)).astype(np.float32)}
+    weights["a"][:, :] *= np.float32(1e-38)
+    nodes = [
+        helper.make_node("Gemm", ["x", "a"], ["hidden"], "one", transB=1),
+        helper.make_node("Gemm", ["hidden", "b"], ["y"], "two", transB=1),
+    ]
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k]) for n, k in (("x", 64), ("y", 10))]
+    inits = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "g", sides[:1], sides[1:], inits)
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]), tmp_path / "m.onnx")
+    source = co.load(tmp_path / "m.onnx")
+    analysis = co.analyze(source)
+    small = co.rewrite(source, co.plan(analysis, dict.fromkeys(analysis.widths, 40)))
+    before = small.arrays["a"]
+    assert isinstance(before, Slices)
+    found = denormals(small)
+    assert before._whole is None
+    assert found == {"a": int(denormal(small.array("a")).sum())}
+
+
 def test_in_tensors_that_changed_they_are_zero_and_counted_and_others_keep_their_bytes(tmp_path: Path) -> None:
     graph = co.load(model(tmp_path))
     module = co.to_torch(graph)
@@ -99,6 +132,15 @@ class TestCommands:
         assert document["best"]["flushed"] > 0
         assert f"{document['best']['flushed']} denormal number" in made.out
         assert denormals(co.load(tmp_path / "run" / "best.onnx")) == {}
+
+    def test_analyze_reports_them(self, tmp_path: Path) -> None:
+        made = call(f"analyze {model(tmp_path)}")
+        assert made.code == 0, made.err
+        assert "8 weights in 2 tensors (such as first) are denormal" in made.out
+        document = json.loads(call(f"analyze {model(tmp_path)} --json -").out)
+        assert document["denormals"] == {"first": 4, "bias": 4}
+        made = call(f"analyze {Path(__file__).parent.parent}/models/digits_resnet8.onnx")
+        assert "denormal" not in made.out
 
     def test_resize_reports_them_and_leaves_them(self, tmp_path: Path) -> None:
         made = call(f"resize {model(tmp_path)} -o {tmp_path / 'out.onnx'} --scale 1")

@@ -10,7 +10,7 @@ import click
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.explain import check_asked, explained, show_explained
 from conet_onnx.cli.options import freeze_option, input_shape_option, json_option, model_argument
-from conet_onnx.cli.output import Bar, check_writable, command, count, says, several, share, table, write
+from conet_onnx.cli.output import Bar, check_writable, command, count, denormal, says, several, share, table, write
 from conet_onnx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,6 +101,9 @@ def _show(file: str, document: Mapping[str, Any]) -> None:
         says("No width can be resized; the reasons are below.")
     says()
     _show_frozen(document["frozen"])
+    if document["denormals"]:
+        says()
+        says(denormal(document["denormals"]))
     if groups:
         says()
         says("What next")

@@ -131,6 +131,18 @@ def command(*words: str) -> str:
     return shlex.join(("conet-onnx", *words))
 
 
+def denormal(found: Mapping[str, int], of: str = "") -> str:
+    """What is said of denormal numbers in weights that nothing has trained, by weight: one at least."""
+    from conet_onnx.denormals import SMALLEST
+
+    many = sum(found.values())
+    return (
+        f"{several(many, 'weight')}{f' {of}' if of else ''} in {several(len(found), 'tensor')} (such as "
+        f"{next(iter(found))}) {'is' if many == 1 else 'are'} denormal, below {SMALLEST:.2g}, which may "
+        "be slow to compute with; left as they are. `finetune` sets them to zero in what it trains."
+    )
+
+
 def flushed(count: int) -> str:
     """What is said of denormal numbers that training left."""
     return f"{several(count, 'denormal number')} in trained weights {'was' if count == 1 else 'were'} set to zero."

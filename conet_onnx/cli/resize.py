@@ -27,7 +27,7 @@ from conet_onnx.cli.options import (
     threads_option,
     transfer_option,
 )
-from conet_onnx.cli.output import Bar, check_writable, command, count, says, several, share, size, table
+from conet_onnx.cli.output import Bar, check_writable, command, count, denormal, says, several, share, size, table
 from conet_onnx.cli.widths import by_reason, check_widths, read_widths
 from conet_onnx.errors import UsageError
 from conet_onnx.files import atomic_write
@@ -136,6 +136,7 @@ def resize(
     with Bar(6) as bar:
         bar.step(f"Reading {model}")
         from conet_onnx.analysis import analyze
+        from conet_onnx.denormals import denormals
         from conet_onnx.loading import load
         from conet_onnx.transfer import transferred
         from conet_onnx.verification import verify
@@ -182,26 +183,12 @@ def resize(
         timed.show(within, choice.widths)
     if sampled is not None:
         sampled.show(made)
-    for line in _denormals(graph):
-        says(line)
+    if tiny := denormals(graph):
+        says(denormal(tiny, "of the source"))
     for line in [*(batch.lines() if batch else ()), *(proof.lines() if proof else ["not verified, as asked"])]:
         says(line)
     says()
     _show_next(model, out, plan_to, smaller=smaller, free_batch=free_batch)
-
-
-def _denormals(graph: Graph) -> list[str]:
-    """What is said of denormal numbers in weights that nothing has trained."""
-    from conet_onnx.denormals import SMALLEST, denormals
-
-    found = denormals(graph)
-    if not found:
-        return []
-    return [
-        f"{several(sum(found.values()), 'weight')} of the source in {several(len(found), 'tensor')} (such as "
-        f"{next(iter(found))}) {'is' if sum(found.values()) == 1 else 'are'} denormal, below {SMALLEST:.2g}, which may "
-        "be slow to compute with; left as they are. `finetune` sets them to zero in what it trains.",
-    ]
 
 
 def _latency(
