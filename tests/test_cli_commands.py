@@ -32,7 +32,7 @@ class TestAnalyze:
         assert (result.code, result.err) == (0, "")
         found = json.loads(result.out)
         assert found["format"] == "conet-onnx-analysis/1"
-        assert set(found) == {"format", "model", "groups", "frozen", "coverage"}
+        assert set(found) == {"format", "model", "groups", "frozen", "coverage", "denormals"}
         assert set(found["model"]) == {"file", "sha256", "opset", "nodes", "params", "macs", "inputs", "outputs"}
         assert found["model"]["params"] == 6 * 9 + 6 + 8 * 6 * 9 + 8 + 10 * 8 + 10
         assert found["model"]["inputs"][0]["name"] == "x"
