@@ -129,9 +129,9 @@ class WidthPlan:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UsageError(f"this is not a plan: {type(error).__name__} {error}. Expected {FORMAT!r}.") from error
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON, whole or not at all."""
-        with atomic_write(path) as part:
+    def save(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
+        """Write the plan as JSON, whole or not at all; `durable` as atomic_write has it."""
+        with atomic_write(path, durable=durable) as part:
             part.write_text(json.dumps(self.as_json(), separators=(",", ":")) + "\n")
 
     @staticmethod

@@ -318,6 +318,13 @@ class TestNumbers:
         assert "(−0.28 points), ×0.45 of its MACs, ×0.45 of its parameters and ×0.62 of its latency." in prose
         assert "1 trial failed: 2." in prose
 
+    def test_how_many_jobs_ran_is_said_where_it_was_not_one(self) -> None:
+        one = RUNS["finished"]
+        many = replace(one, settings={**one.settings, "jobs": 4, "workers": 2})
+        assert "on digits with seed 0, 4 trials at a time in 2 processes." in Page(render(many)).prose
+        shared = replace(many, settings={**many.settings, "workers": 1, "storage": "sqlite:///x.db"})
+        assert "4 trials at a time in one process of this host." in Page(render(shared)).prose
+
     def test_bytes_are_told_where_they_were_asked_for(self) -> None:
         asked = replace(RUNS["finished"], budget={"bytes": 156084.0})
         prose = Page(render(asked)).prose

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -42,6 +43,63 @@ def run_in(folder: Path) -> Run:
         pareto=(ModelRecord(str(folder / "pareto" / "3.onnx"), 1, 2, 3),),
         seconds={"total": 2.0},
     )
+
+
+class TestTheFile:
+    """It is written ahead of itself: the log beside it holds what came last, until the study is closed."""
+
+    def noted(self, study: TrialStudy, number: int) -> None:
+        study.begin(replace(TRIAL, number=number))
+        study.note(replace(DONE, number=number))
+        study.finish(replace(DONE, number=number))
+
+    def test_others_read_it_meanwhile_and_it_is_one_plain_file_afterwards(self, tmp_path: Path) -> None:
+        file = tmp_path / "trials.db"
+        study = TrialStudy(file)
+        self.noted(study, 0)
+        assert read_trials(file) == (DONE,)
+        self.noted(study, 1)
+        study.close()
+        assert [entry.name for entry in tmp_path.iterdir()] == ["trials.db"]
+        assert sqlite3.connect(file).execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert len(read_trials(file)) == 2
+        assert [entry.name for entry in tmp_path.iterdir()] == ["trials.db"]
+
+    def test_what_a_dead_process_wrote_is_in_the_file_and_its_log(self, tmp_path: Path) -> None:
+        study = TrialStudy(tmp_path / "trials.db")
+        self.noted(study, 0)
+        dead = tmp_path / "dead"
+        dead.mkdir()
+        for file in [entry for entry in tmp_path.iterdir() if entry.is_file()]:
+            shutil.copy(file, dead / file.name)  # as they are in the middle of it
+        self.noted(study, 1)
+        study.close()
+        again = TrialStudy(dead / "trials.db")
+        assert again.trials() == (DONE,)
+        self.noted(again, 1)
+        again.close()
+        assert len(read_trials(dead / "trials.db")) == 2
+
+    def test_of_a_trial_only_its_outcome_waits_for_the_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = TrialStudy(tmp_path / "trials.db")
+        levels: dict[str, set[str]] = {}
+        connect = sqlite3.connect
+        now = ""
+
+        class Seen(sqlite3.Connection):
+            def commit(self) -> None:
+                (level,) = self.execute("PRAGMA synchronous").fetchone()
+                levels.setdefault(now, set()).add({1: "normal", 2: "full"}[level])
+                super().commit()
+
+        monkeypatch.setattr(sqlite3, "connect", lambda *a, **how: connect(*a, **how, factory=Seen))
+        for now, act in (("begin", study.begin), ("note", study.note), ("finish", study.finish)):
+            act(DONE if now != "begin" else TRIAL)
+        monkeypatch.undo()
+        study.close()
+        assert levels == {"begin": {"normal"}, "note": {"full"}, "finish": {"normal"}}
 
 
 class TestStudy:

@@ -15,7 +15,7 @@ from conet_onnx.errors import OutputError, UsageError
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["check_url", "connected", "opened", "prepare", "quiet", "said", "together"]
+__all__ = ["Journal", "check_url", "connected", "maker", "opened", "prepare", "quiet", "said", "together"]
 
 T = TypeVar("T")
 
@@ -33,11 +33,56 @@ def said(place: Path | str) -> str:
 
 
 def prepare() -> None:
-    """Import what opening a database needs; it takes a second that other work can fill."""
+    """Import what opening a database needs, and training after it; it takes seconds that other work can fill."""
     import importlib
 
-    for name in ("optuna.storages", "sqlalchemy.dialects.sqlite", "alembic.migration"):
+    for name in ("optuna.storages", "sqlalchemy.dialects.sqlite", "alembic.migration", "lightning_fabric"):
         importlib.import_module(name)
+
+
+class Journal:
+    """Connections to a SQLite file. From `begin` on it is written ahead of itself (WAL), by one writer, so that a
+    transaction waits for the disk once, where it must outlast a power cut, and not at all otherwise.
+
+    Whatever is written outlasts the process, and a power cut leaves the file whole: only transactions that came last,
+    and not `lasting`, are then gone (https://sqlite.org/wal.html). When it is closed, the file holds all by itself.
+    Where the file system knows no WAL, every transaction waits, as by default.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._level = "FULL"
+        self._ahead = False
+        self._open: sqlite3.Connection | None = None
+
+    def begin(self) -> None:
+        """Write ahead from now on. Raises sqlite3.Error where the file cannot be written."""
+        # As long as one connection is open, what is written stays in the log; each checkpoint costs three more waits.
+        self._open = sqlite3.connect(self._file, timeout=WAIT, check_same_thread=False)
+        (mode,) = self._open.execute("PRAGMA journal_mode=WAL").fetchone()
+        self._ahead = mode == "wal"
+
+    @contextmanager
+    def brief(self) -> Iterator[None]:
+        """Transactions that need not outlast a power cut, since they follow from those that do."""
+        self._level = "NORMAL" if self._ahead else "FULL"
+        try:
+            yield
+        finally:
+            self._level = "FULL"
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection at the level that holds now."""
+        made = sqlite3.connect(self._file, timeout=WAIT)
+        made.execute(f"PRAGMA synchronous={self._level}")
+        return made
+
+    def close(self) -> None:
+        """Everything goes into the file; where another process reads it, when that is done."""
+        if self._open is not None:
+            with suppress(sqlite3.Error):
+                self._open.execute("PRAGMA journal_mode=DELETE")
+            self._open.close()
 
 
 def check_url(url: str) -> None:
@@ -104,16 +149,27 @@ def together(make: Callable[[], T]) -> T:
     raise AssertionError
 
 
-def connected(file: Path, *, skip_table_creation: bool = True) -> optuna.storages.RDBStorage:
-    """The database in a SQLite file."""
+def connected(
+    connect: Callable[[], sqlite3.Connection], *, skip_table_creation: bool = True
+) -> optuna.storages.RDBStorage:
+    """The database in the SQLite file that `connect` opens."""
     import optuna
     import sqlalchemy
 
-    engine = {  # a creator, since a path with ?, % or {} would not survive in a URL
-        "creator": lambda: sqlite3.connect(file, timeout=WAIT),
-        "poolclass": sqlalchemy.NullPool,
-    }
+    # a creator, since a path with ?, % or {} would not survive in a URL
+    engine = {"creator": connect, "poolclass": sqlalchemy.NullPool}
     return optuna.storages.RDBStorage("sqlite://", engine, skip_table_creation=skip_table_creation)
+
+
+def maker(file: Path) -> Callable[[], sqlite3.Connection]:
+    """Connections to a SQLite file that nobody else has, and that is put on the disk when all is in it."""
+
+    def connect() -> sqlite3.Connection:
+        made = sqlite3.connect(file, timeout=WAIT)
+        made.execute("PRAGMA synchronous=OFF")
+        return made
+
+    return connect
 
 
 @contextmanager

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
-from conet_onnx.records.database import connected, opened, quiet, said
+from conet_onnx.records.database import Journal, connected, maker, opened, quiet, said
 from conet_onnx.records.trial import State, Trial
 
 if TYPE_CHECKING:
@@ -35,21 +36,31 @@ class TrialStudy:
     """The trials of one run, in order. A trial begins, its outcome is noted, and it is judged and told last of all;
     each is one transaction.
 
-    A trial that a killed process left behind is "running", or "evaluated" if its outcome had been noted.
+    A trial that a killed process left behind is "running", or "evaluated" if its outcome had been noted. After a power
+    cut there may be less: of a file, all trials whose outcome was noted, since all else follows from these.
     """
 
     def __init__(
-        self, place: Path | str, *, name: str = NAME, bounds: Mapping[str, tuple[int, int]] | None = None
+        self,
+        place: Path | str,
+        *,
+        name: str = NAME,
+        bounds: Mapping[str, tuple[int, int]] | None = None,
+        writes: bool = True,
     ) -> None:
         """Open the study in a file, or one of that name in a database by its URL; make it where there is none.
-        `bounds` are the widths' smallest and largest."""
+        `bounds` are the widths' smallest and largest. One that is not to be written to is left as it is."""
         self._place = place
         self._bounds = bounds or {}
+        self._journal: Journal | None = None
         if isinstance(place, Path):
             if not place.exists():
                 _make(place)
-            self._storage = _storage(place)
-            self._id = self._storage.get_study_id_from_name(NAME)
+            self._journal = Journal(place)
+            self._storage, self._id = _storage(place, self._journal)
+            if writes:
+                with _writing(place):
+                    self._journal.begin()
         else:
             self._storage, self._id = opened(place, name)
         self._ids: dict[int, int] = {}  # the storage's id of each trial, by its number
@@ -63,6 +74,8 @@ class TrialStudy:
         """Let go of the database."""
         self._storage.remove_session()
         self._storage.engine.dispose()
+        if self._journal is not None:
+            self._journal.close()
 
     def trials(self) -> tuple[Trial, ...]:
         """All of them by number."""
@@ -86,7 +99,7 @@ class TrialStudy:
             distributions={name: self._range(name, width) for name, width in trial.widths.items()},
             user_attrs={"number": trial.number} | {key: getattr(trial, key) for key in BEGUN},
         )
-        with _writing(self._place):
+        with _writing(self._place), self._briefly():  # it is asked for again, and is the same
             self._ids[trial.number] = self._storage.create_new_trial(self._id, proto)
 
     def note(self, trial: Trial) -> None:
@@ -105,11 +118,15 @@ class TrialStudy:
         states = optuna.trial.TrialState
         trial_id = self._id_of(trial.number)
         failed = math.isnan(trial.objective)
-        with _writing(self._place), suppress(optuna.exceptions.UpdateFinishedTrialError):
+        # it follows from what was noted
+        with _writing(self._place), self._briefly(), suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(trial_id, "accepted", trial.accepted)
             self._storage.set_trial_state_values(
                 trial_id, states.FAIL if failed else states.COMPLETE, None if failed else [trial.objective]
             )
+
+    def _briefly(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._journal is None else self._journal.brief()
 
     def _id_of(self, number: int) -> int:
         if number not in self._ids:
@@ -127,7 +144,7 @@ def read_trials(file: Path) -> tuple[Trial, ...]:
     """The trials in a study's file, by number. Raises DataError where it is missing or holds none of ours."""
     if not file.exists():
         raise DataError(f"{file} is missing: the trials of this run are lost.")
-    study = TrialStudy(file)
+    study = TrialStudy(file, writes=False)
     try:
         return study.trials()
     finally:
@@ -207,7 +224,7 @@ def _writing(place: Path | str) -> Iterator[None]:
 
     try:
         yield
-    except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+    except (sqlite3.Error, sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
         remedy = "Make room" if isinstance(place, Path) else "See that it runs and lets you write"
         raise OutputError(f"Cannot write {said(place)}: {_cause(error)}. {remedy}, and go on with --resume.") from error
 
@@ -243,23 +260,22 @@ def _make(file: Path) -> None:
     import optuna
 
     with atomic_write(file) as part, _writing(file), quiet():
-        made = connected(part, skip_table_creation=False)
+        made = connected(maker(part), skip_table_creation=False)
         made.create_new_study([optuna.study.StudyDirection.MINIMIZE], NAME)
         made.remove_session()
 
 
-def _storage(file: Path) -> optuna.storages.RDBStorage:
-    """The database in a file that holds a study of ours. Raises DataError where it does not."""
+def _storage(file: Path, journal: Journal) -> tuple[optuna.storages.RDBStorage, int]:
+    """The database in a file that holds a study of ours, and the study's id. Raises DataError where it does not."""
     import optuna
     import sqlalchemy
 
     try:
         with quiet():
-            storage = connected(file)
-            storage.get_study_id_from_name(NAME)
+            storage = connected(journal.connect)
+            return storage, storage.get_study_id_from_name(NAME)
     except (KeyError, RuntimeError, sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
         raise DataError(f"{file} is not the study of a search. Was it edited?") from error
-    return storage
 
 
 def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:

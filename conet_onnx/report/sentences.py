@@ -34,7 +34,7 @@ def asked(run: Run) -> str:
     wanted = f"that need {listed(limits)}, " if limits else ""
     parts = (("by", "algorithm"), ("on", "data"), ("with seed", "seed"))
     how = [f"{word} {run.settings[key]}" for word, key in parts if run.settings.get(key) is not None]
-    end = f" Searched {escape(' '.join(how))}." if how else ""
+    end = f" Searched {escape(' '.join(how))}{_at_a_time(run)}." if how else ""
     widths = f"sizes for the {count(len(run.widths), 'width')} of this network"
     return f"{widths} {wanted}at the least loss{_of(run)}.{end}"
 
@@ -90,6 +90,15 @@ def _so_far(run: Run) -> str:
         f"{ended} Trial {ahead.number} leads: {score(ahead)} validation {score_name(run)} with "
         f"{ratio(shares(run, ahead).get('macs', 1.0))} of the source's MACs."
     )
+
+
+def _at_a_time(run: Run) -> str:
+    """How many jobs ran, where that was not one after the other."""
+    jobs, workers = run.settings.get("jobs", 1), run.settings.get("workers", 1)
+    if jobs == 1:
+        return ""
+    processes = "one process" if workers == 1 else f"{workers} processes"
+    return f", {jobs} trials at a time in {processes}{' of this host' if run.settings.get('storage') else ''}"
 
 
 def _of(run: Run) -> str:

@@ -22,6 +22,7 @@ from conet_onnx.latency.pricing import TimedAnalysis
 from conet_onnx.latency.slowdowns import by_profiles, by_table, slowdown
 from conet_onnx.loading import load
 from conet_onnx.planning import check_transfer, plan
+from conet_onnx.plans import WidthPlan
 from conet_onnx.records.claims import Claims, Shared, Sole
 from conet_onnx.records.database import check_url, prepare, said
 from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, ModelRecord, Run, read_run, write_run
@@ -179,7 +180,7 @@ def search(
     # In units of a trial as long as some are trained at the same time; the last training is one alone.
     clock = Clock(trials + here * epochs / epochs_per_trial, time_limit, progress)
     clock.says("reading the model and the data")
-    Ahead(prepare)
+    imported = Ahead(prepare)
     workshop = Workshop.open(
         graph,
         data,
@@ -198,6 +199,7 @@ def search(
     if needed(budget, recipe):
         if storage is not None:
             _make_folder(folder, resume=True)  # who shares it makes one table
+        imported.result()  # nothing else runs while times are measured
         how: dict[str, Any] = {"provider": provider, "threads": threads, "clock": clock, "shared": storage is not None}
         timing = timed(workshop.analysis, folder, tables, budget=budget, **how)
         workshop = replace(workshop, table=os.fspath(folder / TABLE_FILE))
@@ -282,6 +284,7 @@ class _Job:
         if not claims.shared or not self._same_end():
             write_run(run)
         ended = [trial for trial in run.trials if trial.state != "running"]
+        self._replanned(ended)
         if len(ended) < trials:
             self._expect()
         searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed, source=run.measured)
@@ -347,7 +350,17 @@ class _Job:
         self.clock.says("timing some steps of training", self.clock.done)
         workers = self.settings["workers"]
         slower = self.workshop.training_threads / max(self.workshop.all_threads // workers, 1) if workers > 1 else 1.0
-        self.clock.expected = self.workshop.expected_seconds() * max(slower, 1.0) / workers
+        expected, self.clock.trained = self.workshop.expected_seconds()
+        self.clock.expected = expected * max(slower, 1.0) / workers
+
+    def _replanned(self, ended: Iterable[Trial]) -> None:
+        """Plans that a power cut has taken are made again: they follow from the widths, and no trial waits for them."""
+        for trial in (one for one in ended if one.state != "failed"):
+            file = self.folder / "plans" / f"{trial.number}.json"
+            try:
+                WidthPlan.load(file)
+            except UsageError:
+                plan(self.workshop.analysis, trial.widths, inexact=True).changed().save(file)
 
     def _earlier(self, study: TrialStudy) -> Run | None:
         """The run that the folder holds, if it holds one; its best counts where nothing changes it."""
@@ -372,7 +385,10 @@ class _Job:
 
     def _begun(self) -> Run:
         """A new run, with what is known of the source."""
+        asked = time.perf_counter()
         validation, _ = self.workshop.judge(self.workshop.source)
+        measured = self.workshop.curves(self.workshop.source)
+        self.clock.judged = time.perf_counter() - asked
         price = self.space.price(self.space.source)
         return Run(
             directory=self.folder,
@@ -387,7 +403,7 @@ class _Job:
             widths={name: {"name": w.name, "size": w.size} for name, w in self.workshop.analysis.widths.items()},
             settings=self.settings,
             budget=self.limits.by_kind,
-            measured=self.workshop.curves(self.workshop.source),
+            measured=measured,
         )
 
     def _finish(self, run: Run, loop: Loop, study: TrialStudy) -> Run:
@@ -405,6 +421,8 @@ class _Job:
         run = self._tested(self._timed(replace(run, pareto=pareto), found))
         evaluation += time.perf_counter() - asked
         evaluation += 0.0 if self.timing is None else self.timing.seconds
+        evaluation += self.clock.judged
+        training += self.clock.trained
         # Of the time on the wall, trials take what they took themselves over those that were under way; all else is
         # overhead, processes that wait for others too.
         total, trials = self.clock.earlier + self.clock.elapsed, sum(map(_seconds, run.trials))

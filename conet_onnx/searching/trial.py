@@ -216,7 +216,7 @@ class Workshop:
             )
             measuring.save(task.measures, measured)
             evaluation_seconds += time.perf_counter() - asked
-        structure.save(task.plan)
+        structure.save(task.plan, durable=False)  # it follows from the widths
         trained.save(task.weights, durable=True)
         flushed = sum(one.flushed for one in fitted)
         return TrialOutcome(validation, seconds, evaluation_seconds + fitting, measured, flushed)
@@ -295,7 +295,9 @@ class Workshop:
         settings = {"batch": BATCH, **(recipe.final_training if last else recipe.training)}
         anew = anew or (last and recipe.final == "fresh")
         taught = self.taught(last=last)
+        begun = time.perf_counter()
         teacher = self.teacher if taught else None
+        asking = time.perf_counter() - begun  # it answers once for all trials: part of the first one's training
         if samples is not None:
             data = data.take(np.arange(min(samples, len(data))))
             teacher = teacher[: len(data)] if isinstance(teacher, np.ndarray) else teacher
@@ -316,10 +318,11 @@ class Workshop:
             **settings,
         )
         told(fitted)
-        return fitted.graph, fitted.seconds
+        return fitted.graph, asking + fitted.seconds
 
-    def expected_seconds(self) -> float:
+    def expected_seconds(self) -> tuple[float, float]:
         """What a trial takes that is as large as the source, going by some steps of training; smaller ones take less.
+        And what the first training took, which pays, as any first one does, for all that training imports.
 
         It is a line through two trainings of few steps: what every training costs, and what each step does.
         """
@@ -327,12 +330,12 @@ class Workshop:
         steps = math.ceil(len(self.dataset.split("train")) / size)
         how: dict[str, Any] = {"epochs": 1, "seed": 0, "report": lambda _: None}
         try:
-            _, *taken = (self.train(self.source, samples=size * many, **how)[1] for many in (1, *TIMED))
+            first, *taken = (self.train(self.source, samples=size * many, **how)[1] for many in (1, *TIMED))
         except Diverged:
-            return math.nan
+            return math.nan, 0.0
         few, more = (min(many, steps) for many in TIMED)
         step = max(taken[1] - taken[0], 0.0) / (more - few) if more > few else taken[0] / few
-        return max(taken[0] - few * step, 0.0) + self.epochs * steps * step
+        return max(taken[0] - few * step, 0.0) + self.epochs * steps * step, first
 
     @property
     def all_threads(self) -> int:
