@@ -288,7 +288,7 @@ class TestSearch:
     @pytest.fixture(autouse=True)
     def cheap(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Workshop, "train", touch)
-        monkeypatch.setattr("conet_onnx.searching.job.compare", machine.compare)
+        monkeypatch.setattr("conet_onnx.searching.answering.compare", machine.compare)
 
     def searched(self, line: str, budget: str = "latency=0.6") -> Result:
         return call(f"search {LINE} --data digits --budget {budget} --trials 3 --epochs 1 --out run {line}")

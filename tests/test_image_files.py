@@ -18,7 +18,7 @@ from PIL import Image
 from conet_onnx.data import DataSpec, images, load_data
 from conet_onnx.data.images import AS_STORED, Encoded, Sizing, decode
 from conet_onnx.errors import DataError, UsageError
-from conet_onnx.searching import job, read_run
+from conet_onnx.searching import answering, read_run
 from conet_onnx.searching.task import TrialTask
 from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial
 
@@ -214,7 +214,7 @@ class TestCommands:
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(job, "LATENCY_SECONDS", 0.02)
+        monkeypatch.setattr(answering, "LATENCY_SECONDS", 0.02)
         save(small_model(classes=2), tmp_path / "model.onnx")
         for split in ("train", "test"):
             write(tmp_path / "photos", [(12, 10 + i % 3) for i in range(24)], mode="L", split=split)

@@ -14,7 +14,7 @@ import conet_onnx as co
 from conet_onnx.data import DataSet, load_data
 from conet_onnx.graph import Graph
 from conet_onnx.metrics import score
-from conet_onnx.searching import Run, job, trial
+from conet_onnx.searching import Run, answering, trial
 from conet_onnx.searching.measuring import Measuring
 from conet_onnx.searching.recipe import QualityMeasure
 from conet_onnx.searching.task import Parent, TrialTask
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "LATENCY_SECONDS", 0.02)
+    monkeypatch.setattr(answering, "LATENCY_SECONDS", 0.02)
 
 
 @pytest.fixture(scope="module")

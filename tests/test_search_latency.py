@@ -19,7 +19,7 @@ from conet_onnx.graph import Graph
 from conet_onnx.latency.profiling import Profile
 from conet_onnx.latency.table import Host, Table
 from conet_onnx.latency.timing import Ratio
-from conet_onnx.searching import SearchResult, job, read_run
+from conet_onnx.searching import SearchResult, answering, read_run
 from conet_onnx.searching.task import Report
 from conet_onnx.searching.timing import TABLE_FILE
 from conet_onnx.searching.trial import Workshop
@@ -85,7 +85,7 @@ def worse(self: Workshop, student: Graph, *, report: Report, **_: object) -> tup
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
     monkeypatch.setattr(Profile, "run", lambda self, progress=None: made.run(self, progress))
-    monkeypatch.setattr(job, "compare", made.compare)
+    monkeypatch.setattr(answering, "compare", made.compare)
     monkeypatch.setattr(Workshop, "train", touch)
     return made
 

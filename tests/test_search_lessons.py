@@ -17,7 +17,7 @@ import conet_onnx as co
 from conet_onnx.data import DataSet, Feeds, Split
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.evaluation import RAW_INPUTS, Normalisation
-from conet_onnx.searching import job
+from conet_onnx.searching import answering
 from conet_onnx.searching.recipe import Recipe
 from conet_onnx.searching.task import TrialTask
 from conet_onnx.searching.trial import TrialSettings, Workshop, evaluate_trial
@@ -43,7 +43,7 @@ class Collating(Height):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save(small_model(classes=4), tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "LATENCY_SECONDS", 0.02)
+    monkeypatch.setattr(answering, "LATENCY_SECONDS", 0.02)
     return tmp_path
 
 

@@ -18,9 +18,9 @@ from conet_onnx.errors import BudgetUnreachable, DataError, OutputError, UsageEr
 from conet_onnx.graph import Graph
 from conet_onnx.records.run import Run
 from conet_onnx.records.trial import Trial
-from conet_onnx.searching import SearchResult, job, read_run
+from conet_onnx.searching import SearchResult, answering, read_run
+from conet_onnx.searching.answering import front
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.job import front
 from conet_onnx.searching.loop import Clock
 from conet_onnx.searching.task import Report
 from conet_onnx.searching.trial import Workshop
@@ -45,7 +45,7 @@ def touch(
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Workshop, "train", touch)
-    monkeypatch.setattr(job, "LATENCY_SECONDS", 0.02)
+    monkeypatch.setattr(answering, "LATENCY_SECONDS", 0.02)
 
 
 @pytest.fixture(scope="module")
