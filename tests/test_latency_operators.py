@@ -74,6 +74,24 @@ def matmul() -> Graph:
     )
 
 
+def joined() -> Graph:
+    """Four convolutions side by side, joined, and one behind them."""
+    node = helper.make_node
+    return made(
+        [
+            *(node("Conv", ["x", f"{k}.w"], [f"c{k}"], f"conv{k}", pads=[1, 1, 1, 1]) for k in range(4)),
+            node("Concat", [f"c{k}" for k in range(4)], ["joined"], "join", axis=1),
+            node("Conv", ["joined", "last.w"], ["e"], "last"),
+            node("GlobalAveragePool", ["e"], ["f"], "pool"),
+            node("Flatten", ["f"], ["g"], "flat"),
+            node("Gemm", ["g", "fc.w"], ["y"], "fc", transB=1),
+        ],
+        {**{f"{k}.w": (32, 16, 3, 3) for k in range(4)}, "last.w": (32, 128, 1, 1), "fc.w": (10, 32)},
+        (1, 16, 12, 12),
+        (1, 10),
+    )
+
+
 GRAPHS: dict[str, Callable[[], Graph]] = {
     "digits_resnet8": lambda: load(ROOT / "models" / "digits_resnet8.onnx"),
     "depthwise": depthwise,
@@ -112,6 +130,18 @@ def test_foretold_integers_are_those_of_the_graph_that_runs(name: str, case: str
 @pytest.mark.parametrize("name", GRAPHS)
 def test_almost_every_node_is_understood(name: str) -> None:
     assert len(found(name)[1].left) <= 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_reads_a_sum_of_widths_is_understood_though_odd_ones_may_add_up_to_a_multiple(seed: int) -> None:
+    analysis = analyze(joined())
+    operators = find_operators(analysis, threads=1, seed=seed)
+    assert not [name for name in operators.left if "Reorder" not in name]
+    for case in ("aligned", "odd"):
+        there = operators.there(analysis.costs.row(widths_of(analysis, case))[None])[0]
+        own = [one for one, is_there in zip(operators.listed, there, strict=True) if is_there]
+        behind = [one for one in own if one.name in ("last", "e_nchwc")]  # as its layout names it
+        assert [one.kind.symbols for one in behind] == [2]  # the sum, and its own
 
 
 @pytest.mark.parametrize("name", GRAPHS)

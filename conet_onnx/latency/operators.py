@@ -34,6 +34,7 @@ Expression: TypeAlias = tuple[Fraction, Polynomial, int]
 When: TypeAlias = Literal["always", "aligned", "odd"]
 
 PROBES = 3
+SPARE = 2  # more, at odd widths, where an operator may happen to be laid out otherwise in some
 ALIKE = 0.9  # share of the nodes that two models have in common where both are laid out alike
 STEP = 16  # probes have widths of these multiples where they can: layouts in blocks then need no padding
 BLOCKS = (1, 2, 4, 8, 16, 32, 64)
@@ -249,14 +250,14 @@ def find_operators(
         rows.append(analysis.costs.row(widths))
         nodes = read_nodes(resized(analysis, widths), provider=provider, threads=threads, seed=seed)
         read.append({node.name: node for node in nodes})
-        tell(len(read) / (2 * PROBES + 3))
+        tell(len(read) / (2 * PROBES + SPARE + 3))
         return len(read) - 1
 
     aligned, odd, multiple = [probe(STEP) for _ in range(PROBES)], [], STEP
     while multiple > 1:
         finer = probe(multiple // 2)
         if _alike(read[finer], read[0]) < ALIKE:
-            odd = [probe(1) for _ in range(PROBES)]
+            odd = [probe(1) for _ in range(PROBES + SPARE)]
             break
         aligned.append(finer)
         multiple //= 2
@@ -324,13 +325,17 @@ class _Finder:
     def operators(self, read: Sequence[Mapping[str, Node]], models: Sequence[int]) -> tuple[list[Operator], list[str]]:
         """Those of some models that are optimised alike, and the names of those that are not understood."""
         made, left = [], []
-        for name, node in read[models[0]].items():
-            alike = [k for k in models if name in read[k] and read[k][name].form == node.form]
+        for name in dict.fromkeys(name for k in models for name in read[k]):
+            forms: dict[str, list[int]] = {}  # sums of odd widths may be multiples all the same, in some models
+            for k in models:
+                if name in read[k]:
+                    forms.setdefault(read[k][name].form.text, []).append(k)
+            alike = max(forms.values(), key=len)
             one = self.operator(name, [read[k][name] for k in alike], alike) if len(alike) >= PROBES else None
-            if one is None:
-                left.append(name)
-            else:
+            if one is not None:
                 made.append(one)
+            elif 2 * sum(map(len, forms.values())) > len(models):  # else it is there by chance
+                left.append(name)
         return made, left
 
     def operator(self, name: str, nodes: Sequence[Node], models: Sequence[int]) -> Operator | None:
