@@ -1,16 +1,18 @@
-"""Objects of the user's own, named as `module:name`."""
+"""What is imported by name and may fail: objects of the user's own, as `module:name`, and torchvision's parts."""
 
 from __future__ import annotations
 
 import importlib
 import re
 import sys
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from conet_onnx.errors import UsageError
 
-__all__ = ["imported"]
+__all__ = ["imported", "torchvision_part"]
 
 
 def imported(spec: str, root: Path, what: str) -> Any:
@@ -30,3 +32,15 @@ def imported(spec: str, root: Path, what: str) -> Any:
         raise UsageError(f"{what} {spec} failed ({type(error).__name__}: {text}).") from error
     finally:
         sys.path.remove(place)
+
+
+def torchvision_part(part: str, what: str) -> ModuleType:
+    """A module of torchvision's, such as `datasets`; `what` it is for opens the complaint.
+
+    Raises UsageError where torchvision is missing or was built for another torch, whose operators it lacks then.
+    """
+    try:
+        return importlib.import_module(f"torchvision.{part}")
+    except (ImportError, RuntimeError) as error:  # one for another torch raises the latter
+        text, torch = " ".join(str(error).split()), metadata.version("torch")
+        raise UsageError(f"{what} needs a torchvision that fits torch {torch}: {text}") from error
