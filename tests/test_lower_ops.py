@@ -431,3 +431,34 @@ def test_what_is_not_known_to_the_letter_is_refused(case: Case) -> None:
         check(case)
     assert "resize it without training" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[None, np.array([1, 1, 1.25, 3], np.float32)], [None, None, np.array([1, 2, 160, 200], np.int64)]],
+    ids=["scales", "sizes"],
+)
+def test_images_are_resized_at_onnxs_coordinates(weights: list[object]) -> None:
+    """To a millionth: torch's own coordinates, 1e-5 of a pixel off, are what a detector's later layers make 1e-3 of."""
+    model, inputs = Case("Resize", 13, [(1, 2, 128, 96)], weights, {"mode": "linear"}).model()
+    (got,), (wanted,) = run_lowered(model, inputs), run_reference(model, inputs)
+    assert np.abs(got - wanted).max() < 1e-6 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[None, np.array([1, 1, 0.5, 2], np.float32)], [None, None, np.array([1, 2, 32, 96], np.int64)]],
+    ids=["scales", "sizes"],
+)
+def test_images_are_resized_by_powers_of_two_in_one_call(
+    weights: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.nn import functional as F
+
+    asked = []
+    ours = F.interpolate
+    monkeypatch.setattr(F, "interpolate", lambda *args, **kwargs: asked.append(kwargs) or ours(*args, **kwargs))
+    model, inputs = Case("Resize", 13, [(1, 2, 64, 48)], weights, {"mode": "linear"}).model()
+    (got,), (wanted,) = run_lowered(model, inputs), run_reference(model, inputs)
+    assert [call["mode"] for call in asked] == ["bilinear"]
+    assert np.abs(got - wanted).max() < 1e-6 * np.abs(wanted).max()

@@ -25,9 +25,9 @@ def each_alone(
 ) -> dict[str, float]:
     """How far each value of a lowered graph is off, where it is computed from onnxruntime's values alone.
 
-    `expected` are these, of every tensor of the graph by name; `ends` are the names of the graph's outputs. What has no
-    name of its own in the module (parts of what was fused, sizes, what runs in onnxruntime) is judged by the first value
-    with a name that is computed from it, or by an output.
+    `expected` are these, of every tensor of the graph by name; `ends` are the names of the graph's outputs. What has
+    no name of its own in the module (parts of what was fused, sizes, what runs in onnxruntime) is judged by the first
+    value with a name that is computed from it, or by an output.
     """
     alone = _Alone(module, expected)
     with torch.no_grad():

@@ -99,7 +99,7 @@ def _amplified(
     moved = dict(zip(ends, moved_by_rounding(module, given), strict=True))
     record["alone"]["moved"] = max(moved[name] for name in far)
     record["message"] = (
-        f"rounding amplified: every node agrees to {errors[worst]:.0e} given the same inputs ({len(errors)} values), and "
+        f"rounding amplified: every node agrees to {errors[worst]:.0e} given the same inputs ({len(errors)} values); "
         f"moving each value to a neighbouring float moves these outputs by {record['alone']['moved']:.0e}"
     )
     return True

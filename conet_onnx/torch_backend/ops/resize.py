@@ -54,7 +54,7 @@ def resize(b: Builder, node: Node) -> Result:
 
 def _nearest(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
     scales = request.scales or _static_scales(b, node)
-    doubling = scales is not None and all(s >= 1 and math.log2(s).is_integer() for s in scales)
+    doubling = scales is not None and all(s >= 1 and _is_power(s) for s in scales)
     if doubling and (request.coordinates, request.rounding) == ("asymmetric", "floor"):
         # Powers of two are exact in floating point, so torch's source indices are ONNX's.
         return b.call(F.interpolate, x, scale_factor=scales, mode="nearest")
@@ -63,13 +63,13 @@ def _nearest(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
 
 def _linear(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
     mode = _LINEAR[b.rank(node, node.inputs[0])]
-    corners = request.coordinates == "align_corners"
-    if request.sizes is not None and (corners or request.coordinates == "half_pixel" or _never_one(b, node, request)):
-        return b.call(F.interpolate, x, size=tuple(request.sizes), mode=mode, align_corners=corners)
+    if request.coordinates == "align_corners" and request.sizes is not None:
+        return b.call(F.interpolate, x, size=tuple(request.sizes), mode=mode, align_corners=True)
     half_pixel = request.coordinates == "half_pixel" or _never_one(b, node, request)
-    if request.sizes is None and half_pixel and _is_plain(request.scales):
+    if half_pixel and request.scales is not None and all(map(_is_power, request.scales)):
         return b.call(F.interpolate, x, scale_factor=request.scales, mode=mode, align_corners=False)
-    return b.call(resize_linear, x, request.sizes, request.scales, request.coordinates)
+    coordinates = "half_pixel" if half_pixel else request.coordinates
+    return b.call(resize_linear, x, request.sizes, request.scales, coordinates)
 
 
 def _cubic(b: Builder, node: Node, x: fx.Node, request: _Request, rank: int) -> fx.Node:
@@ -97,8 +97,16 @@ def resize_nearest(
 def resize_linear(
     x: torch.Tensor, sizes: Sequence[int] | None, scales: Sequence[float] | None, coordinates: str
 ) -> torch.Tensor:
-    """Mix along each axis the two neighbours of its source coordinate; beyond the ends, the end."""
-    for axis, (size, scale) in enumerate(_targets(x, sizes, scales), 2):
+    """Mix along each axis the two neighbours of its source coordinate; beyond the ends, the end.
+
+    Torch multiplies by 1 / scale, which float32 rounds for scales like 1.25; ONNX divides by the scale. At 160 pixels
+    that is 1e-5 of a pixel, which a detector's later layers see. For powers of two both are exact, and torch is faster.
+    """
+    targets = _targets(x, sizes, scales)
+    exact = all(_is_power(s) and size == n * s for (size, s), n in zip(targets, x.shape[2:], strict=True))
+    if exact and coordinates == "half_pixel":
+        return F.interpolate(x, [size for size, _ in targets], mode=_LINEAR[x.dim()], align_corners=False)
+    for axis, (size, scale) in enumerate(targets, 2):
         last = x.shape[axis] - 1
         source = _source(size, scale, x.shape[axis], coordinates, x.device).clamp(0, last)
         low = source.floor().long()
@@ -207,6 +215,11 @@ def _static_scales(b: Builder, node: Node) -> list[float] | None:
     before, after = b.shape(node, node.inputs[0])[2:], b.shape(node, node.outputs[0])[2:]
     pairs = [(n, m) for n, m in zip(before, after, strict=True) if n is not None and m is not None]
     return [m / n for n, m in pairs] if len(pairs) == len(before) else None
+
+
+def _is_power(scale: float) -> bool:
+    """Of two: products and quotients with it are exact."""
+    return math.frexp(scale)[0] == 0.5
 
 
 def _is_plain(scales: Sequence[float] | None) -> bool:
