@@ -67,7 +67,6 @@ def analyze(graph: Graph, *, freeze: Iterable[str] = ()) -> Analysis:
 
     Raises UsageError for a name that is none of these.
     """
-    graph.hash_ahead()  # plans, reports and studies name the file by it
     analysis = Analysis(graph)
     fold(analysis)
     analysis.freeze(freeze)

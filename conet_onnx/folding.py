@@ -79,8 +79,9 @@ class Findings:
         self.terms: dict[int, tuple[tuple[int, ...], ...]] = {}  # by node (see rules.each)
         self.undivided: list[tuple[Segment, str]] = []  # what cannot grow as a sum over weights can, and why
         self.region: Region = trace(graph) if region is None else region
-        alone = [node.outputs for node in graph.nodes if not node.inputs]
-        self.constants = {*graph.weights, *graph.sparse, *chain.from_iterable(alone)}
+        alone = [node.outputs for node in graph.computing if not node.inputs]
+        stored = [node.outputs for node in graph.stored]
+        self.constants = {*graph.weights, *graph.sparse, *chain.from_iterable(stored), *chain.from_iterable(alone)}
 
     # What is what
 
@@ -104,7 +105,7 @@ class Findings:
     @cached_property
     def _pinned(self) -> frozenset[str]:
         pinned = {value.name for value in self.graph.outputs}
-        for node in self.graph.nodes:
+        for node in self.graph.computing:
             if node.captured:
                 pinned.update(node.captured)
             if node.op == "Shape" or node.op == "Size":
@@ -114,7 +115,7 @@ class Findings:
     @cached_property
     def _renamed(self) -> Mapping[str, str]:
         """The first name of values that have a second one."""
-        return {n.outputs[0]: n.inputs[0] for n in self.graph.nodes if n.op == "Identity" and self.is_alias(n)}
+        return {n.outputs[0]: n.inputs[0] for n in self.graph.computing if n.op == "Identity" and self.is_alias(n)}
 
     def is_real(self, tensor: str) -> bool:
         """Whether a weight holds numbers to compute with, and not sizes or indices."""
@@ -192,8 +193,8 @@ class _Fold:
                     product(Dim(f"{value.name}[{i}]", size, rigid=size[0] != size[1])) for i, size in enumerate(sizes)
                 )
         inside = self.a.region.nodes
-        for node in self.graph.nodes:
-            if node.index not in inside and (node.op != "Constant" or node.domain):
+        for node in self.graph.computing:
+            if node.index not in inside:
                 self.visit(node)
         self._settle_contractions()
         for values, kind in ((self.graph.outputs, "output"), (self.graph.inputs, "input")):

@@ -94,6 +94,8 @@ class Graph:
         self.external = tuple(external)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
         self.nodes = _nodes(model) if nodes is None else tuple(nodes)
+        if nodes is None:
+            _ = self._producers, self._consumers  # while the nodes are fresh, this takes half the time
         self.weights = _weights(model)
         self.sparse = frozenset(_sparse(model))
         initialized = {tensor.name for tensor in model.graph.initializer}
@@ -139,6 +141,17 @@ class Graph:
         return [Path(self.file), *self.external]
 
     @cached_property
+    def stored(self) -> tuple[Node, ...]:
+        """The nodes that hold a constant: in some files every other one, so that who needs none of them asks for
+        `computing`."""
+        return tuple([node for node in self.nodes if node.op == "Constant" and not node.domain])
+
+    @cached_property
+    def computing(self) -> tuple[Node, ...]:
+        """All other nodes, in their order."""
+        return tuple([node for node in self.nodes if node.op != "Constant" or node.domain])
+
+    @cached_property
     def _producers(self) -> dict[str, Node]:
         return {name: node for node in self.nodes for name in node.outputs if name}
 
@@ -147,7 +160,7 @@ class Graph:
         """The first reader of each value, and the others of those few that have several."""
         first: dict[str, Node] = {}
         others: dict[str, list[Node]] = {}
-        for node in self.nodes:
+        for node in self.computing:
             for name in (*node.inputs, *node.captured) if node.captured else node.inputs:
                 if first.setdefault(name, node) is node:
                     continue

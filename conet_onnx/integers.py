@@ -43,7 +43,7 @@ def trace(graph: Graph) -> Region:
     nodes: list[int] = []
     makers: dict[str, Node] = {}
     followed = makers.keys()
-    for node in graph.nodes:
+    for node in graph.computing:
         if node.op not in BEGINNINGS and followed.isdisjoint(node.inputs):
             continue
         if node.domain or node.has_subgraph:

@@ -401,6 +401,7 @@ class _Compiler:
 
     def run(self) -> WidthPlan:
         graph = self._analysis.graph
+        graph.hash_ahead()  # the plan names the file by it
         initializers: dict[str, Take | tuple[UsePlan, ...]] = {}
         integers: tuple[Integer, ...] = ()
         if self._chosen:

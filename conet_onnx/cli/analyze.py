@@ -53,6 +53,7 @@ def analyze(
         from conet_onnx.loading import load
 
         graph = load(model, input_shapes=input_shapes)
+        graph.hash_ahead()  # the report names the file by it
         bar.step("Following the axes")
         analysis = analyze_graph(graph, freeze=freeze)
         document = analysis.as_json()

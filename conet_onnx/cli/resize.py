@@ -148,6 +148,7 @@ def resize(
         graph = graph if batch is None else batch.graph
         bar.step("Following the axes")
         analysis = analyze(graph, freeze=freeze)
+        graph.hash_ahead()  # the plan names the file by it
         bar.step(f"Choosing widths, and channels by {criterion}")
         score = _scorer(criterion, sampled, seed)
         fits = recalibrate or transfer == FITTING

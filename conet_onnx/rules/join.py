@@ -42,18 +42,18 @@ def split(op: Op, x: Shape, _: Shape | None = None) -> Facts:
 def slice_(op: Op, x: Shape, *_: Shape | None) -> Facts:
     """ONNX Slice: with step one, an axis is cut at both bounds; before opset 10 the bounds are attributes."""
     by_input = op.node.since >= 10
-    if by_input and any(op.has(i) and op.value(i) is None for i in range(1, 5)):
-        return _cut_while_running(op, x)
-    starts, ends, axes = (
-        (op.integers(1) or (), op.integers(2) or (), op.integers(3))
-        if by_input
-        else (op.attribute("starts"), op.attribute("ends"), op.attribute("axes"))
-    )
-    steps = op.integers(4) if by_input else None
+    if by_input:
+        given = [op.integers(k) if op.has(k) else () for k in (1, 2, 3, 4)]
+        known = [integers for integers in given if integers is not None]
+        if len(known) < len(given):
+            return _cut_while_running(op, x)
+        starts, ends, axes, steps = known
+    else:
+        starts, ends, axes, steps = op.attribute("starts"), op.attribute("ends"), op.attribute("axes"), ()
     output: list[Segment] = list(x)
     frozen: list[tuple[Segment, Reason]] = []
     equal, sites = list[tuple[Axis | Segment, Axis | Segment]](), list[Site]()
-    for k, along in enumerate(axes if axes is not None else range(len(starts))):
+    for k, along in enumerate(axes or range(len(starts))):
         along %= len(x)
         segment = x[along]
         if segment.fixed or segment.size[0] != segment.size[1] or (steps and steps[k] != 1):
