@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx
@@ -80,9 +81,16 @@ def _torchscript(module: Any, inputs: tuple[Any, ...], names: Sequence[str], ops
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.onnx")
         axes = dict.fromkeys(names, symbolic) if symbolic else None
-        torch.onnx.export(
-            module, inputs, path, dynamo=False, input_names=list(names), dynamic_axes=axes, opset_version=opset
+        export = partial(
+            torch.onnx.export, module, inputs, path, dynamo=False, input_names=list(names), dynamic_axes=axes
         )
+        try:
+            export(opset_version=opset)
+        except torch.onnx.errors.UnsupportedOperatorError as error:  # it says from which opset on there is one
+            later = re.search(r"added in version (\d+)", str(error))
+            if later is None:
+                raise
+            export(opset_version=int(later[1]))
         return onnx.load(path)
 
 
