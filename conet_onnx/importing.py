@@ -1,18 +1,19 @@
-"""What is imported by name and may fail: objects of the user's own, as `module:name`, and torchvision's parts."""
+"""Imports that may fail: objects of the user's own, named as `module:name`, and torchvision, which must fit torch."""
 
 from __future__ import annotations
 
 import importlib
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from conet_onnx.errors import UsageError
 
-__all__ = ["imported", "torchvision_part"]
+__all__ = ["imported", "needs_torchvision"]
 
 
 def imported(spec: str, root: Path, what: str) -> Any:
@@ -34,13 +35,14 @@ def imported(spec: str, root: Path, what: str) -> Any:
         sys.path.remove(place)
 
 
-def torchvision_part(part: str, what: str) -> ModuleType:
-    """A module of torchvision's, such as `datasets`; `what` it is for opens the complaint.
+@contextmanager
+def needs_torchvision(what: str) -> Iterator[None]:
+    """Around imports of torchvision's parts: `what` they are for opens the complaint.
 
     Raises UsageError where torchvision is missing or was built for another torch, whose operators it lacks then.
     """
     try:
-        return importlib.import_module(f"torchvision.{part}")
+        yield
     except (ImportError, RuntimeError) as error:  # one for another torch raises the latter
         text, torch = " ".join(str(error).split()), metadata.version("torch")
         raise UsageError(f"{what} needs a torchvision that fits torch {torch}: {text}") from error

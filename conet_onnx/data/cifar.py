@@ -12,7 +12,7 @@ import numpy as np
 from conet_onnx.data.arrays import split_of
 from conet_onnx.data.dataset import DataSet, Split, Splits
 from conet_onnx.errors import DataError
-from conet_onnx.importing import torchvision_part
+from conet_onnx.importing import needs_torchvision
 
 __all__ = ["LAYOUTS", "cifar"]
 
@@ -38,7 +38,9 @@ def cifar(kind: str, root: Path) -> DataSet:
 
 
 def _read(kind: str, folder: Path, *, train: bool) -> Split:
-    published = getattr(torchvision_part("datasets", f"{kind}:DIR"), kind.upper())
+    with needs_torchvision(f"{kind}:DIR"):
+        from torchvision import datasets
+    published = getattr(datasets, kind.upper())
     here = type(published.__name__, (published,), {"base_folder": ""})  # the files lie in `root` itself
     try:
         made = here(folder, train=train)
@@ -49,13 +51,14 @@ def _read(kind: str, folder: Path, *, train: bool) -> Split:
 
 def _missing_or_changed(published: Any, folder: Path) -> str:
     """Which of the files that torchvision asks for are not there, or are not what was published; empty if none."""
-    intact = torchvision_part("datasets.utils", "CIFAR").check_integrity
+    from torchvision.datasets.utils import check_integrity
+
     meta = published.meta
     sums = dict([*published.train_list, *published.test_list, (meta["filename"], meta["md5"])])
     missing = [name for name in sums if not (folder / name).is_file()]
     if missing:
         return f"{folder} lacks {', '.join(missing)}"
-    changed = [name for name, md5 in sums.items() if not intact(folder / name, md5)]
+    changed = [name for name, md5 in sums.items() if not check_integrity(folder / name, md5)]
     return f"{', '.join(changed)} differs from what was published (by its MD5 sum)" if changed else ""
 
 

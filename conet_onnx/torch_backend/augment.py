@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from conet_onnx.errors import UsageError
-from conet_onnx.importing import torchvision_part
+from conet_onnx.importing import needs_torchvision
 from conet_onnx.torch_backend.known import Array
 
 __all__ = ["Augmentation"]
@@ -34,7 +34,8 @@ class Augmentation:
         """`shape`: of one image; `classes`: of the model, which mixup needs."""
         if len(shape) != 3:
             raise UsageError(f"augmentations ({', '.join(names)}) change images; the data holds something else.")
-        v2 = torchvision_part("transforms.v2", f"augmentation ({', '.join(names)})")
+        with needs_torchvision(f"augmentation ({', '.join(names)})"):
+            from torchvision.transforms import v2
         height, width = shape[1:]
         known: dict[str, Callable[[], Any]] = {
             "crop": lambda: v2.RandomCrop((height, width), padding=max(1, height // PADDING)),
