@@ -613,6 +613,19 @@ class TestCifar:
             one_line(caught)
             (tmp_path / file).rename(folder / file)
 
+    def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_cifar(tmp_path, "cifar100")
+        publish(monkeypatch, tmp_path / "cifar-100-python", "cifar100")
+
+        def refuse(path: Path, md5: str) -> bool:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", refuse)
+        monkeypatch.setattr("torchvision.datasets.utils.check_integrity", refuse)
+        with pytest.raises(DataError, match=r"Cannot read .*train: Permission denied; expected the unpacked") as caught:
+            load_data(f"cifar100:{tmp_path}").split("test")
+        one_line(caught)
+
     def test_a_folder_that_is_not_there_is_named_at_once(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"no folder .*nowhere; expected the unpacked cifar-100-python"):
             load_data(f"cifar100:{tmp_path / 'nowhere'}")

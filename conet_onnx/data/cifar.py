@@ -58,7 +58,10 @@ def _missing_or_changed(published: Any, folder: Path) -> str:
     missing = [name for name in sums if not (folder / name).is_file()]
     if missing:
         return f"{folder} lacks {', '.join(missing)}"
-    changed = [name for name, md5 in sums.items() if not check_integrity(folder / name, md5)]
+    try:
+        changed = [name for name, md5 in sums.items() if not check_integrity(folder / name, md5)]
+    except OSError as error:
+        return f"Cannot read {error.filename or folder}: {error.strerror or error}"
     return f"{', '.join(changed)} differs from what was published (by its MD5 sum)" if changed else ""
 
 
