@@ -34,8 +34,8 @@ class Finetuned:
     there are labels, in the user's task, where there is one, or else in saying what the teacher says.
 
     `history` holds an epoch's mean losses each (torch_backend.train.Fitted); `untrained` the model's outputs that no
-    gradient reaches, with the reason; `undropped` the widths that channel dropout left alone; `flushed` how many
-    denormal numbers among the trained weights were set to zero.
+    gradient reaches, with the reason, and `untrained_weights` the weights; `undropped` the widths that channel dropout
+    left alone; `flushed` how many denormal numbers among the trained weights were set to zero.
     """
 
     graph: Graph
@@ -47,6 +47,7 @@ class Finetuned:
     untrained: Mapping[str, str] = field(default_factory=dict)
     undropped: Mapping[str, str] = field(default_factory=dict)
     flushed: int = 0
+    untrained_weights: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As `finetune --json` prints it."""
@@ -58,6 +59,7 @@ class Finetuned:
             "before": {name: found.as_json() for name, found in self.before.items()},
             "after": {name: found.as_json() for name, found in self.after.items()},
             "untrained": dict(self.untrained),
+            "untrained_weights": dict(self.untrained_weights),
             "undropped": dict(self.undropped),
             "flushed": self.flushed,
         }
@@ -121,7 +123,7 @@ def finetune(
         return found
 
     before, after = worth(graph), worth(fitted.graph)
-    told = fitted.untrained, fitted.undropped, fitted.flushed
+    told = fitted.untrained, fitted.undropped, fitted.flushed, fitted.untrained_weights
     return Finetuned(fitted.graph, choice, fitted.history, fitted.seconds, before, after, *told)
 
 

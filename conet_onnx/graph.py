@@ -20,15 +20,14 @@ from conet_onnx.ahead import Ahead
 from conet_onnx.errors import ModelError, OutputError, UsageError
 from conet_onnx.files import atomic_write, sha256_of
 from conet_onnx.shapes import Inference, copy_except, infer
-from conet_onnx.storing import Data, apart, as_bytes, embedded, flowing, pieces, size_of, whole
+from conet_onnx.storing import PROTOBUF_LIMIT, Data, apart, as_bytes, embedded, flowing, pieces, size_of, whole
 from conet_onnx.tensors import plain, values
 
-__all__ = ["FLOATS", "PROTOBUF_LIMIT", "REALS", "Draft", "Graph", "Node", "Value", "one_line"]
+__all__ = ["FLOATS", "REALS", "Draft", "Graph", "Node", "Value", "one_line"]
 
 Array = np.ndarray[Any, Any]
 
 LONGEST_MESSAGE = 300  # characters of onnx's own words in an error
-PROTOBUF_LIMIT = 2**31 - 1  # protobuf refuses to serialise more, so larger models need external data
 
 
 @dataclass(frozen=True, slots=True)

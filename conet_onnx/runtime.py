@@ -20,8 +20,8 @@ import onnx
 from onnx import helper
 
 from conet_onnx.errors import ModelError, UsageError
-from conet_onnx.graph import PROTOBUF_LIMIT, Graph
-from conet_onnx.storing import Data, flowing, pieces
+from conet_onnx.graph import Graph
+from conet_onnx.storing import PROTOBUF_LIMIT, Data, flowing, pieces
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -25,6 +25,7 @@ from conet_onnx.shapes import SMALL, copy_except
 from conet_onnx.tensors import plain
 
 __all__ = [
+    "PROTOBUF_LIMIT",
     "Data",
     "Deferred",
     "apart",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+
+PROTOBUF_LIMIT = 2**31 - 1  # bytes: protobuf refuses to serialise more, so larger models need external data
 
 
 class Deferred(Protocol):
@@ -135,7 +138,12 @@ def flowing(parts: Iterable[Piece]) -> Iterator[bytes | memoryview]:
 
 
 def pieces(model: onnx.ModelProto, arrays: Mapping[str, Data]) -> list[Piece]:
-    """What protobuf makes of the model with all its weights inside, cut in pieces; arrays are their own memory."""
+    """What protobuf makes of the model with all its weights inside, cut in pieces; arrays are their own memory.
+
+    A model that holds more than protobuf serialises is taken apart first, at the price of a copy.
+    """
+    if _own_bytes(model, arrays) > PROTOBUF_LIMIT:
+        model, arrays = _taken_apart(model, arrays)
     data = memoryview(model.SerializeToString())
     if not arrays:
         return [data]
@@ -155,6 +163,25 @@ def embedded(model: onnx.ModelProto, arrays: Mapping[str, Data]) -> onnx.ModelPr
         if (data := held(tensor, arrays)) is not None:
             tensor.raw_data = bytes(as_bytes(whole(data)))
     return made
+
+
+def _own_bytes(model: onnx.ModelProto, arrays: Mapping[str, Data]) -> int:
+    """What the weights take that the model holds itself; asking protobuf costs as much as serialising."""
+    own = (tensor for tensor in model.graph.initializer if tensor.name not in arrays)
+    return sum(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in own)
+
+
+def _taken_apart(model: onnx.ModelProto, arrays: Mapping[str, Data]) -> tuple[onnx.ModelProto, dict[str, Data]]:
+    """A copy of the model without the data of its large weights, and all that is held apart."""
+    made, apart_from_it = onnx.ModelProto(), dict(arrays)
+    made.CopyFrom(model)
+    for tensor in made.graph.initializer:
+        if apart(tensor) and tensor.HasField("raw_data"):
+            found = _array(tensor, tensor.raw_data)
+            if found is not None:
+                apart_from_it[tensor.name] = found
+                tensor.ClearField("raw_data")
+    return made, apart_from_it
 
 
 class _Unusual(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -23,7 +24,7 @@ from conet_onnx.data import RAW, DataSet, Normalisation, Split, check_fits, load
 from conet_onnx.data.dataset import Splits, split_within
 from conet_onnx.data.images import Encoded, decode
 from conet_onnx.data.normalisation import candidates
-from conet_onnx.errors import DataError
+from conet_onnx.errors import DataError, UsageError
 from conet_onnx.graph import Graph
 
 
@@ -65,7 +66,7 @@ def write_npz(path: Path, **arrays: Any) -> Path:
 def write_cifar(root: Path, kind: str, rows: int = 4) -> dict[str, np.ndarray[Any, Any]]:
     """The authors' layout; returns the images of each file."""
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"] if kind == "cifar10" else ["train", "test"]
-    label = "labels" if kind == "cifar10" else "fine_labels"
+    label, meta = ("labels", "batches.meta") if kind == "cifar10" else ("fine_labels", "meta")
     folder = root / ("cifar-10-batches-py" if kind == "cifar10" else "cifar-100-python")
     folder.mkdir(parents=True)
     made = {}
@@ -73,7 +74,24 @@ def write_cifar(root: Path, kind: str, rows: int = 4) -> dict[str, np.ndarray[An
         made[name] = pixels(rows, size=32, seed=seed)
         batch = {"data": made[name].reshape(rows, -1), label: [seed] * rows, "coarse_labels": [0] * rows}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    (folder / meta).write_bytes(pickle.dumps({"label_names": ["a"], "fine_label_names": ["a"]}, protocol=2))
     return made
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> None:
+    """Let torchvision take the files in this folder, as they are now, for those that the authors published."""
+    from tools.torchvision_schemas import define_missing_schemas
+
+    define_missing_schemas()
+    from torchvision import datasets
+
+    def md5(name: str) -> str:
+        return hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+
+    published = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
+    for files in ("train_list", "test_list"):
+        monkeypatch.setattr(published, files, [[name, md5(name)] for name, _ in getattr(published, files)])
+    monkeypatch.setattr(published, "meta", {**published.meta, "md5": md5(published.meta["filename"])})
 
 
 def classifier(shape: Sequence[int | str], classes: int | str | None = 10) -> Graph:
@@ -521,67 +539,104 @@ class TestClassFolders:
 
 class TestCifar:
     @pytest.mark.parametrize(("kind", "around"), [("cifar10", True), ("cifar10", False), ("cifar100", True)])
-    def test_the_authors_layout_is_read(self, tmp_path: Path, kind: str, around: bool) -> None:
+    @pytest.mark.parametrize("name", [None, "renamed"])
+    def test_the_authors_layout_is_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, around: bool, name: str | None
+    ) -> None:
         made = write_cifar(tmp_path, kind)
-        place = tmp_path if around else next(tmp_path.iterdir())
-        data = load_data(f"{kind}:{place}")
-        test = data.split("test")
+        folder = next(tmp_path.iterdir())
+        publish(monkeypatch, folder, kind)
+        if name is not None:
+            folder = folder.rename(tmp_path / name)
+        data = load_data(f"{kind}:{tmp_path if around and name is None else folder}")
+        test, train, held_out = (data.split(split) for split in ("test", "train", "validation"))
         assert np.array_equal(test.images[:], made["test_batch" if kind == "cifar10" else "test"])
         assert test.labels is not None
-        assert set(test.labels) == {5 if kind == "cifar10" else 1}
-        assert len(data.split("train")) + len(data.split("validation")) == (20 if kind == "cifar10" else 4)
+        assert test.labels.tolist() == [5 if kind == "cifar10" else 1] * 4
+        expected = [
+            (image.tobytes(), number)
+            for number, (file, images) in enumerate(made.items())
+            if not file.startswith("test")
+            for image in images
+        ]
+        assert sorted((image.tobytes(), int(n)) for image, n in [*pairs(train), *pairs(held_out)]) == sorted(expected)
 
-    @pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
-    def test_what_is_read_is_what_torchvision_reads(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    def test_opening_it_imports_nothing_heavy(self, tmp_path: Path) -> None:
+        write_cifar(tmp_path, "cifar10")
+        code = (
+            "import sys; from conet_onnx.data import load_data; load_data(sys.argv[1]); "
+            "print([m for m in ('torch', 'torchvision') if m in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"cifar10:{tmp_path}"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "[]"
+
+    def test_no_pickle_is_opened_that_the_authors_did_not_publish(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whose reader takes the authors' own files only, by their checksums, and runs what a pickle asks for."""
-        from tools.torchvision_schemas import define_missing_schemas
-
-        define_missing_schemas()
-        from torchvision import datasets
-
-        write_cifar(tmp_path, kind)
-        theirs = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
-        monkeypatch.setattr(theirs, "_check_integrity", lambda self: True)
-        monkeypatch.setattr(theirs, "_load_meta", lambda self: None)
-        data = load_data(f"{kind}:{tmp_path}")
-        for ours, train in ((("train", "validation"), True), (("test",), False)):
-            expected = theirs(tmp_path, train=train)
-            images = np.asarray(expected.data).transpose(0, 3, 1, 2)
-            found = [(image.tobytes(), label) for split in ours for image, label in pairs(data.split(split))]
-            assert sorted(found) == sorted(zip((one.tobytes() for one in images), expected.targets, strict=True))
-
-    def test_nothing_in_a_pickle_is_run(self, tmp_path: Path) -> None:
         class Trap:
             def __reduce__(self) -> tuple[Any, ...]:
                 return os.mkdir, (str(tmp_path / "sprung"),)
 
         write_cifar(tmp_path, "cifar10")
-        (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(pickle.dumps(Trap()))
-        with pytest.raises(DataError, match="mkdir, which is refused") as caught:
-            load_data(f"cifar10:{tmp_path}").split("test")
-        one_line(caught)
+        folder = tmp_path / "cifar-10-batches-py"
+        publish(monkeypatch, folder, "cifar10")
+        for file in ("test_batch", "batches.meta"):
+            before = (folder / file).read_bytes()
+            (folder / file).write_bytes(pickle.dumps(Trap()))
+            with pytest.raises(DataError, match=f"{file} differs from what was published") as caught:
+                load_data(f"cifar10:{tmp_path}").split("test")
+            one_line(caught)
+            (folder / file).write_bytes(before)
         assert not (tmp_path / "sprung").exists()
+        assert len(load_data(f"cifar10:{tmp_path}").split("test")) == 4
 
-    def test_missing_files_are_named(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
+    def test_files_of_ones_own_in_its_layout_are_refused(self, tmp_path: Path, kind: str) -> None:
+        from tools.torchvision_schemas import define_missing_schemas
+
+        define_missing_schemas()
+        write_cifar(tmp_path, kind)
+        with pytest.raises(DataError, match="differs from what was published") as caught:
+            load_data(f"{kind}:{tmp_path}").split("train")
+        one_line(caught)
+
+    def test_missing_files_are_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_cifar(tmp_path, "cifar10")
-        (tmp_path / "cifar-10-batches-py/data_batch_3").unlink()
-        with pytest.raises(DataError, match="lacks data_batch_3"):
-            load_data(f"cifar10:{tmp_path}")
-        with pytest.raises(DataError, match="lacks train, test"):
+        folder = tmp_path / "cifar-10-batches-py"
+        publish(monkeypatch, folder, "cifar10")
+        for file in ("data_batch_3", "batches.meta"):
+            (folder / file).rename(tmp_path / file)
+            with pytest.raises(DataError, match=f"lacks {file}; expected the unpacked cifar-10-batches-py") as caught:
+                load_data(f"cifar10:{tmp_path}").split("test")
+            one_line(caught)
+            (tmp_path / file).rename(folder / file)
+
+    def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_cifar(tmp_path, "cifar100")
+        publish(monkeypatch, tmp_path / "cifar-100-python", "cifar100")
+
+        def refuse(path: Path, md5: str) -> bool:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", refuse)
+        monkeypatch.setattr("torchvision.datasets.utils.check_integrity", refuse)
+        with pytest.raises(DataError, match=r"Cannot read .*train: Permission denied; expected the unpacked") as caught:
+            load_data(f"cifar100:{tmp_path}").split("test")
+        one_line(caught)
+
+    def test_a_folder_that_is_not_there_is_named_at_once(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"no folder .*nowhere; expected the unpacked cifar-100-python"):
             load_data(f"cifar100:{tmp_path / 'nowhere'}")
 
-    @pytest.mark.parametrize(
-        "content",
-        [b"", b"junk", pickle.dumps([1]), pickle.dumps({"data": [[1]], "labels": [0]}), pickle.dumps({"data": 1})],
-    )
-    def test_a_damaged_batch_is_explained(self, tmp_path: Path, content: bytes) -> None:
+    def test_a_torchvision_that_does_not_fit_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_cifar(tmp_path, "cifar10")
-        (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(content)
-        with pytest.raises(DataError, match="test_batch") as caught:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "torchvision", None)
+        with pytest.raises(UsageError, match="cifar10:DIR needs a torchvision that fits torch"):
             load_data(f"cifar10:{tmp_path}").split("test")
-        one_line(caught)
 
     def test_its_folder_without_the_prefix_says_the_prefix(self, tmp_path: Path) -> None:
         write_cifar(tmp_path, "cifar100")

@@ -55,6 +55,7 @@ class TestLearning:
             "before",
             "after",
             "untrained",
+            "untrained_weights",
             "undropped",
             "flushed",
         }
@@ -168,6 +169,24 @@ class TestOutputsThatCannotBeTrained:
         assert "Not trained: output 'values'." in result.out
         assert "Unique 'sorted'" in result.out
 
+    def test_weights_that_only_they_depend_on_are_named(self, folder: Path) -> None:
+        model = two_outputs("y", "values")
+        names = [f"scale{k}" for k in range(4)]
+        for k, name in enumerate(names):
+            model.graph.initializer.append(numpy_helper.from_array(np.ones((1, 4), np.float32), name))
+            model.graph.node.insert(
+                len(model.graph.node) - 1, helper.make_node("Mul", [f"s{k - 1}" if k else "y", name], [f"s{k}"])
+            )
+        model.graph.node[-1].input[0] = "s3"
+        save(model, folder / "model.onnx")
+        result = call("finetune model.onnx -o out.onnx --data data.npz --epochs 1 --json out.json", *ONE)
+        assert result.code == 0
+        assert "Not trained: 4 weights ('scale0', 'scale1', 'scale2' ...). Unique 'sorted'" in result.out
+        found = json.loads((folder / "out.json").read_text())["untrained_weights"]
+        assert list(found) == names
+        after = {t.name: numpy_helper.to_array(t) for t in onnx.load(folder / "out.onnx").graph.initializer}
+        assert all((after[name] == 1).all() for name in names)
+
     def test_the_first_must_be_trained(self, folder: Path) -> None:
         save(two_outputs("values", "y"), folder / "model.onnx")
         result = call("finetune model.onnx -o out.onnx --data data.npz --epochs 1", *ONE)
@@ -230,6 +249,7 @@ def test_from_python(folder: Path) -> None:
     found = finetune(co.load("model.onnx"), dataset, epochs=2, choice=PLAIN, provider="cpu", threads=1)
     assert list(found.before) == list(found.after) == ["validation", "test"]
     assert found.untrained == {}
+    assert found.untrained_weights == {}
     weights = {t.name: numpy_helper.to_array(t) for t in onnx.load("model.onnx").graph.initializer}
     assert all(not np.array_equal(found.graph.array(name), array) for name, array in weights.items())
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from conet_onnx.errors import UnsupportedOp
 from conet_onnx.graph import Graph
 from conet_onnx.runtime import run
-from conet_onnx.torch_backend.lower import from_torch, lower, names_of, untrained_of
+from conet_onnx.torch_backend.lower import from_torch, lower, names_of, untrained_of, untrained_weights_of
 
 FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 n = helper.make_node
@@ -96,6 +96,7 @@ def test_either_branch_of_an_if() -> None:
     assert [name for name, _ in module.named_parameters()] == ["w"]  # a branch's own stay as they are
     assert {name for name, _ in names_of(module)} <= {"w", "zero", "scale"}
     assert not untrained_of(module)
+    assert untrained_weights_of(module) == {"own": "If 'y' holds it in a graph of its own, which is only read."}
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -136,7 +137,50 @@ def looping(most: int | None, until: float | None = None) -> Graph:
 def test_turns_of_a_loop(most: int | None, until: float | None) -> None:
     module = agrees(looping(most, until), abs(X), X[:2])
     assert gradient(module, abs(X)).abs().max() > 0
-    assert dict(module.named_parameters()).keys() == {"w"}  # what inner graphs alone read stays as it is
+    assert dict(module.named_parameters()).keys() == {"w", "v"}
+    assert not untrained_weights_of(module)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_weight_that_only_a_body_reads_is_trained(most: int) -> None:
+    graph = looping(most)
+    module = lower(graph)
+    gradient(module, X)
+    parameters = dict(module.named_parameters())
+    w, v = (parameters[name].detach().clone().requires_grad_(True) for name in ("w", "v"))
+    state = torch.from_numpy(X) @ w
+    for _ in range(most):
+        state = torch.tanh(state @ v)
+    state.square().sum().backward()
+    torch.testing.assert_close(parameters["w"].grad, w.grad)
+    torch.testing.assert_close(parameters["v"].grad, v.grad)
+    with torch.no_grad():
+        parameters["v"].mul_(0.5)
+    trained = from_torch(graph, module)
+    np.testing.assert_array_equal(trained.array("v"), graph.array("v") / 2)
+    agrees(trained, X)
+
+
+def test_what_sets_how_a_body_works_is_not_trained() -> None:
+    body = helper.make_graph(
+        [
+            n("Clip", ["state", "low"], ["cut"]),
+            n("Div", ["cut", "one"], ["even"]),
+            n("Mul", ["even", "scales"], ["next"]),
+            n("Identity", ["go"], ["goes"]),
+        ],
+        "body",
+        [value("turn", INT, []), value("go", BOOL, []), value("state", shape=["n", 6])],
+        [value("goes", BOOL, []), value("next", shape=["n", 6])],
+    )
+    weights = {
+        "most": np.int64(2),
+        "low": np.float32(-1),
+        "one": np.full(1, 2, np.float32),
+        "scales": np.linspace(0.5, 1, 6, dtype=np.float32),
+    }
+    module = agrees(model([n("Loop", ["most", "", "h"], ["y"], body=body)], weights), X)
+    assert dict(module.named_parameters()).keys() == {"w", "scales"}
 
 
 def test_a_loop_without_a_turn_keeps_its_state() -> None:
@@ -232,6 +276,7 @@ def test_where_something_else_is_trained_a_loop_stays_outside() -> None:
     module = lower(Graph(graph.model))
     assert untrained_of(module).keys() == {"y", "all"}
     assert "Loop" in untrained_of(module)["y"]
+    assert untrained_weights_of(module) == {"v": untrained_of(module)["y"]}
 
 
 def test_what_no_graph_can_hold_is_refused_with_its_first_reason() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import test_lower_attention
 import test_lower_fused
@@ -431,3 +432,74 @@ def test_what_is_not_known_to_the_letter_is_refused(case: Case) -> None:
         check(case)
     assert "resize it without training" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[None, np.array([1, 1, 1.25, 3], np.float32)], [None, None, np.array([1, 2, 160, 200], np.int64)]],
+    ids=["scales", "sizes"],
+)
+def test_images_are_resized_at_onnxs_coordinates(weights: list[object]) -> None:
+    """To a millionth: torch's own coordinates, 1e-5 of a pixel off, are what a detector's later layers make 1e-3 of."""
+    model, inputs = Case("Resize", 13, [(1, 2, 128, 96)], weights, {"mode": "linear"}).model()
+    (got,), (wanted,) = run_lowered(model, inputs), run_reference(model, inputs)
+    assert np.abs(got - wanted).max() < 1e-6 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[None, np.array([1, 1, 0.5, 2], np.float32)], [None, None, np.array([1, 2, 32, 96], np.int64)]],
+    ids=["scales", "sizes"],
+)
+def test_images_are_resized_by_powers_of_two_in_one_call(
+    weights: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.nn import functional as F
+
+    asked = []
+    ours = F.interpolate
+    monkeypatch.setattr(F, "interpolate", lambda *args, **kwargs: asked.append(kwargs) or ours(*args, **kwargs))
+    model, inputs = Case("Resize", 13, [(1, 2, 64, 48)], weights, {"mode": "linear"}).model()
+    (got,), (wanted,) = run_lowered(model, inputs), run_reference(model, inputs)
+    assert [call["mode"] for call in asked] == ["bilinear"]
+    assert np.abs(got - wanted).max() < 1e-6 * np.abs(wanted).max()
+
+
+def sized_by_data(mode: str, coordinates: str, *leading: int) -> onnx.ModelProto:
+    """Resize of an x whose shape nobody tells to leading sizes (its own if there are none) and 9 by 5."""
+    own = [helper.make_node("Shape", ["x"], ["shape"]), helper.make_node("Slice", ["shape", "zero", "two"], ["first"])]
+    nodes = [
+        *own,
+        helper.make_node("Cast", ["wanted"], ["rest"], to=INT64),
+        helper.make_node("Concat", ["given" if leading else "first", "rest"], ["sizes"], axis=0),
+        helper.make_node("Tanh", ["x"], ["h"]),
+        helper.make_node(
+            "Resize", ["h", "", "", "sizes"], ["y"], name="the_node", mode=mode,
+            coordinate_transformation_mode=coordinates,
+        ),
+    ]  # fmt: skip
+    weights = {"zero": ints(0), "two": ints(2), "given": ints(*leading)}
+    x, wanted = np.zeros((1, 3, 4, 6), np.float32), np.zeros(2, np.float32)
+    return build(nodes, {"x": x, "wanted": wanted}, weights, ["y"], 17, "batch")
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners"])
+@pytest.mark.parametrize("size", [(9, 5), (8, 12), (4, 6)])
+def test_all_sizes_may_come_from_the_data(mode: str, coordinates: str, size: tuple[int, int]) -> None:
+    model = sized_by_data(mode, coordinates)
+    inputs = {"x": some((2, 3, 4, 6), np.random.default_rng(0)), "wanted": np.array(size, np.float32)}
+    assert_same(run_lowered(model, inputs), run_reference(model, inputs))
+
+
+def test_all_axes_may_be_resized_to_the_nearest() -> None:
+    model = sized_by_data("nearest", "asymmetric", 4, 2)
+    inputs = {"x": some((2, 3, 4, 6), np.random.default_rng(0)), "wanted": np.array([8, 12], np.float32)}
+    assert_same(run_lowered(model, inputs), run_reference(model, inputs))
+
+
+def test_cubic_interpolation_over_the_first_axes_is_an_error() -> None:
+    model = sized_by_data("cubic", "half_pixel", 4, 2)
+    inputs = {"x": some((2, 3, 4, 6), np.random.default_rng(0)), "wanted": np.array([8, 12], np.float32)}
+    with pytest.raises(ValueError, match="the first two sizes must stay"):
+        run_lowered(model, inputs)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from conet_onnx.errors import UnsupportedOp, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.torch_backend import from_torch, lower
-from conet_onnx.torch_backend.lower import names_of, untrained_of
+from conet_onnx.torch_backend.lower import names_of, untrained_of, untrained_weights_of
 from tests.onnx_parity import Array, assert_same, build, run_lowered, run_reference, some
 
 RNG = np.random.default_rng(2)
@@ -93,6 +93,35 @@ class TestTails:
         trained = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         assert {"w", "wb"} <= trained.keys()
         assert all(trained[name].abs().sum() > 0 for name in ("w", "wb"))
+
+    def test_weights_that_only_a_tail_depends_on_are_named(self) -> None:
+        """Read by it, or by a layer that torch computes for it; not those that the other outputs depend on too."""
+        model = detector(["scores", "kept"])
+        weights = {"own": some((1, 3), RNG), "unused": some((3, 3), RNG), "last": np.array([1])}
+        model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+        model.graph.node[-1].output[0] = "numbers"
+        model.graph.node.extend(
+            [
+                NODE("Unique", ["boxes"], ["values"], name="sorted"),
+                NODE("Unsqueeze", ["values", "last"], ["column"]),
+                NODE("MatMul", ["column", "own"], ["kept"]),
+            ]
+        )
+        found = untrained_weights_of(lower(Graph(model)))
+        assert found.keys() == {"wb", "own"}
+        assert all("Unique 'sorted'" in why for why in found.values())
+        assert untrained_weights_of(lower(Graph(detector()))) == {}
+
+    def test_weights_that_gradients_reach_only_through_a_choice_are_named(self) -> None:
+        """Of the boxes that suppression chooses from, say; what follows it in torch is trained."""
+        model = detector(["scores", "kept"])
+        model.graph.initializer.append(numpy_helper.from_array(some((3, 3), RNG), "own"))
+        model.graph.node[-1].output[0] = "numbers"
+        model.graph.node.append(NODE("MatMul", ["numbers", "own"], ["kept"]))
+        module = lower(Graph(model))
+        assert list(untrained_weights_of(module)) == ["wb"]
+        sum(made.square().sum() for made in module(torch.from_numpy(X))).backward()
+        assert {name for name, p in module.named_parameters() if p.grad is not None} == {"w", "ws", "own"}
 
     def test_nothing_left_to_train_is_refused(self) -> None:
         with pytest.raises(UnsupportedOp, match="NonMaxSuppression 'suppression'"):

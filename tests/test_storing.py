@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+import conet_onnx as co
 from conet_onnx.graph import Graph
-from conet_onnx.storing import flowing, pieces, read_model
+from conet_onnx.storing import flowing, pieces, read_model, size_of
+from conet_onnx.verification.masking import masked_model, masked_operands
+from conet_onnx.verification.plans import read
 
 LARGE = 1100  # elements: enough for a weight to be held apart
 
@@ -228,3 +231,29 @@ class TestArrays:
     def test_they_are_aligned(self, tmp_path: Path) -> None:
         _, arrays = read_bytes(made_of([weight(name="w" * k) for k in range(1, 9)]).SerializeToString(), tmp_path)
         assert all(array.flags.aligned for array in arrays.values())
+
+
+class TestModelsThatProtobufCannotSerialise:
+    def test_their_large_weights_are_pieces_of_their_own(self, monkeypatch):
+        model = made_of([weight(), weight(elements=3, name="small")])
+        monkeypatch.setattr("conet_onnx.storing.PROTOBUF_LIMIT", 1000)
+        made = pieces(model, {})
+        assert onnx.ModelProto.FromString(b"".join(flowing(made))) == model
+        sizes = sorted(map(size_of, made))
+        assert sizes[-1] == 4 * LARGE
+        assert sum(sizes[:-1]) < 1000
+
+    def test_what_masks_large_weights_is_held_apart(self):
+        rng = np.random.default_rng(0)
+        weights = [
+            numpy_helper.from_array(rng.normal(size=s).astype("f"), n) for n, s in (("a", (8, 200)), ("b", (200, 8)))
+        ]
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8]) for name in "xy")
+        nodes = [helper.make_node("MatMul", ["x", "a"], ["t"]), helper.make_node("MatMul", ["t", "b"], ["y"])]
+        analysis = co.analyze(Graph(helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights))))
+        (name,) = analysis.widths
+        operands, _ = masked_operands(analysis.graph, read(co.plan(analysis, {name: 100})), makers=False)
+        masked = masked_model(analysis.graph, operands)
+        (made,) = operands.values()
+        assert [np.array_equal(array, made) for array in masked.arrays.values() if array.shape == made.shape] == [True]
+        assert not any(t.HasField("raw_data") for t in masked.model.graph.initializer if "masked" in t.name)

@@ -44,7 +44,8 @@ can only shrink is left alone where the others grow.
 - *shapes*, *analysis*, *resize*: seconds, beside other work on two cores; *peak*: of loading, analysis and resizing to
   a file, above the start, in multiples of the model's size (small models say little);
 - *torch*: the largest difference of an output of the lowered model from onnxruntime's (1e-4 is allowed, or three times
-  what rounding does).
+  what rounding does). Where it is more, every value is computed from onnxruntime's values alone: *alone* is the largest
+  difference then (1e-4 is allowed), which tells rounding that a model amplifies from a node that is wrong.
 """
 
 
@@ -67,6 +68,12 @@ def write_table(path: Path, found: Sequence[tuple[Entry, Record, Record]]) -> No
         page += [f"### {family}", "", *_models([r for e, r in tried if e.family == family and "widths" in r]), ""]
     page += ["## Where less than 90% of the parameters can be resized, and why", "", *_explained(made), ""]
     page += ["## Where training is refused, or part of it", "", *_refused(tried), ""]
+    page += [
+        "## Where the torch backend is further from onnxruntime than rounding moves it",
+        "",
+        *_amplified(tried),
+        "",
+    ]
     page += ["## Not built", "", *_not_built(tried), ""]
     if missing := [entry for entry, record in records if not record]:
         names = ", ".join(f"{entry.name} ({entry.family}, {entry.exporter})" for entry in missing)
@@ -133,7 +140,10 @@ def _models(made: Sequence[Record]) -> Iterable[str]:
 def _trained(training: Record) -> str:
     if not training or training["verdict"] == "not built":
         return "-"
-    return f"{training['worst']:.0e}" if training["verdict"] == "passed" else training["verdict"]
+    if training["verdict"] != "passed":
+        return str(training["verdict"])
+    alone = f", alone {training['alone']['worst']:.0e}" if "alone" in training else ""
+    return f"{training['worst']:.0e}{alone}"
 
 
 def _refused(tried: Sequence[tuple[Entry, Record]]) -> Iterable[str]:
@@ -145,6 +155,15 @@ def _refused(tried: Sequence[tuple[Entry, Record]]) -> Iterable[str]:
         outputs = "; ".join(f"output {name}: {_plain(why)}" for name, why in training["untrained"].items())
         yield f"- {entry.name} ({entry.family}, {entry.exporter}): {outputs}"
     if not made and not parts:
+        yield "Nowhere."
+
+
+def _amplified(tried: Sequence[tuple[Entry, Record]]) -> Iterable[str]:
+    found = [(e, r["training"]) for e, r in tried if r["training"].get("verdict") == "passed"]
+    found = [(e, training) for e, training in found if "alone" in training]
+    for e, training in found:
+        yield f"- {e.name} ({e.family}, {e.exporter}), by {training['worst']:.0e}: {_plain(training['message'])}"
+    if not found:
         yield "Nowhere."
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["finetune"]
 
 SHARES = ("accuracy", "same class as the teacher")
+NAMED = 3  # weights that are named, of those that stay for one reason
 
 
 @click.command(cls=Command)
@@ -228,6 +229,10 @@ def _report(found: Finetuned, model: str, out: str, data: list[str]) -> None:
     says()
     for name, why in found.untrained.items():
         says(f"Not trained: output {name!r}. {why}")
+    for why in dict.fromkeys(found.untrained_weights.values()):
+        names = [repr(name) for name, reason in found.untrained_weights.items() if reason == why]
+        listed = ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
+        says(f"Not trained: {several(len(names), 'weight')} ({listed}). {why}")
     for name, why in found.undropped.items():
         says(f"Not dropped: channels of {name}. {why}")
     if found.flushed:

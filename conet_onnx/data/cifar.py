@@ -1,10 +1,8 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them: folders of Python pickles, which torchvision leaves on disk."""
+"""CIFAR-10 and CIFAR-100 as their authors publish them: folders of Python pickles, which torchvision reads."""
 
 from __future__ import annotations
 
-import codecs
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,72 +12,58 @@ import numpy as np
 from conet_onnx.data.arrays import split_of
 from conet_onnx.data.dataset import DataSet, Split, Splits
 from conet_onnx.errors import DataError
+from conet_onnx.importing import needs_torchvision
 
-__all__ = ["cifar"]
+__all__ = ["LAYOUTS", "cifar"]
 
-# kind -> folder, key of the labels, files of each split (Krizhevsky, "Learning Multiple Layers of Features", 2009)
-LAYOUTS: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
-    "cifar10": (
-        "cifar-10-batches-py",
-        "labels",
-        {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
-    ),
-    "cifar100": ("cifar-100-python", "fine_labels", {"train": ("train",), "test": ("test",)}),
-}
+LAYOUTS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # kind -> folder, as it is unpacked
 
 
 def cifar(kind: str, root: Path) -> DataSet:
     """CIFAR-10 (`cifar10`) or CIFAR-100 (`cifar100`, fine labels) from the unpacked folder, or the folder around it.
 
-    Nothing is downloaded, and nothing that a pickle may ask to run is run. Raises DataError where files are missing
-    or are not what they should be.
+    Nothing is downloaded. A pickle may run what it likes, so torchvision opens the authors' own files only: those whose
+    MD5 sums it knows. Raises DataError where there is no folder and, when a split is read, where files are missing or
+    are not the authors'; UsageError where torchvision cannot be used.
     """
-    name, label, files = LAYOUTS[kind]
+    name = LAYOUTS[kind]
     folder = root / name if (root / name).is_dir() else root
-    missing = [file for part in files.values() for file in part if not (folder / file).is_file()]
-    if missing:
-        raise DataError(
-            f"{folder} lacks {', '.join(missing)}; expected the unpacked {name} (the Python version) at {root}. "
-            "It is never downloaded here."
-        )
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}; {_expected(kind)} there.")
     readers: dict[str, Callable[[], Split]] = {
-        split: partial(_read, [folder / file for file in part], label) for split, part in files.items()
+        "train": partial(_read, kind, folder, train=True),
+        "test": partial(_read, kind, folder, train=False),
     }
     return DataSet(f"{kind}:{root}", Splits(readers))
 
 
-def _read(files: Sequence[Path], label: str) -> Split:
-    pixels, labels = zip(*(_batch(file, label) for file in files), strict=True)
-    images = np.concatenate(pixels).reshape(-1, 3, 32, 32)
-    return split_of(images, np.concatenate(labels), str(files[0].parent))
-
-
-def _batch(file: Path, label: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _read(kind: str, folder: Path, *, train: bool) -> Split:
+    with needs_torchvision(f"{kind}:DIR"):
+        from torchvision import datasets
+    published = getattr(datasets, kind.upper())
+    here = type(published.__name__, (published,), {"base_folder": ""})  # the files lie in `root` itself
     try:
-        with file.open("rb") as stream:
-            batch = _Unpickler(stream, encoding="latin1").load()
-        pixels, labels = np.asarray(batch["data"]), np.asarray(batch[label])
-    except Exception as error:  # a damaged pickle may raise nearly anything
-        raise DataError(f"Cannot read {file} as a CIFAR batch ({type(error).__name__}: {error}).") from error
-    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3 * 32 * 32:
-        raise DataError(f"{file}: its data are {pixels.dtype} of shape {pixels.shape}; expected uint8 rows of 3072.")
-    return pixels, labels
+        made = here(folder, train=train)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"{_missing_or_changed(here, folder) or error}; {_expected(kind)} in {folder}.") from error
+    return split_of(made.data.transpose(0, 3, 1, 2), np.asarray(made.targets), str(folder))
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds arrays and plain values; refuses everything else that a pickle can name, so nothing of it runs."""
+def _missing_or_changed(published: Any, folder: Path) -> str:
+    """Which of the files that torchvision asks for are not there, or are not what was published; empty if none."""
+    from torchvision.datasets.utils import check_integrity
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
-        return _ALLOWED[module, name]
+    meta = published.meta
+    sums = dict([*published.train_list, *published.test_list, (meta["filename"], meta["md5"])])
+    missing = [name for name in sums if not (folder / name).is_file()]
+    if missing:
+        return f"{folder} lacks {', '.join(missing)}"
+    try:
+        changed = [name for name, md5 in sums.items() if not check_integrity(folder / name, md5)]
+    except OSError as error:
+        return f"Cannot read {error.filename or folder}: {error.strerror or error}"
+    return f"{', '.join(changed)} differs from what was published (by its MD5 sum)" if changed else ""
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own, whatever this version calls it
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): codecs.encode,
-}
+def _expected(kind: str) -> str:
+    return f"expected the unpacked {LAYOUTS[kind]} (the Python version), which is never downloaded here,"

@@ -1,4 +1,9 @@
-"""Image folders: one folder a class, perhaps below one folder a split; images without a class have no labels."""
+"""Image folders: one folder a class, perhaps below one folder a split; images without a class have no labels.
+
+Files and classes are those of torchvision.datasets.ImageFolder, in its order (a test compares them), found without it:
+`evaluate`, `resize` and `score` read folders too, and need neither torch, which torchvision imports, nor a torchvision
+that was built for the torch that is installed. What it would save is one walk through a folder.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from conet_onnx.errors import DataError
 
 __all__ = ["class_folders", "holds_images"]
 
-# The same files in the same order of classes as torchvision.datasets.ImageFolder, since models were trained with that.
+# ImageFolder's, since models were trained with that.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 

@@ -93,7 +93,7 @@ def _images(spec: str, sizing: Sizing, root: Path) -> DataSet | None:
         return None
     if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
         return parquet(path, sizing)
-    for layout, (name, _, _) in LAYOUTS.items():
+    for layout, name in LAYOUTS.items():
         if path.name == name or (path / name).is_dir():
             raise DataError(f"{path} holds {name}: name it as {layout}:{path}.")
     if holds_images(path) or (any(path.glob("*/")) and not array_places(path)):

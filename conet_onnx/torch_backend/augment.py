@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from conet_onnx.errors import UsageError
+from conet_onnx.importing import needs_torchvision
 from conet_onnx.torch_backend.known import Array
 
 __all__ = ["Augmentation"]
@@ -33,11 +34,8 @@ class Augmentation:
         """`shape`: of one image; `classes`: of the model, which mixup needs."""
         if len(shape) != 3:
             raise UsageError(f"augmentations ({', '.join(names)}) change images; the data holds something else.")
-        try:
+        with needs_torchvision(f"augmentation ({', '.join(names)})"):
             from torchvision.transforms import v2
-        except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises the latter
-            text = " ".join(str(error).split())
-            raise UsageError(f"augmentations need a torchvision that fits torch {torch.__version__}: {text}") from error
         height, width = shape[1:]
         known: dict[str, Callable[[], Any]] = {
             "crop": lambda: v2.RandomCrop((height, width), padding=max(1, height // PADDING)),

@@ -47,7 +47,7 @@ class Builder:
         self.root = nn.Module()
         self.registered: dict[str, str] = {}  # initializer -> attribute, as they were first used
         self.stepped = stepped_weights(graph)  # trained as what they stand for
-        self.trainable = trainable(graph) | self.stepped.keys()
+        self.trainable = trainable(graph, inner=lowered is not None) | self.stepped.keys()
         self.carried: set[str] = set()  # whole numbers that are floats here, so that gradients pass (ops.quantise)
         self.shared_statistics = shared_statistics(graph)
         self._names = Names.of(graph.weights)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from conet_onnx.errors import DataError, UnsupportedOp, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.torch_backend.known import Array
-from conet_onnx.torch_backend.lower import lower, names_of, untrained_of
+from conet_onnx.torch_backend.lower import lower, names_of, untrained_of, untrained_weights_of
 from conet_onnx.torch_backend.weights import torch_dtype
 
 __all__ = ["Inputs", "Learner", "Tensors", "named"]
@@ -46,6 +46,7 @@ class Learner:
         untrained = untrained_of(lowered)
         outputs = [value.name for value in graph.outputs]
         self.untrained = {name: untrained[name] for name in outputs if name in untrained}
+        self.untrained_weights = untrained_weights_of(lowered)
         for name in inner:
             if name in untrained:
                 raise UnsupportedOp(f"{_file(graph)}: no gradient reaches {name!r}. {untrained[name]}")

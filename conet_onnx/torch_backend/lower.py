@@ -20,9 +20,10 @@ from conet_onnx.torch_backend.outside import Outside, ancestors, cut_out
 from conet_onnx.torch_backend.peephole import tighten
 from conet_onnx.torch_backend.ranks import measured_ranks
 from conet_onnx.torch_backend.stepped import stepped_weights
+from conet_onnx.torch_backend.untrained import untrained_weights
 from conet_onnx.torch_backend.weights import to_numpy, torch_dtype
 
-__all__ = ["from_torch", "lower", "names_of", "returned", "untrained_of"]
+__all__ = ["from_torch", "lower", "names_of", "returned", "untrained_of", "untrained_weights_of"]
 
 OLDEST = 7  # from here on ONNX broadcasts as numpy does
 
@@ -39,6 +40,7 @@ TAKE_CARRIED = {
 }
 
 _UNTRAINED = "untrained_outputs"
+_LEFT = "untrained_weights"
 _NAMES = "initializer_names"  # the attribute of a lowered module that maps initializers to its other attributes
 _KEPT = "_user_preserved_attributes"  # what fx's deepcopy keeps; pickle keeps attributes by itself
 
@@ -78,7 +80,7 @@ def _inner(graph: Graph) -> fx.GraphModule:
 
 def _lowered(b: Builder, *, whole: bool = False) -> fx.GraphModule:
     graph = b.graph
-    untrained = _lower_nodes(b, whole=whole)
+    untrained, stopped = _lower_nodes(b, whole=whole)
     outputs = [_as_declared(b, value.name) for value in graph.outputs]
     b.fx.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
     b.fx.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
@@ -86,7 +88,9 @@ def _lowered(b: Builder, *, whole: bool = False) -> fx.GraphModule:
     module = fx.GraphModule(b.root, b.fx, class_name="Lowered")
     used = {node.target for node in b.fx.nodes if node.op == "get_attr"}
     names = Names({n: b.registered[n] for n in graph.weights if b.registered.get(n) in used})
-    kept = {_NAMES: names, _UNTRAINED: untrained}
+    ends = [value.name for value in graph.outputs if value.name not in untrained]
+    left = untrained_weights(graph, b.fx, b.root, names.attributes, stopped, ends)
+    kept = {_NAMES: names, _UNTRAINED: untrained, _LEFT: left}
     for name, value in kept.items():
         setattr(module, name, value)
     module.meta[_KEPT] = kept
@@ -140,8 +144,15 @@ def untrained_of(module: torch.nn.Module) -> Mapping[str, str]:
     return found
 
 
-def _lower_nodes(b: Builder, *, whole: bool) -> dict[str, str]:
-    """Every node, in torch or outside; the outputs that a tail makes, each with what began it.
+def untrained_weights_of(module: torch.nn.Module) -> Mapping[str, str]:
+    """The learned weights of a lowered module that no gradient reaches, each with the reason (untrained)."""
+    names_of(module)
+    found: Mapping[str, str] = getattr(module, _LEFT)
+    return found
+
+
+def _lower_nodes(b: Builder, *, whole: bool) -> tuple[dict[str, str], dict[int, UnsupportedOp]]:
+    """Every node, in torch or outside; the outputs that a tail makes, each with what began it; and the nodes outside.
 
     The `whole` graph: raises UnsupportedOp rather than leave anything to onnxruntime.
     """
@@ -149,6 +160,7 @@ def _lower_nodes(b: Builder, *, whole: bool) -> dict[str, str]:
     late: dict[str, UnsupportedOp] = {}  # values of the tail, with what began it
     chosen: dict[str, UnsupportedOp] = {}  # values that depend on trained weights by whole numbers alone
     learned: set[str] = set()  # values that depend on trained weights otherwise
+    stopped: dict[int, UnsupportedOp] = {}
     obstacles = []
     for node in graph.nodes:
         b.begin(node)
@@ -162,6 +174,7 @@ def _lower_nodes(b: Builder, *, whole: bool) -> dict[str, str]:
                 if whole:
                     raise
                 obstacles.append(error)
+                stopped[node.index] = error
                 if _chooses(graph, node) and _stands_outside(b, node, error):
                     chosen.update(dict.fromkeys(filter(None, node.outputs), error))
                     continue
@@ -170,6 +183,7 @@ def _lower_nodes(b: Builder, *, whole: bool) -> dict[str, str]:
                     _run_outside(b, ancestors(graph, node), [name for name in node.outputs if name], error)
                     continue
         if obstacle is not None:
+            stopped[node.index] = obstacle
             late.update(dict.fromkeys(filter(None, node.outputs), obstacle))
         elif learns:
             learned.update(node.outputs)
@@ -184,7 +198,7 @@ def _lower_nodes(b: Builder, *, whole: bool) -> dict[str, str]:
         tail = [node for index, node in sorted(needed.items()) if not late.keys().isdisjoint(node.outputs)]
         _run_outside(b, tail, made_late, late[made_late[0]])
     reasons = {**chosen, **late}
-    return {name: str(reasons[name]) for name in ends if name in reasons}
+    return {name: str(reasons[name]) for name in ends if name in reasons}, stopped
 
 
 def _chooses(graph: Graph, node: Node) -> bool:

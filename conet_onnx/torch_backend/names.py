@@ -15,7 +15,7 @@ __all__ = ["Names", "identifier"]
 _TAKEN = (
     frozenset(dir(fx.GraphModule))
     | frozenset(vars(nn.Module()))
-    | {"shape_env", "initializer_names", "untrained_outputs"}
+    | {"shape_env", "initializer_names", "untrained_outputs", "untrained_weights"}
 )
 
 

@@ -64,7 +64,8 @@ WINDOW = 16  # batches after which a GPU is asked for its losses: to ask is to w
 class Fitted:
     """A trained graph, and for each epoch its mean losses, accuracy on what it trained on, last rate, and seconds.
 
-    `untrained`: outputs that no gradient reaches, with the reason (lower.untrained_of). `undropped`: widths that
+    `untrained`: outputs that no gradient reaches, with the reason (lower.untrained_of); `untrained_weights` likewise,
+    with nothing that training could not have changed anyway (untrained). `undropped`: widths that
     channel dropout left alone, with the reason (dropping.insert_drops). `moments`: the optimizer's, by the weight's
     name (moments.py). `flushed`: how many denormal numbers became zero.
     """
@@ -76,6 +77,7 @@ class Fitted:
     undropped: Mapping[str, str] = field(default_factory=dict)
     moments: Moments = field(default_factory=dict, repr=False)
     flushed: int = 0
+    untrained_weights: Mapping[str, str] = field(default_factory=dict)
 
 
 class Diverged(UsageError):
@@ -367,7 +369,16 @@ class _Run:
             trained, flushed = returned(graph, self.learner.module)
             trained = trained if self.freed is None else self.freed.returned(trained)
         undropped = {} if self.dropping is None else self.dropping.missing
-        return Fitted(trained, tuple(self.done.history), seconds, self.learner.untrained, undropped, moments, flushed)
+        return Fitted(
+            trained,
+            tuple(self.done.history),
+            seconds,
+            self.learner.untrained,
+            undropped,
+            moments,
+            flushed,
+            self.learner.untrained_weights,
+        )
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights in training, by the name that they have in the graph."""

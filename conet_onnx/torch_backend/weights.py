@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import TensorProto, helper
+from onnx import GraphProto, TensorProto, helper
 
 from conet_onnx.graph import Graph, Node
 from conet_onnx.torch_backend.known import Array
@@ -59,8 +60,9 @@ _BFLOAT16 = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
 _COLOURS = 4  # a mean or deviation that prepares raw images has at most so many elements
 
 
-def trainable(graph: Graph) -> frozenset[str]:
-    """Names of the floating-point weights that training may change.
+def trainable(graph: Graph, *, inner: bool = False) -> frozenset[str]:
+    """Names of the floating-point weights that training may change; with `inner`, also those that only the graphs
+    inside of control flow read.
 
     Not: running statistics; what bounds, pads or scales (Clip, Pad, Resize ...); numbers without an axis, and single
     numbers in element-wise arithmetic (GELU's 0.5, an attention's 1/sqrt(d)); a mean and deviation that prepare the
@@ -72,8 +74,8 @@ def trainable(graph: Graph) -> frozenset[str]:
         for name, tensor in graph.weights.items()
         if tensor.data_type in _FLOATS
         and len(tensor.dims) > 0
-        and (uses := list(uses_of(graph, name)))
-        and not any(_is_setting(node, index, int(np.prod(tensor.dims)), raw) for node, index in uses)
+        and (uses := [*_outer_uses(graph, name), *(_inner_uses(graph, name) if inner else ())])
+        and not any(_is_setting(use, int(np.prod(tensor.dims)), raw) for use in uses)
     )
 
 
@@ -124,11 +126,48 @@ def uses_of(graph: Graph, name: str) -> Iterator[tuple[Node, int]]:
                 yield node, index
 
 
-def _is_setting(node: Node, index: int, size: int, raw: frozenset[str]) -> bool:
-    if node.operator in _ELEMENTWISE:
-        return size == 1 or (size <= _COLOURS and not raw.isdisjoint(node.inputs))
-    settings = _SETTINGS.get(node.operator, frozenset())
-    return settings is None or index in settings
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A weight as the input of an operator, in the graph or in one inside of it."""
+
+    operator: str
+    inputs: Sequence[str]
+    index: int
+
+
+def _outer_uses(graph: Graph, name: str) -> Iterator[_Use]:
+    for node, index in uses_of(graph, name):
+        yield _Use(node.operator, node.inputs, index)
+
+
+def _inner_uses(graph: Graph, name: str) -> Iterator[_Use]:
+    for node in graph.consumers(name):
+        if name in node.captured:
+            for inner in node.attributes.values():
+                if isinstance(inner, GraphProto):
+                    yield from _uses_within(inner, name)
+        elif node.op == "Identity":
+            yield from _inner_uses(graph, node.outputs[0])
+
+
+def _uses_within(graph: GraphProto, name: str) -> Iterator[_Use]:
+    for node in graph.node:
+        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
+        for index, read in enumerate(node.input):
+            if read == name and node.op_type == "Identity":
+                yield from _uses_within(graph, node.output[0])
+            elif read == name:
+                yield _Use(f"{domain}{node.op_type}", node.input, index)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _uses_within(attribute.g, name)
+
+
+def _is_setting(use: _Use, size: int, raw: frozenset[str]) -> bool:
+    if use.operator in _ELEMENTWISE:
+        return size == 1 or (size <= _COLOURS and not raw.isdisjoint(use.inputs))
+    settings = _SETTINGS.get(use.operator, frozenset())
+    return settings is None or use.index in settings
 
 
 def _raw(graph: Graph) -> frozenset[str]:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from conet_onnx.errors import ConetError, ModelError
 from conet_onnx.graph import Graph, Node
+from conet_onnx.storing import Data, apart
 from conet_onnx.verification.constants import Constants, closure, constant_names, evaluate, is_float
 from conet_onnx.verification.plans import Planned, Take
 
@@ -192,15 +193,22 @@ def masked_model(source: Graph, operands: Mapping[tuple[int, int], Array]) -> Gr
     weights = {tensor.name for tensor in source.model.graph.initializer}
     made.graph.input.extend(value for value in source.model.graph.input if value.name not in weights)
     made.graph.output.extend(source.model.graph.output)
+    arrays: dict[str, Data] = {}
     for (index, which), value in operands.items():
         name = f"masked {index} {which}"  # a space keeps it apart from names that exporters give
         made.graph.node[index].input[which] = name
-        made.graph.initializer.append(numpy_helper.from_array(value, name))
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor = onnx.TensorProto(name=name, data_type=kind, dims=value.shape)
+        if apart(tensor):  # of a model of gigabytes, protobuf would not serialise them
+            arrays[name] = value
+            made.graph.initializer.append(tensor)
+        else:
+            made.graph.initializer.append(numpy_helper.from_array(value, name))
     read = {name for node in made.graph.node for name in node.input} | {value.name for value in made.graph.output}
     read.update(name for node in source.nodes for name in node.captured)
     kept = [tensor for tensor in source.model.graph.initializer if tensor.name in read]
     made.graph.initializer.extend(kept)
-    return Graph(made, arrays={t.name: source.arrays[t.name] for t in kept if t.name in source.arrays})
+    return Graph(made, arrays=arrays | {t.name: source.arrays[t.name] for t in kept if t.name in source.arrays})
 
 
 # Two activations that are multiplied over a resized axis

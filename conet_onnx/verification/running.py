@@ -12,8 +12,9 @@ from onnx import helper
 
 from conet_onnx.contrib import apart_from_onnx
 from conet_onnx.errors import ModelError, UsageError, VerificationFailed
-from conet_onnx.graph import PROTOBUF_LIMIT, Graph
+from conet_onnx.graph import Graph
 from conet_onnx.runtime import random_feeds, run_session, session
+from conet_onnx.storing import PROTOBUF_LIMIT
 from conet_onnx.verification.masking import masked_model, masked_operands, meetings, mixers
 from conet_onnx.verification.plans import Planned
 from conet_onnx.verification.proof import Check

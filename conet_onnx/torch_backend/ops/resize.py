@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from conet_onnx.torch_backend.building import Builder, Node, Result, has
 from conet_onnx.torch_backend.ops.registry import lowers
 
-__all__ = ["resize_linear", "resize_nearest"]
+__all__ = ["resize_cubic", "resize_linear", "resize_nearest"]
 
 HALF = 1e-6
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -25,13 +25,15 @@ _COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What is resized: spatial sizes or else scales, for all axes after the first two."""
+    """What is resized: sizes or else scales, for all axes after the first two; `whole`: sizes of all axes, since it is
+    not known that the first two stay as they are."""
 
     mode: str
     coordinates: str
     rounding: str
     sizes: list[int | fx.Node] | None
     scales: list[float] | None
+    whole: bool = False
 
 
 @lowers("Resize", "Upsample")
@@ -54,8 +56,8 @@ def resize(b: Builder, node: Node) -> Result:
 
 def _nearest(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
     scales = request.scales or _static_scales(b, node)
-    doubling = scales is not None and all(s >= 1 and math.log2(s).is_integer() for s in scales)
-    if doubling and (request.coordinates, request.rounding) == ("asymmetric", "floor"):
+    doubling = scales is not None and all(s >= 1 and _is_power(s) for s in scales)
+    if doubling and not request.whole and (request.coordinates, request.rounding) == ("asymmetric", "floor"):
         # Powers of two are exact in floating point, so torch's source indices are ONNX's.
         return b.call(F.interpolate, x, scale_factor=scales, mode="nearest")
     return b.call(resize_nearest, x, request.sizes, request.scales, request.coordinates, request.rounding)
@@ -63,13 +65,13 @@ def _nearest(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
 
 def _linear(b: Builder, node: Node, x: fx.Node, request: _Request) -> fx.Node:
     mode = _LINEAR[b.rank(node, node.inputs[0])]
-    corners = request.coordinates == "align_corners"
-    if request.sizes is not None and (corners or request.coordinates == "half_pixel" or _never_one(b, node, request)):
-        return b.call(F.interpolate, x, size=tuple(request.sizes), mode=mode, align_corners=corners)
+    if request.coordinates == "align_corners" and request.sizes is not None and not request.whole:
+        return b.call(F.interpolate, x, size=tuple(request.sizes), mode=mode, align_corners=True)
     half_pixel = request.coordinates == "half_pixel" or _never_one(b, node, request)
-    if request.sizes is None and half_pixel and _is_plain(request.scales):
+    if half_pixel and request.scales is not None and all(map(_is_power, request.scales)):
         return b.call(F.interpolate, x, scale_factor=request.scales, mode=mode, align_corners=False)
-    return b.call(resize_linear, x, request.sizes, request.scales, request.coordinates)
+    coordinates = "half_pixel" if half_pixel else request.coordinates
+    return b.call(resize_linear, x, request.sizes, request.scales, coordinates)
 
 
 def _cubic(b: Builder, node: Node, x: fx.Node, request: _Request, rank: int) -> fx.Node:
@@ -78,6 +80,8 @@ def _cubic(b: Builder, node: Node, x: fx.Node, request: _Request, rank: int) -> 
     exact = request.coordinates == "half_pixel" or corners or _never_one(b, node, request)
     if rank != 4 or not plain or not exact or not (request.sizes is not None or _is_plain(request.scales)):
         raise b.unsupported(node, f"cubic interpolation with these settings ({request.coordinates})")
+    if request.sizes is not None and request.whole:
+        return b.call(resize_cubic, x, request.sizes, corners=corners)
     if request.sizes is not None:
         return b.call(F.interpolate, x, size=tuple(request.sizes), mode="bicubic", align_corners=corners)
     return b.call(F.interpolate, x, scale_factor=request.scales, mode="bicubic", align_corners=False)
@@ -87,7 +91,10 @@ def resize_nearest(
     x: torch.Tensor, sizes: Sequence[int] | None, scales: Sequence[float] | None, coordinates: str, rounding: str
 ) -> torch.Tensor:
     """Take along each axis what its rounded source coordinate says."""
-    for axis, (size, scale) in enumerate(_targets(x, sizes, scales), 2):
+    targets = _targets(x, sizes, scales)
+    for axis, (size, scale) in enumerate(targets, x.dim() - len(targets)):
+        if size == x.shape[axis] and scale == 1:
+            continue
         source = _source(size, scale, x.shape[axis], coordinates, x.device)
         index = _ROUND[rounding](source).clamp(0, x.shape[axis] - 1).long()
         x = x.index_select(axis, index)
@@ -97,14 +104,35 @@ def resize_nearest(
 def resize_linear(
     x: torch.Tensor, sizes: Sequence[int] | None, scales: Sequence[float] | None, coordinates: str
 ) -> torch.Tensor:
-    """Mix along each axis the two neighbours of its source coordinate; beyond the ends, the end."""
-    for axis, (size, scale) in enumerate(_targets(x, sizes, scales), 2):
+    """Mix along each axis the two neighbours of its source coordinate; beyond the ends, the end.
+
+    Torch multiplies by 1 / scale, which float32 rounds for scales like 1.25; ONNX divides by the scale. At 160 pixels
+    that is 1e-5 of a pixel, which a detector's later layers see. For powers of two both are exact, and torch is faster.
+    """
+    targets = _targets(x, sizes, scales)
+    first = x.dim() - len(targets)
+    exact = all(_is_power(s) and size == n * s for (size, s), n in zip(targets, x.shape[first:], strict=True))
+    if exact and coordinates == "half_pixel" and all(scale == 1 for _, scale in targets[: 2 - first]):
+        return F.interpolate(x, [size for size, _ in targets[2 - first :]], mode=_LINEAR[x.dim()], align_corners=False)
+    for axis, (size, scale) in enumerate(targets, first):
+        if size == x.shape[axis] and scale == 1:
+            continue
         last = x.shape[axis] - 1
         source = _source(size, scale, x.shape[axis], coordinates, x.device).clamp(0, last)
         low = source.floor().long()
         share = (source - low).to(x.dtype).reshape(-1, *[1] * (x.dim() - 1 - axis))
         x = torch.lerp(x.index_select(axis, low), x.index_select(axis, (low + 1).clamp(max=last)), share)
     return x
+
+
+def resize_cubic(x: torch.Tensor, sizes: Sequence[int], *, corners: bool) -> torch.Tensor:
+    """To these sizes [batch, channels, height, width], of which the first two must be those of x: ValueError, else.
+
+    Onnxruntime has no cubic interpolation over other axes either.
+    """
+    if tuple(sizes[:2]) != x.shape[:2]:
+        raise ValueError(f"cubic interpolation of {tuple(x.shape)} to {tuple(sizes)}: the first two sizes must stay")
+    return F.interpolate(x, tuple(sizes[2:]), mode="bicubic", align_corners=corners)
 
 
 def _round(source: torch.Tensor, prefer: int) -> torch.Tensor:
@@ -123,9 +151,9 @@ _ROUND: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def _targets(x: torch.Tensor, sizes: Sequence[int] | None, scales: Sequence[float] | None) -> list[tuple[int, float]]:
-    """(output size, scale) of each spatial axis; the scale that is given, else the ratio of sizes."""
+    """(output size, scale) of each axis that may be resized; the scale that is given, else the ratio of sizes."""
     if sizes is not None:
-        return [(size, size / n) for size, n in zip(sizes, x.shape[2:], strict=True)]
+        return [(size, size / n) for size, n in zip(sizes, x.shape[-len(sizes) :], strict=True)]
     assert scales is not None
     return [(math.floor(np.float32(n) * np.float32(s)), s) for s, n in zip(scales, x.shape[2:], strict=True)]
 
@@ -155,30 +183,29 @@ def _request(b: Builder, node: Node) -> _Request:
     if attributes.get("antialias", 0) or attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise b.unsupported(node, "antialias or keep_aspect_ratio_policy")
     if not old and has(node, 3):
-        return _Request(mode, coordinates, rounding, _spatial_sizes(b, node), None)
+        sizes, whole = _sizes(b, node)
+        return _Request(mode, coordinates, rounding, sizes, None, whole)
     scales = _spatial_scales(b, node)
     if old and node.op == "Resize" and mode == "nearest" and min(scales) < 1:
         raise b.unsupported(node, "the rounding of nearest downsampling is not specified before opset 11")
     if coordinates == "align_corners":
         # Depends on sizes alone, which follow from the scales.
-        sizes = b.shape(node, node.outputs[0])[2:]
-        if None in sizes:
+        fixed = b.shape(node, node.outputs[0])[2:]
+        if None in fixed:
             raise b.unsupported(node, "align_corners with scales of an input whose size varies")
-        return _Request(mode, coordinates, rounding, [size for size in sizes if size is not None], None)
+        return _Request(mode, coordinates, rounding, [size for size in fixed if size is not None], None)
     return _Request(mode, coordinates, rounding, None, scales)
 
 
-def _spatial_sizes(b: Builder, node: Node) -> list[int | fx.Node]:
+def _sizes(b: Builder, node: Node) -> tuple[list[int | fx.Node], bool]:
+    """Of the axes after the first two, or of all where these may not stay as they are, and whether it is so."""
     rank = b.rank(node, node.inputs[0])
-    axes = _axes(node, rank)
     before, after = b.graph.sizes(node.inputs[0]), b.graph.sizes(node.outputs[0])
-    if before is None or after is None or before[:2] != after[:2]:
-        raise b.unsupported(node, "the first two axes may be resized")
-    sizes: list[int | fx.Node] = [b.size(node.inputs[0], axis) for axis in range(2, rank)]
-    for axis, size in zip(axes, b.integers(node, 3), strict=True):
-        if axis >= 2:
-            sizes[axis - 2] = size
-    return sizes
+    sizes: list[int | fx.Node] = [b.size(node.inputs[0], axis) for axis in range(rank)]
+    for axis, size in zip(_axes(node, rank), b.integers(node, 3), strict=True):
+        sizes[axis] = size
+    whole = before is None or after is None or before[:2] != after[:2]
+    return sizes if whole else sizes[2:], whole
 
 
 def _spatial_scales(b: Builder, node: Node) -> list[float]:
@@ -204,9 +231,16 @@ def _axes(node: Node, rank: int) -> list[int]:
 
 def _static_scales(b: Builder, node: Node) -> list[float] | None:
     """Ratios of fixed sizes."""
-    before, after = b.shape(node, node.inputs[0])[2:], b.shape(node, node.outputs[0])[2:]
-    pairs = [(n, m) for n, m in zip(before, after, strict=True) if n is not None and m is not None]
-    return [m / n for n, m in pairs] if len(pairs) == len(before) else None
+    before, after = b.graph.shape(node.inputs[0]), b.graph.shape(node.outputs[0])
+    if before is None or after is None:
+        return None
+    pairs = [(n, m) for n, m in zip(before[2:], after[2:], strict=True) if n is not None and m is not None]
+    return [m / n for n, m in pairs] if len(pairs) == len(before[2:]) else None
+
+
+def _is_power(scale: float) -> bool:
+    """Of two: products and quotients with it are exact."""
+    return math.frexp(scale)[0] == 0.5
 
 
 def _is_plain(scales: Sequence[float] | None) -> bool:
@@ -220,5 +254,6 @@ def _is_plain(scales: Sequence[float] | None) -> bool:
 
 def _never_one(b: Builder, node: Node, request: _Request) -> bool:
     """pytorch_half_pixel is half_pixel, except where an output has size one."""
-    sizes = b.shape(node, node.outputs[0])[2:]
-    return request.coordinates == "pytorch_half_pixel" and all(size is not None and size != 1 for size in sizes)
+    shape = b.graph.shape(node.outputs[0])
+    known = shape is not None and all(size is not None and size != 1 for size in shape[2:])
+    return request.coordinates == "pytorch_half_pixel" and known
