@@ -245,6 +245,22 @@ class TestResuming:
         searched(resume=True)
         assert (tmp_path / "run" / "report.html").exists()
 
+    def test_plans_that_a_power_cut_took_are_made_again(self, searched: Searched, tmp_path: Path) -> None:
+        """No trial waits until its plan is on the disk."""
+        searched(trials=3)
+        plans = tmp_path / "run" / "plans"
+        before = {number: (plans / f"{number}.json").read_text() for number in range(3)}
+        (plans / "0.json").unlink()
+        (plans / "1.json").write_text("")
+        (plans / "2.json").write_text(before[2][:40])
+        searched(trials=4, resume=True)
+        assert {number: (plans / f"{number}.json").read_text() for number in range(3)} == before
+
+    def test_epochs_are_counted_of_trials_and_of_the_last_training(self, searched: Searched, tmp_path: Path) -> None:
+        run = searched(trials=3, epochs_per_trial=2, epochs=5).run
+        assert run.epochs == 3 * 2 + 5
+        assert read_run(tmp_path / "run").epochs == run.epochs
+
     def test_more_trials_extend_it(self, searched: Searched) -> None:
         first = searched(trials=2).run
         more = searched(trials=5, resume=True).run
