@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,6 +18,9 @@ from conet_onnx.storing import PROTOBUF_LIMIT
 from conet_onnx.verification.masking import masked_model, masked_operands, meetings, mixers
 from conet_onnx.verification.plans import Planned
 from conet_onnx.verification.proof import Check
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 __all__ = ["CHAOS", "check_model", "compare_runs", "sensitivity"]
 
@@ -76,14 +79,12 @@ def compare_runs(
     """Both run, alike in shapes and types, and the resized one computes what the masked source computes."""
     start = partial(session, provider=provider, exact=True, optimise=not _is_quantised(source))
     try:
-        reference = start(source)
         feeds = _feeds(source, seed)
-        expected = [run_session(reference, feed) for feed in feeds]
+        expected = _outputs(start(source), feeds)
     except (ModelError, UsageError) as error:
         return [], [Check("run", f"the source itself does not run here: {error}")], None
     try:
-        started = start(resized)
-        actual = [run_session(started, feed) for feed in feeds]
+        actual = _outputs(start(resized), feeds)
     except ModelError as error:
         raise VerificationFailed(f"it does not run, and the source does: {error}") from error
     for old, new in zip(expected, actual, strict=True):
@@ -96,17 +97,17 @@ def compare_runs(
         return checks, [Check("function", "the plan says that values were changed")], None
     met = meetings(source, resized)
     operands, excuses = masked_operands(source, planned, makers=bool(met))
-    masked, hidden = expected, set[str]()
-    if operands:
+    masked, hidden, is_masked = expected, set[str](), bool(operands)
+    if is_masked:
         inner = sorted({name for meeting in met for name, _ in meeting.operands})
-        started = start(masked_model(source, operands), outputs=inner)
-        runs = [run_session(started, feed) for feed in feeds]
+        runs = _outputs(start(masked_model(source, operands), outputs=inner), feeds)
         masked = [{name: run[name] for name in expected[0]} for run in runs]
         hidden = {meeting.node.name for meeting in met if meeting.is_hidden(runs)}
+    del operands  # as large as the source's weights
     if met and not np.isfinite(_difference(expected, masked)):
         excuses.append("what is made of zeros is not finite")
     difference = _difference(masked, actual)
-    whose = "the masked source's" if operands else "the source's"
+    whose = "the masked source's" if is_masked else "the source's"
     allowed = max(tolerance, ROUNDING * _precision(masked[0]))
     if not difference <= allowed:
         allowed = max(allowed, CHAOS * sensitivity(source, feeds, expected, provider, seed))
@@ -118,11 +119,16 @@ def compare_runs(
             )
         reason = f"outputs differ from {whose} by {difference:.1e}, as they may: {'; '.join(excuses[:3])}"
         return checks, [Check("function", reason)], difference
-    if operands and (moved := _difference(expected, masked)) <= 10 * difference:
+    if is_masked and (moved := _difference(expected, masked)) <= 10 * difference:
         reason = f"the mask moves the outputs by {moved:.1e} only: their agreement ({difference:.1e}) says little"
         return checks, [Check("function", reason)], difference
     checks.append(Check("function", f"outputs are {whose} to {difference:.1e}"))
     return checks, [], difference
+
+
+def _outputs(started: ort.InferenceSession, feeds: Sequence[dict[str, Array]]) -> list[dict[str, Any]]:
+    """What a session gives for each feed. Nobody keeps the session: it holds another copy of all weights."""
+    return [run_session(started, feed) for feed in feeds]
 
 
 def _is_quantised(graph: Graph) -> bool:
@@ -184,10 +190,11 @@ def sensitivity(
     for name, tensor in source.weights.items():
         array = source.array(name) if len(tensor.dims) > 1 else np.zeros(0, bool)
         if array.dtype.kind == "f":
-            moved[name] = array * (1 + np.finfo(array.dtype).eps * rng.uniform(-1, 1, array.shape))
+            by = 1 + np.finfo(array.dtype).eps * rng.uniform(-1, 1, array.shape)
+            moved[name] = (array * by).astype(array.dtype)  # at once: together they would take twice as much memory
     plain = _is_quantised(source)
     started = session(source.with_arrays(moved), provider=provider, exact=True, optimise=not plain)
-    return _difference(expected, [run_session(started, feed) for feed in feeds])
+    return _difference(expected, _outputs(started, feeds))
 
 
 def _precision(outputs: Mapping[str, Any]) -> float:
