@@ -25,6 +25,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # models/ is no part of the package
 
+from tools.torchvision_schemas import define_missing_schemas  # noqa: E402 - found through the line above
+
+define_missing_schemas()
+
 import conet_onnx as co  # noqa: E402 - found through the line above
 from conet_onnx.analysis import Analysis  # noqa: E402
 from conet_onnx.criteria import channel_scores  # noqa: E402
