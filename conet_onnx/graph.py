@@ -101,7 +101,6 @@ class Graph:
         self.inputs = tuple(_value(v) for v in model.graph.input if v.name not in initialized)
         self.outputs = tuple(_value(v) for v in model.graph.output)
         self._sizes: dict[str, tuple[tuple[int, int], ...] | None] = {}
-        self._constants: dict[str, Array | None] = {}
         self._stamps = [_stamp(path) for path in self._files] if file else []
         self._check_input_shapes()
 
@@ -218,14 +217,17 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value if it is the same for every input: a weight, or something small computed from static shapes."""
-        known = self._constants.get(name)
-        if known is not None or name in self._constants:
-            return known
         if name in self.arrays:
             return self.array(name)
-        found = self.inference.constant(name)
-        self._constants[name] = found = self.array(name) if found is None and name in self.weights else found
-        return found
+        known = self._constants.get(name)
+        if known is None and name in self.weights:
+            known = self._constants[name] = self.array(name)
+        return known
+
+    @cached_property
+    def _constants(self) -> dict[str, Array]:
+        """Those that are known by now."""
+        return dict(self.inference.constants)
 
     def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:
         """Each axis's size at the two assignments; the pair differs where the size depends on a symbolic input size."""

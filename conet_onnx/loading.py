@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import checker, inliner
 
+from conet_onnx.collecting import collector_paused
 from conet_onnx.errors import ModelError
 from conet_onnx.graph import FLOATS, Graph, one_line
 from conet_onnx.shapes import skeleton
@@ -18,6 +19,7 @@ from conet_onnx.storing import held, load_external, read_model
 __all__ = ["load"]
 
 
+@collector_paused()
 def load(path: str | os.PathLike[str], *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
     """Read, check and view an ONNX file. External data must lie inside the model's folder; functions are inlined.
 

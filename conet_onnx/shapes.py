@@ -38,12 +38,24 @@ TOKENS = (16, 12)  # of integers, and of what comes beside them: tables of posit
 INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 
 
+Array = np.ndarray[Any, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What operators made of what they were given: values, and types of outputs."""
+    """What operators made of what they were given: values, and types of outputs.
 
-    values: dict[tuple[Any, ...], list[np.ndarray[Any, Any]]] = field(default_factory=dict)
-    types: dict[tuple[Any, ...], list[onnx.TypeProto | None]] = field(default_factory=dict)
+    Arrays are told apart by their identity, which is cheap: `one` gives the array that stands for all its equals. What
+    was given is kept beside what was made of it, so that no other array can be taken for it.
+    """
+
+    arrays: dict[tuple[Any, ...], Array] = field(default_factory=dict)
+    values: dict[tuple[Any, ...], tuple[list[Array], list[Array]]] = field(default_factory=dict)
+    types: dict[tuple[Any, ...], tuple[list[Array | None], list[onnx.TypeProto | None]]] = field(default_factory=dict)
+
+    def one(self, array: Array) -> Array:
+        """The first array that was met of this type, shape and content."""
+        return self.arrays.setdefault((array.dtype, array.shape, array.tobytes()), array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +77,17 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """Two assignments of the symbolic sizes, compared."""
+    """Two assignments of the symbolic sizes, compared; `constants` are the small values on which both agree."""
 
     first: Assignment
     second: Assignment
+    constants: Mapping[str, Array]
 
     def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:
         """Each axis's size at both assignments; None where it is unknown or the rank differs."""
         a = self.first.size(name)
         b = a if self.second is self.first else self.second.size(name)
         return None if a is None or b is None or len(a) != len(b) else tuple(zip(a, b, strict=True))
-
-    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
-        """A small computed value, where both assignments agree on it."""
-        a = self.first.constants.get(name)
-        if a is None or self.second is self.first:
-            return a
-        b = self.second.constants.get(name)
-        if a is b:
-            return a
-        same = b is not None and a.shape == b.shape and a.tolist() == b.tolist()  # small: numpy would take longer
-        return a if same else None
 
     def dtype(self, name: str) -> np.dtype[Any] | None:
         """The element type of a tensor."""
@@ -104,14 +106,17 @@ def infer(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | No
     """Shapes and constants of a model; `input_shapes` replaces the sizes chosen for symbolic axes."""
     light, weights = _unshaped(model)
     chosen = [_choose(model, which, input_shapes or {}) for which in (0, 1)]
-    stored = {t.name: values(t) for t in light.graph.initializer}
+    done = Done()
+    stored = {t.name: done.one(values(t)) for t in light.graph.initializer}
     for node in light.graph.node:
         if (value := _value_of(node)) is not None:
-            stored[node.output[0]] = values(value)
-    done = Done()
+            stored[node.output[0]] = done.one(values(value))
     first = _assign(model, light, chosen[0], weights, stored, done)
-    same = chosen[0] == chosen[1]
-    return Inference(first, first if same else _assign(model, light, chosen[1], weights, stored, done))
+    if chosen[0] == chosen[1]:
+        return Inference(first, first, first.constants)
+    second = _assign(model, light, chosen[1], weights, stored, done, first)
+    others = second.constants
+    return Inference(first, second, {n: a for n, a in first.constants.items() if others.get(n) is a})
 
 
 def _value_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
@@ -233,7 +238,9 @@ def _assign(
     weights: Mapping[str, onnx.TypeProto],
     stored: Mapping[str, np.ndarray[Any, Any]],
     done: Done,
+    other: Assignment | None = None,
 ) -> Assignment:
+    """What is known at one choice of shapes for the inputs; what agrees with the other one is taken from there."""
     for value in light.graph.input:
         if value.name in shapes:
             elem_type = value.type.tensor_type.elem_type
@@ -241,10 +248,27 @@ def _assign(
     graph = shape_inference.infer_shapes(light, data_prop=True).graph
     types = {v.name: v.type for v in (*graph.value_info, *graph.output, *graph.input)} | dict(weights)
     constants = dict(stored)
+    agreeing = {"", *weights}  # values whose types and constants are those of the other assignment
+    if other is not None:
+        agreeing.update(name for name, shape in shapes.items() if other.size(name) == shape)
     for node in light.graph.node:
-        if node.op_type != "Constant" or node.output[0] not in constants:
-            settle(node, model, types, constants, done)
+        if node.op_type == "Constant" and node.output[0] in constants:
+            continue
+        if other is not None and agreeing.issuperset(node.input) and not _has_subgraph(node):
+            found = [name for name in node.output if name in other.types]
+            types.update({name: other.types[name] for name in found})
+            constants.update({name: other.constants[name] for name in found if name in other.constants})
+            agreeing.update(found)
+            continue
+        settle(node, model, types, constants, done)
+        if other is not None:
+            both = ((name, constants.get(name)) for name in node.output)
+            agreeing.update(name for name, made in both if made is not None and made is other.constants.get(name))
     return Assignment(types, constants)
+
+
+def _has_subgraph(node: onnx.NodeProto) -> bool:
+    return any(a.HasField("g") or a.graphs for a in node.attribute)
 
 
 def settle(
@@ -261,7 +285,7 @@ def settle(
     complaint, domain = "", node.domain
     if domain == DOMAIN:
         _infer_contrib(node, types)
-    if domain not in ("", "ai.onnx") or any(a.HasField("g") or a.graphs for a in node.attribute):
+    if domain not in ("", "ai.onnx") or _has_subgraph(node):
         return complaint
     op = node.op_type
     made: list[np.ndarray[Any, Any]] = []
@@ -269,7 +293,7 @@ def settle(
         shape = [d.dim_value for d in types[node.input[0]].tensor_type.shape.dim]
         attributes = {a.name: a.i for a in node.attribute}
         value = np.array(shape, np.int64)[attributes.get("start", 0) : attributes.get("end")]
-        made = [value if op == "Shape" else np.array(math.prod(shape), np.int64)]
+        made = [done.one(value if op == "Shape" else np.array(math.prod(shape), np.int64))]
     else:
         given = [constants.get(name) for name in node.input if name]
         settled = op not in RANDOM and all(array is not None for array in given)
@@ -317,15 +341,15 @@ def _evaluate(
 
     It takes a millisecond, and layers that are alike compute alike: what has been `done` is looked up.
     """
-    feeds = {name: constants[name] for name in node.input if name}
-    if sum(array.size for array in feeds.values()) > 4 * SMALL:
-        return []
-    given = tuple((a.dtype.str, a.shape, a.tobytes()) for a in (feeds[n] for n in node.input if n))
-    places = (*map(bool, node.input), len(node.output))
-    key = (node.op_type, *(a.SerializeToString() for a in node.attribute), places, given)
-    if key not in done.values:
-        done.values[key] = _reference(node, model, feeds)
-    return done.values[key]
+    given = [constants[name] for name in node.input if name]
+    places = [id(constants[name]) if name else 0 for name in node.input]
+    key = (node.op_type, len(node.output), *[a.SerializeToString() for a in node.attribute], *places)
+    known = done.values.get(key)
+    if known is None:
+        small = sum(array.size for array in given) <= 4 * SMALL
+        found = _reference(node, model, {name: constants[name] for name in node.input if name}) if small else []
+        known = done.values[key] = given, [done.one(array) if array.size <= SMALL else array for array in found]
+    return known[1]
 
 
 def _reference(
@@ -360,8 +384,7 @@ def _infer_node(
     places = (*map(bool, node.input), *map(bool, node.output))
     given = [types[name].SerializeToString() if name else b"" for name in node.input]
     arrays = [constants.get(name) for name in node.input]
-    known = [None if a is None else (a.dtype.str, a.shape, a.tobytes()) for a in arrays]
-    key = (node.op_type, node.domain, *(a.SerializeToString() for a in node.attribute), places, *given, *known)
+    key = (node.op_type, node.domain, *[a.SerializeToString() for a in node.attribute], places, *given, *map(id, arrays))
     if key not in done.types:
         data = {name: numpy_helper.from_array(constants[name], name) for name in node.input if name in constants}
         try:
@@ -374,8 +397,8 @@ def _infer_node(
             )
         except (shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError) as error:
             return " ".join(str(error).split())  # its outputs stay unknown, and what touches them is frozen
-        done.types[key] = [made.get(name) for name in node.output]
-    inferred = zip(node.output, done.types[key], strict=True)
+        done.types[key] = arrays, [made.get(name) for name in node.output]
+    inferred = zip(node.output, done.types[key][1], strict=True)
     types.update({name: found for name, found in inferred if found is not None})
     return ""
 
