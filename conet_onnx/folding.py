@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -79,9 +78,7 @@ class Findings:
         self.terms: dict[int, tuple[tuple[int, ...], ...]] = {}  # by node (see rules.each)
         self.undivided: list[tuple[Segment, str]] = []  # what cannot grow as a sum over weights can, and why
         self.region: Region = trace(graph) if region is None else region
-        alone = [node.outputs for node in graph.computing if not node.inputs]
-        stored = [node.outputs for node in graph.stored]
-        self.constants = {*graph.weights, *graph.sparse, *chain.from_iterable(stored), *chain.from_iterable(alone)}
+        self.constants = set(graph.given)
 
     # What is what
 
@@ -280,10 +277,13 @@ class _Fold:
         return all(size and size[0][0] == size[0][1] for size in known)
 
     def _pin(self, name: str, reason: Reason) -> None:
-        self._freeze(self.a.region.reads.get(name, ()), reason)
+        if name in self.a.region.makers:
+            self._freeze(self.a.region.reads[name], reason)
 
     def _freeze(self, axes: Iterable[tuple[str, int]], reason: Reason) -> None:
         for tensor, axis in axes:
+            if tensor in self.a.region.makers:
+                continue  # integers: none of their axes ever changes
             shape = self.a.shapes.get(tensor) or self._known(tensor)
             if shape is not None:
                 self.solver.freeze(shape[axis], reason)
@@ -355,7 +355,7 @@ class _Fold:
         root = self.a.alias(name)
         if root is None:
             return self._known(name)
-        shape = self._new(root, f"{node.name}.{index}")
+        shape = self._new(root, node, index)
         if node.op != "Identity" or not self.a.is_alias(node):
             self.a.uses.append(Use(root, node.index, index, shape))
         return shape
@@ -373,7 +373,7 @@ class _Fold:
         """The axes of a weight that is met for the first time."""
         shape: Shape | None = None
         if name in self.graph.weights:
-            shape = self._new(name, name)
+            shape = self._new(name)
         elif name in self.graph.sparse:
             detail = f"weight {name!r} is sparse: where its elements stand is not followed"
             shape = self._frozen(name, Reason("sparse", name, detail))
@@ -381,10 +381,15 @@ class _Fold:
             self.a.shapes[name] = shape
         return shape
 
-    def _new(self, tensor: str, label: str) -> Shape:
+    def _new(self, tensor: str, reader: Node | None = None, index: int = 0) -> Shape:
+        """Axes of a weight, or of one reading of it."""
         made = []
         for i, n in enumerate(self.graph.weights[tensor].dims):
-            made.append(ONE if n == 1 else product(Dim(f"{label}[{i}]", (n, n))))
+            if n == 1:  # as in most of the integers that say where to cut
+                made.append(ONE)
+            else:
+                label = tensor if reader is None else f"{reader.name}.{index}"
+                made.append(product(Dim(f"{label}[{i}]", (n, n))))
         return tuple(made)
 
     def _settled(self, segment: Segment) -> Segment:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -93,10 +94,10 @@ class Graph:
         self.external = tuple(external)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
         self.nodes = _nodes(model) if nodes is None else tuple(nodes)
-        if nodes is None:
-            _ = self._producers, self._consumers  # while the nodes are fresh, this takes half the time
         self.weights = _weights(model)
         self.sparse = frozenset(_sparse(model))
+        if nodes is None:
+            _ = self._producers, self._consumers, self.given  # while the nodes are fresh, this takes half the time
         initialized = {tensor.name for tensor in model.graph.initializer}
         self.inputs = tuple(_value(v) for v in model.graph.input if v.name not in initialized)
         self.outputs = tuple(_value(v) for v in model.graph.output)
@@ -148,6 +149,13 @@ class Graph:
     def computing(self) -> tuple[Node, ...]:
         """All other nodes, in their order."""
         return tuple([node for node in self.nodes if node.op != "Constant" or node.domain])
+
+    @cached_property
+    def given(self) -> frozenset[str]:
+        """The values that are there before anything is computed: weights, and what nodes make that read nothing."""
+        alone = [node.outputs for node in self.computing if not node.inputs]
+        stored = [node.outputs for node in self.stored]
+        return frozenset(chain(self.weights, self.sparse, chain.from_iterable(stored), chain.from_iterable(alone)))
 
     @cached_property
     def _producers(self) -> dict[str, Node]:

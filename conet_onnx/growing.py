@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from conet_onnx.dims import Axis, Dim
 from conet_onnx.folding import Facing, Findings
@@ -80,6 +81,15 @@ class _Places:
         yield from (graph.nodes[index] for index in self.readers.get(name, ()))
 
 
+@dataclass(slots=True)
+class _Touched:
+    """A node that reads or makes channels of a dim: as which inputs, and as which outputs."""
+
+    node: Final[Node]
+    holding: Final[list[int]]
+    makes: Final[list[str]]
+
+
 class _Unshared(Exception):
     """Something on the way is not linear, or is needed both divided and as it is; and who began to divide it."""
 
@@ -112,8 +122,8 @@ class _Sharing:
         while True:
             self._divided, self._makers, self._axes = {}, {}, set()
             try:
-                for node in nodes:
-                    self._visit(node)
+                for touched in nodes:
+                    self._visit(touched)
             except _Unshared as error:
                 if error.maker is None:
                     return None
@@ -121,10 +131,10 @@ class _Sharing:
             else:
                 return frozenset(self._axes)
 
-    def _nodes(self) -> list[Node]:
+    def _nodes(self) -> list[_Touched]:
         """Every node that reads or makes channels of the dim, in order."""
         findings = self._findings
-        found: dict[int, Node] = {}
+        found: dict[int, _Touched] = {}
         summing = (f for f in findings.contractions if not f.parts and f.contraction.operands)
         nodes = findings.graph.nodes
         pending = [
@@ -140,36 +150,43 @@ class _Sharing:
             for node in self._places.around(pending.pop()):
                 if node.index in found or node.index in findings.region.nodes:
                     continue
-                found[node.index] = node
-                values = [self._places.read(node, k) for k in range(len(node.inputs)) if node.inputs[k]]
-                values += [(name, findings.shapes.get(name, ())) for name in node.outputs]
-                for name, shape in values:
-                    if name not in seen and self._held(shape):
+                holding = self._holding(node)
+                makes = [name for name in node.outputs if self._held(findings.shapes.get(name, ()))]
+                found[node.index] = _Touched(node, holding, makes)
+                for name in (*[self._places.read(node, k)[0] for k in holding], *makes):
+                    if name not in seen:
                         seen.add(name)
                         pending.append(name)
         return [found[index] for index in sorted(found)]
 
+    def _holding(self, node: Node) -> list[int]:
+        """The inputs of a node that hold the dim. Raises _Unshared as `_held` does."""
+        return [k for k, name in enumerate(node.inputs) if name and self._held(self._places.read(node, k)[1])]
+
     def _held(self, shape: Shape) -> tuple[int, ...]:
         """The axes that hold the dim. Raises _Unshared where an element is in two of its channels at once."""
-        solver = self._findings.solver
-        held = tuple([k for k, segment in enumerate(shape) if segment.dims and self._dim in solver.leaves(segment)])
-        if len(held) > 1 or any(self._often(solver.resolve(shape[k])) > 1 for k in held):
+        solver, dim = self._findings.solver, self._dim
+        held = tuple([k for k, segment in enumerate(shape) if segment.dims and dim in solver.leaves(segment)])
+        if held and (len(held) > 1 or self._often(solver.resolve(shape[held[0]])) > 1):
             raise _Unshared
         return held
 
     def _often(self, ax: Axis) -> int:
         """In how many channels of the dim an element of an axis is: products count, sums do not."""
-        solver = self._findings.solver
+        solver, most = self._findings.solver, 0
+        for segment in ax.segments:
+            times = 0
+            for dim in segment.dims:
+                if dim is self._dim:
+                    times += 1
+                elif solver.is_composite(dim):
+                    times += self._often(solver.resolve_dim(dim))
+            most = max(most, times)
+        return most
 
-        def times(dim: Dim) -> int:
-            return self._often(solver.resolve_dim(dim)) if solver.is_composite(dim) else int(dim is self._dim)
-
-        return max((sum(map(times, segment.dims)) for segment in ax.segments), default=0)
-
-    def _visit(self, node: Node) -> None:
-        findings, constants = self._findings, self._findings.constants
-        holding = [k for k, name in enumerate(node.inputs) if name and self._held(self._places.read(node, k)[1])]
-        makes = [name for name in node.outputs if self._held(findings.shapes.get(name, ()))]
+    def _visit(self, touched: _Touched) -> None:
+        constants = self._findings.constants
+        node, holding, makes = touched.node, touched.holding, touched.makes
         if (not holding and not makes) or all(name in constants for name in node.outputs):
             return  # constants are divided when they are needed so
         alive = [k for k in holding if node.inputs[k] not in constants]
@@ -243,10 +260,7 @@ class _Sharing:
             if degree:
                 self._axes.update((name, k) for k in held)
             return
-        holding = [
-            k for k, read in enumerate(producer.inputs) if read and self._held(self._places.read(producer, k)[1])
-        ]
-        terms = self._terms(producer, holding)
+        terms = self._terms(producer, holding := self._holding(producer))
         if degree and (not terms or any(not term for term in terms)):
             raise _Unshared
         chosen = {term[0] for term in terms} if degree else set[int]()

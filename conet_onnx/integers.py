@@ -49,7 +49,9 @@ def trace(graph: Graph) -> Region:
         if node.domain or node.has_subgraph:
             continue
         if node.op in BEGINNINGS or _is_followed(node, graph, makers):
-            makers.update(dict.fromkeys(filter(None, node.outputs), node))
+            for name in node.outputs:
+                if name:
+                    makers[name] = node
             nodes.append(node.index)
     following = _Following(graph, makers)
     origins, reads = (
@@ -182,31 +184,48 @@ def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
     """The sources of a node's elements, where the node only moves one-dimensional integers about."""
     if len(node.outputs) != 1:
         return None
-    for name in node.inputs:
-        if origins.get(name) == ():
-            return None  # how many there are is not known
+    if () in [origins.get(name) for name in node.inputs]:
+        return None  # how many there are is not known
     if node.op in MOVING:
         return _sources(node.inputs[0], graph, origins)
-    if any(len(graph.sizes(name) or ()) > 1 for name in node.inputs if name):
-        return None  # in tables neither an axis nor a place among the elements is what it is in a vector
-    if node.op == "ConstantOfShape":
-        value = graph.constant(node.outputs[0])
-        settled = all(isinstance(origin, int) for origin in _sources(node.inputs[0], graph, origins))
-        return flat_integers(value) if value is not None and settled else None
-    if node.op in _ELEMENTWISE:
-        return _each(node.op, [_sources(name, graph, origins) for name in node.inputs])
-    if node.op == "Concat":
-        return tuple(chain.from_iterable([_sources(name, graph, origins) for name in node.inputs]))
-    if node.op == "Gather" and (indices := _constant(node, 1, graph)) is not None:
-        items = _sources(node.inputs[0], graph, origins)
-        inside = all(-len(items) <= i < len(items) for i in indices)
-        return tuple([items[i] for i in indices]) if inside else None
-    if node.op == "Slice" and node.since >= 10:
-        start, end, step = (_constant(node, k, graph) for k in (1, 2, 4))
-        if start is None or end is None:
-            return None
-        return _sources(node.inputs[0], graph, origins, slice(start[0], end[0], step[0] if step else 1))
-    return None
+    move = _MOVES.get(node.op)
+    if move is None:
+        return None
+    for name in node.inputs:
+        sizes = graph.sizes(name) if name else None
+        if sizes is not None and len(sizes) > 1:
+            return None  # in tables neither an axis nor a place among the elements is what it is in a vector
+    return move(node, graph, origins)
+
+
+def _filled(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
+    value = graph.constant(node.outputs[0])
+    settled = all(isinstance(origin, int) for origin in _sources(node.inputs[0], graph, origins))
+    return flat_integers(value) if value is not None and settled else None
+
+
+def _joined(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...]:
+    return tuple(chain.from_iterable([_sources(name, graph, origins) for name in node.inputs]))
+
+
+def _picked(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
+    indices = _constant(node, 1, graph)
+    if indices is None:
+        return None
+    items = _sources(node.inputs[0], graph, origins)
+    try:
+        return tuple([items[i] for i in indices])
+    except IndexError:
+        return None
+
+
+def _cut(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
+    if node.since < 10:
+        return None
+    start, end, step = (_constant(node, k, graph) for k in (1, 2, 4))
+    if start is None or end is None:
+        return None
+    return _sources(node.inputs[0], graph, origins, slice(start[0], end[0], step[0] if step else 1))
 
 
 def _sources(
@@ -265,18 +284,29 @@ _ELEMENTWISE: Mapping[str, Callable[..., Origin]] = {
 }
 
 
-def _each(op: str, operands: Sequence[tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
+def _each(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
     """The operator's sources element by element, as in `Where(target == -1, 1, target)`, which asks for an Expand."""
+    operands = [_sources(name, graph, origins) for name in node.inputs]
+    combined = _ELEMENTWISE[node.op]
     length = max(map(len, operands))
     if any(len(items) not in (1, length) for items in operands):
         return None
     whole = [items if len(items) == length else items * length for items in operands]
     if length <= FEW:
-        return tuple(map(_ELEMENTWISE[op], *whole))
+        return tuple(map(combined, *whole))
     made: dict[tuple[Origin, ...], Origin] = {}
     found = []
     for items in zip(*whole, strict=True):  # of hundreds, most are alike
         if items not in made:
-            made[items] = _ELEMENTWISE[op](*items)
+            made[items] = combined(*items)
         found.append(made[items])
     return tuple(found)
+
+
+_MOVES: Mapping[str, Callable[[Node, Graph, Mapping[str, tuple[Origin, ...]]], tuple[Origin, ...] | None]] = {
+    **dict.fromkeys(_ELEMENTWISE, _each),
+    "ConstantOfShape": _filled,
+    "Concat": _joined,
+    "Gather": _picked,
+    "Slice": _cut,
+}

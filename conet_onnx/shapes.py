@@ -86,7 +86,7 @@ class Inference:
     def sizes(self, name: str) -> tuple[tuple[int, int], ...] | None:
         """Each axis's size at both assignments; None where it is unknown or the rank differs."""
         a = self.first.size(name)
-        b = a if self.second is self.first else self.second.size(name)
+        b = a if self.second.types.get(name) is self.first.types.get(name) else self.second.size(name)
         return None if a is None or b is None or len(a) != len(b) else tuple(zip(a, b, strict=True))
 
     def dtype(self, name: str) -> np.dtype[Any] | None:

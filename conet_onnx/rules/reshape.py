@@ -16,7 +16,7 @@ def regroup(op: Op, x: Shape, sizes: tuple[Size, ...]) -> tuple[Shape, Equal]:
 
     Alignment at equal cumulative products is exact in row-major order, even where sizes coincide by accident.
     """
-    if any(0 in size for size in (*sizes, *(s.size for s in x))):
+    if any([0 in size for size in sizes]) or any([0 in s.size for s in x]):
         raise Opaque("empty", f"{op.node} regroups a tensor without elements")
     output: list[Segment] = [ONE] * len(sizes)
     equal: list[tuple[Axis | Segment, Axis | Segment]] = []
@@ -24,14 +24,14 @@ def regroup(op: Op, x: Shape, sizes: tuple[Size, ...]) -> tuple[Shape, Equal]:
     block_out: list[int] = []
     before: Size = (1, 1)  # the product of block_in over that of block_out, as two products
     after: Size = (1, 1)
-    pending_in = [s for s in x if s.size != (1, 1)]
-    pending_out = [i for i, size in enumerate(sizes) if size != (1, 1)]
+    pending_in = [s for s in reversed(x) if s.size != (1, 1)]  # the next one last
+    pending_out = [i for i in reversed(range(len(sizes))) if sizes[i] != (1, 1)]
     while pending_in or pending_out:
         if pending_in and (before <= after or not pending_out):
-            block_in.append(pending_in.pop(0))
+            block_in.append(pending_in.pop())
             before = _times(before, block_in[-1].size)
         else:
-            block_out.append(pending_out.pop(0))
+            block_out.append(pending_out.pop())
             after = _times(after, sizes[block_out[-1]])
         if before == after and block_in and block_out:
             if len(block_in) == len(block_out) == 1:
@@ -39,7 +39,7 @@ def regroup(op: Op, x: Shape, sizes: tuple[Size, ...]) -> tuple[Shape, Equal]:
             else:
                 for i in block_out:
                     output[i] = product(op.fresh(f"out{i}", sizes[i]))
-                equal.append((product(*block_in), product(*(output[i] for i in block_out))))
+                equal.append((product(*block_in), product(*[output[i] for i in block_out])))
             block_in, block_out = [], []
     if block_in or block_out:
         raise Opaque("sizes", f"{op.node} changes the number of elements from {before} to {after}")
@@ -52,17 +52,17 @@ def reshape(op: Op, x: Shape, _: Shape | None = None) -> Facts:
     output, equal = regroup(op, x, op.sizes())
     target = op.integers(1)
     if target is not None:
-        sites = tuple(
+        found = [
             Site("input:1", i, axis(s), literal)
             for i, (s, literal) in enumerate(zip(output, target, strict=True))
             if literal != -1 and s.size[0] == s.size[1] and not (literal == 0 and s == x[i])
-        )
-        return Facts(outputs=(output,), equal=equal, sites=sites, sees=(1,), passes=(0,))
+        ]
+        return Facts(outputs=(output,), equal=equal, sites=tuple(found), sees=(1,), passes=(0,))
     if op.node.inputs[1] not in op.origins:
         raise Opaque("computed target", f"{op.node} reads its target from data")
     dynamic = [i for i, s in enumerate(output) if s.size[0] != s.size[1]]
     if len(dynamic) <= 1:
-        sites = tuple(Site("input:1", i, axis(s), None) for i, s in enumerate(output))
+        sites = tuple([Site("input:1", i, axis(s), None) for i, s in enumerate(output)])
         return Facts(outputs=(output,), equal=equal, sites=sites, sees=(1,), passes=(0,))
     followed, sites, frozen = _computed(op, output)
     return Facts((output,), (*equal, *followed), sites=sites, frozen=frozen, sees=(1,), passes=(0,))
