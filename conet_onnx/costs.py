@@ -45,6 +45,9 @@ class Coverage(NamedTuple):
     macs: float
 
 
+_NONE = frozenset[Dim]()
+
+
 class Costs:
     """The cost polynomials of one analysed graph."""
 
@@ -58,13 +61,13 @@ class Costs:
             (use, self._polynomials.product(*use.shape), self._dims(*use.shape)) for use in coupling.distinct_uses
         ]
         batch = _static_batch(coupling)
+        macs = [(f.node, coupling.axis(f.contraction.macs)) for f in coupling.contractions]
         self._products = [
             (
-                f.contraction.macs,
-                _per_sample(self._polynomials.of(f.contraction.macs), batch if coupling.follows_input(f.node) else 1),
-                self._dims(f.contraction.macs),
+                _per_sample(self._polynomials.of(ax), batch if coupling.follows_input(node) else 1),
+                self._dims(ax),
             )
-            for f in coupling.contractions
+            for node, ax in macs
         ]
 
     @cached_property
@@ -73,7 +76,7 @@ class Costs:
         graph = self._coupling.graph
         params = sum(_count(t) for name, t in graph.weights.items() if self._counts(name))
         raw = sum(_count(t) * _itemsize(t) for t in graph.model.graph.initializer)
-        macs = self._evaluate([macs for _, macs, _ in self._products])
+        macs = self._evaluate([macs for macs, _ in self._products])
         return Price(params, macs, raw)
 
     def price(self, widths: Mapping[str, int]) -> Price:
@@ -132,7 +135,7 @@ class Costs:
         weights = {use.tensor: size for use, size, dims in self._uses if dim in dims and self._counts(use.tensor)}
         return Share(
             self._evaluate(list(weights.values())),
-            self._evaluate([macs for _, macs, dims in self._products if dim in dims]),
+            self._evaluate([macs for macs, dims in self._products if dim in dims]),
         )
 
     @cached_property
@@ -141,7 +144,7 @@ class Costs:
         free = self._coupling.resizable
         weights = {use.tensor for use, _, dims in self._uses if dims & free and self._counts(use.tensor)}
         params = sum(_count(self._coupling.graph.weights[name]) for name in weights)
-        macs = self._evaluate([macs for _, macs, dims in self._products if dims & free])
+        macs = self._evaluate([macs for macs, dims in self._products if dims & free])
         return Coverage(params / max(self.source.params, 1), macs / max(self.source.macs, 1))
 
     # Compiled on first use
@@ -163,7 +166,7 @@ class Costs:
         unread = set(weights) - {use.tensor for use, _, _ in self._uses}
         params = _total([params, {(): sum(_count(weights[n]) for n in unread if self._counts(n))}])
         raw = _total([raw, {(): sum(_count(weights[n]) * initializers.get(n, 0) for n in unread)}])
-        return compile_table([params, _total([m for _, m, _ in self._products]), raw], len(self._ids))
+        return compile_table([params, _total([m for m, _ in self._products]), raw], len(self._ids))
 
     @cached_property
     def _new_constants(self) -> tuple[tuple[Place, Table], ...]:
@@ -194,7 +197,8 @@ class Costs:
 
     def _dims(self, *segments: Any) -> frozenset[Dim]:
         leaves = self._coupling.solver.leaves
-        return frozenset([d for s in segments if s.dims for d in leaves(s)])
+        found = [d for s in segments if s.dims for d in leaves(s)]
+        return frozenset(found) if found else _NONE
 
     def _evaluate(self, polynomials: list[Polynomial]) -> int:
         return int(np.rint(compile_table([_total(polynomials)], len(self._ids))(self._sizes[None])[0, 0]))

@@ -77,7 +77,7 @@ class Coupling(Findings):
     def distinct_uses(self) -> tuple[Use, ...]:
         """The readings that a resize keeps apart: all, but for one alone of a weight in which nothing can change."""
         fixed, leaves = self.resizable.isdisjoint, self.solver.leaves
-        resizable = {u.tensor for u in self.every_use if not all(fixed(leaves(s)) for s in u.shape)}
+        resizable = {u.tensor for u in self.every_use for s in u.shape if s.dims and not fixed(leaves(s))}
         first = {u.tensor: u for u in reversed(self.every_use)}
         return tuple(u for u in self.every_use if u.tensor in resizable or first[u.tensor] is u)
 
@@ -206,10 +206,8 @@ def _parts(coupling: Coupling, segment: Segment) -> Iterator[tuple[Dim, str]]:
 def _find_frozen(coupling: Coupling) -> Iterator[Frozen]:
     fixed, leaves = coupling.resizable.isdisjoint, coupling.solver.leaves
     for use in coupling.every_use:
-        if not coupling.is_real(use.tensor):
-            continue
         for axis, segment in enumerate(use.shape):
-            if segment.size != (1, 1) and fixed(leaves(segment)):
+            if segment.size != (1, 1) and coupling.is_real(use.tensor) and fixed(leaves(segment)):
                 yield Frozen(use.tensor, axis, segment.size[0], coupling.obstacle(use.tensor, segment))
 
 

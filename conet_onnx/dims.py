@@ -88,7 +88,10 @@ def product(*factors: Factor | Segment) -> Segment:
         if isinstance(only, int):
             return plain(only)
         if isinstance(only, Dim):
-            return ONE if only.size == (1, 1) else Segment((only,), only.size, (only,))
+            if only.size == (1, 1):
+                return ONE
+            alone = (only,)  # one tuple for both: thousands are made
+            return Segment(alone, only.size, alone)
         if only.origin is None:
             return only
     flat: list[Factor] = []
@@ -109,7 +112,8 @@ def product(*factors: Factor | Segment) -> Segment:
                     flat[-1] *= f
                 else:
                     flat.append(f)
-    return Segment(tuple(flat), (first, second), tuple(dims))
+    named = tuple(dims)
+    return Segment(named if len(dims) == len(flat) else tuple(flat), (first, second), named)
 
 
 @lru_cache(4096)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -101,18 +102,13 @@ class Findings:
 
     @cached_property
     def _pinned(self) -> frozenset[str]:
-        pinned = {value.name for value in self.graph.outputs}
-        for node in self.graph.computing:
-            if node.captured:
-                pinned.update(node.captured)
-            if node.op == "Shape" or node.op == "Size":
-                pinned.add(node.inputs[0])
-        return frozenset(pinned)
+        captured = chain.from_iterable([node.captured for node in self.region.outside if node.captured])
+        return self.region.measured.union([value.name for value in self.graph.outputs], captured)
 
     @cached_property
     def _renamed(self) -> Mapping[str, str]:
         """The first name of values that have a second one."""
-        return {n.outputs[0]: n.inputs[0] for n in self.graph.computing if n.op == "Identity" and self.is_alias(n)}
+        return {n.outputs[0]: n.inputs[0] for n in self.region.outside if n.op == "Identity" and self.is_alias(n)}
 
     def is_real(self, tensor: str) -> bool:
         """Whether a weight holds numbers to compute with, and not sizes or indices."""
@@ -180,6 +176,7 @@ class _Fold:
         self.a = findings
         self.graph = findings.graph
         self.solver = findings.solver
+        self._followed = findings.region.makers.keys()
         self._rules: dict[tuple[str, str, int], Rule | None] = {}
 
     def run(self) -> None:
@@ -189,10 +186,8 @@ class _Fold:
                 self.a.shapes[value.name] = tuple(
                     product(Dim(f"{value.name}[{i}]", size, rigid=size[0] != size[1])) for i, size in enumerate(sizes)
                 )
-        inside = self.a.region.nodes
-        for node in self.graph.computing:
-            if node.index not in inside:
-                self.visit(node)
+        for node in self.a.region.outside:
+            self.visit(node)
         self._settle_contractions()
         for values, kind in ((self.graph.outputs, "output"), (self.graph.inputs, "input")):
             for value in values:
@@ -247,14 +242,14 @@ class _Fold:
 
     def _check_computed(self, node: Node, facts: Facts) -> None:
         """Integers that the model computes itself, and that the rule has not accounted for, pin what they read."""
-        followed = self.a.region.makers
-        if followed.keys().isdisjoint(node.inputs):
+        followed = self._followed
+        if followed.isdisjoint(node.inputs):
             return
         for k, name in enumerate(node.inputs):
             if name not in followed:
                 continue
             if k in facts.sees:
-                own = (site.where for site in facts.sites if site.holder is None)
+                own = [site.where for site in facts.sites if site.holder is None]
                 if self.graph.constant(name) is not None or f"input:{k}" in own:
                     self.a.computed.add((node.index, k))  # all of it will be a constant
                 else:
@@ -277,12 +272,12 @@ class _Fold:
         return all(size and size[0][0] == size[0][1] for size in known)
 
     def _pin(self, name: str, reason: Reason) -> None:
-        if name in self.a.region.makers:
+        if name in self._followed:
             self._freeze(self.a.region.reads[name], reason)
 
     def _freeze(self, axes: Iterable[tuple[str, int]], reason: Reason) -> None:
         for tensor, axis in axes:
-            if tensor in self.a.region.makers:
+            if tensor in self._followed:
                 continue  # integers: none of their axes ever changes
             shape = self.a.shapes.get(tensor) or self._known(tensor)
             if shape is not None:
@@ -331,12 +326,13 @@ class _Fold:
             found.makes.extend([(index, segment) for segment in facts.makes])
         if facts.passes:
             self._record_views(node, found.moved, facts.passes)
-        if terms := facts.terms or each(len(facts.passes)):
-            found.terms[index] = terms
+        if facts.terms or facts.passes:
+            found.terms[index] = facts.terms or each(len(facts.passes))
         if constant:
             if len(facts.terms) == 1 and not facts.contracts:
                 self._record_views(node, found.scaled, facts.terms[0])
-            self._record_views(node, found.quantised, facts.quantises)
+            if facts.quantises:
+                self._record_views(node, found.quantised, facts.quantises)
 
     def _record_views(self, node: Node, views: dict[str, tuple[str, ...]], inputs: Sequence[int]) -> None:
         if inputs:
@@ -363,7 +359,7 @@ class _Fold:
     def _known(self, name: str) -> Shape | None:
         shape = self.a.shapes.get(name)
         if shape is None and (shape := self._first(name)) is None:
-            if name not in self.a.region.makers and name not in self.a.constants:
+            if name not in self._followed and name not in self.a.constants:
                 return None
             sizes = self.graph.sizes(name)
             return None if sizes is None else fixed(name, sizes)

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -31,20 +31,20 @@ Array = np.ndarray[Any, Any]
 LONGEST_MESSAGE = 300  # characters of onnx's own words in an error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: thousands are made, each in half the time
 class Node:
     """One operator: what it reads, what it makes, and its attributes as Python values."""
 
-    index: int
-    name: str  # the node's own name if it is unique (among outputs too), else its first output
-    op: str
-    domain: str
-    since: int  # the schema version that the file's opset selects; 0 where onnx knows no schema
-    inputs: tuple[str, ...]  # "" is an absent optional input
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any] = field(repr=False, compare=False)
-    captured: tuple[str, ...] = ()  # outer values that the node's subgraphs read
-    has_subgraph: bool = False  # whether it is control flow, whose body the view does not look into
+    index: Final[int]
+    name: Final[str]  # the node's own name if it is unique (among outputs too), else its first output
+    op: Final[str]
+    domain: Final[str]
+    since: Final[int]  # the schema version that the file's opset selects; 0 where onnx knows no schema
+    inputs: Final[tuple[str, ...]]  # "" is an absent optional input
+    outputs: Final[tuple[str, ...]]
+    attributes: Final[Mapping[str, Any]] = field(repr=False, compare=False)
+    captured: Final[tuple[str, ...]] = ()  # outer values that the node's subgraphs read
+    has_subgraph: Final[bool] = False  # whether it is control flow, whose body the view does not look into
 
     def __str__(self) -> str:
         return f"{self.op} {self.name!r}"
@@ -362,7 +362,7 @@ class Draft:
         source = self._source
         nodes = list(source.nodes)
         for index in self._edited:
-            nodes[index] = replace(nodes[index], **_reads(self.model.graph.node[index]))
+            nodes[index] = replace(nodes[index], **_reads(self.model.graph.node[index], {}))
         return Graph(
             self.model, arrays=self.arrays, nodes=nodes, external=source.external, input_shapes=source.input_shapes
         )
@@ -380,33 +380,48 @@ FLOATS = REALS | {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}  # element type
 
 
 def _nodes(model: onnx.ModelProto) -> tuple[Node, ...]:
-    count = Counter([*(node.name for node in model.graph.node), *(n for node in model.graph.node for n in node.output)])
-    own = {node.name for node in model.graph.node if node.name in node.output}  # some exporters call a node so
+    protos = list(model.graph.node)
+    known: dict[str, str] = {}  # one string for each name, however many nodes read it: it is found by its identity
+    reads = [_reads(proto, known) for proto in protos]
+    names = [known.get(name, name) for name in [proto.name for proto in protos]]
+    count = Counter(names)
+    count.update(chain.from_iterable([part["outputs"] for part in reads]))
+    own = {name for name, part in zip(names, reads, strict=True) if name in part["outputs"]}  # some exporters do so
     unique = {name for name, times in count.items() if name and times == 1 + (name in own)}
     versions = {o.domain or "ai.onnx": o.version for o in model.opset_import}
-    since = {pair: _since(*pair, versions) for pair in {(node.op_type, node.domain) for node in model.graph.node}}
+    operators = [(known.setdefault(op, op), domain) for op, domain in [(p.op_type, p.domain) for p in protos]]
+    since = {pair: _since(*pair, versions) for pair in set(operators)}
     return tuple(
-        Node(
-            index=index,
-            name=proto.name if proto.name in unique else next(filter(None, proto.output), f"node {index}"),
-            op=proto.op_type,
-            domain="" if proto.domain == "ai.onnx" else proto.domain,
-            since=since[proto.op_type, proto.domain],
-            **_reads(proto),
-        )
-        for index, proto in enumerate(model.graph.node)
+        [
+            Node(
+                index=index,
+                name=name if name in unique else next(filter(None, part["outputs"]), f"node {index}"),
+                op=pair[0],
+                domain="" if pair[1] == "ai.onnx" else pair[1],
+                since=since[pair],
+                **part,
+            )
+            for index, (name, pair, part) in enumerate(zip(names, operators, reads, strict=True))
+        ]
     )
 
 
-def _reads(proto: onnx.NodeProto) -> dict[str, Any]:
-    """Those fields of a node that an edit may change."""
-    attributes = {a.name: _attribute(a) for a in proto.attribute}
+def _reads(proto: onnx.NodeProto, known: dict[str, str]) -> dict[str, Any]:
+    """Those fields of a node that an edit may change; a name that is `known` is not held twice."""
+    attributes: dict[str, Any] = {}
+    captured: tuple[str, ...] = ()
+    has_subgraph = False
+    for attribute in proto.attribute:
+        attributes[attribute.name] = _attribute(attribute)
+        if attribute.type in _SUBGRAPHS:
+            captured = _captured(proto)
+            has_subgraph = has_subgraph or attribute.type == onnx.AttributeProto.GRAPH
     return {
-        "inputs": tuple(proto.input),
-        "outputs": tuple(proto.output),
+        "inputs": tuple([known.setdefault(name, name) for name in proto.input]),
+        "outputs": tuple([known.setdefault(name, name) for name in proto.output]),
         "attributes": attributes,
-        "captured": _captured(proto),
-        "has_subgraph": onnx.GraphProto in map(type, attributes.values()),
+        "captured": captured,
+        "has_subgraph": has_subgraph,
     }
 
 
@@ -419,6 +434,8 @@ def _since(op: str, domain: str, versions: Mapping[str, int]) -> int:
 
 
 def _attribute(proto: onnx.AttributeProto) -> Any:
+    if proto.type == onnx.AttributeProto.TENSOR:
+        return proto.t
     value = helper.get_attribute_value(proto)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")

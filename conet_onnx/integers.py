@@ -28,11 +28,14 @@ KEEPING = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Concat"})  # t
 class Region:
     """The nodes that compute with shapes, the source of each element they make, and whose shapes each value reads.
 
-    `makers` is the node of each such value. Sources and reads are found when they are asked for: of most values, which
+    `outside` are all other nodes but those that hold a constant, in their order; `measured` are the values whose shapes
+    are read; `makers` is the node of each value of the region. Sources and reads are found when they are asked for: of most values, which
     are on their way to a Reshape or a Slice whose target is known, nobody does.
     """
 
     nodes: frozenset[int]
+    outside: tuple[Node, ...]
+    measured: frozenset[str]
     makers: Mapping[str, Node]
     origins: Mapping[str, tuple[Origin, ...]]
     reads: Mapping[str, Reads]
@@ -41,24 +44,30 @@ class Region:
 def trace(graph: Graph) -> Region:
     """Find the integer region: Shape and Size, and what reads nothing but them and constants."""
     nodes: list[int] = []
+    outside: list[Node] = []
+    measured: list[str] = []
     makers: dict[str, Node] = {}
     followed = makers.keys()
     for node in graph.computing:
-        if node.op not in BEGINNINGS and followed.isdisjoint(node.inputs):
+        begins = node.op in BEGINNINGS
+        if (not begins and followed.isdisjoint(node.inputs)) or node.domain or node.has_subgraph:
+            outside.append(node)
             continue
-        if node.domain or node.has_subgraph:
+        if begins:
+            measured.append(node.inputs[0])
+        elif not _is_followed(node, graph, makers):
+            outside.append(node)
             continue
-        if node.op in BEGINNINGS or _is_followed(node, graph, makers):
-            for name in node.outputs:
-                if name:
-                    makers[name] = node
-            nodes.append(node.index)
+        nodes.append(node.index)
+        for name in node.outputs:
+            if name:
+                makers[name] = node
     following = _Following(graph, makers)
     origins, reads = (
         _Late(makers, following.origins, following.follow),
         _Late(makers, following.reads, following.follow),
     )
-    return Region(frozenset(nodes), makers, origins, reads)
+    return Region(frozenset(nodes), tuple(outside), frozenset(measured), makers, origins, reads)
 
 
 def _is_followed(node: Node, graph: Graph, makers: Container[str]) -> bool:

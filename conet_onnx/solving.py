@@ -98,7 +98,11 @@ class Solver:
 
     def leaves(self, ax: Axis | Segment) -> tuple[Dim, ...]:
         """The unbound dims of an axis, those inside composite atoms included."""
-        if self.is_resolved(ax):
+        bound = self._bound
+        for dim in ax.dims:
+            if dim in bound:
+                break
+        else:
             return ax.dims  # as most are: looking them up would take longer
         known, at = self._leaves.get(ax, ((), -1))
         if at != len(self._bound):
@@ -110,7 +114,7 @@ class Solver:
         """What `leaves` returns, not remembered: while axes are being equated it is soon outdated."""
         if self.is_resolved(ax) or self.is_resolved(ax := self.resolve(ax)):
             return ax.dims
-        inner = (self._walk(self.resolve_dim(dim)) if dim in self._bound else (dim,) for dim in ax.dims)
+        inner = [self._walk(self.resolve_dim(dim)) if dim in self._bound else (dim,) for dim in ax.dims]
         return tuple(chain.from_iterable(inner))
 
     def reason(self, ax: Axis | Segment) -> Reason | None:
@@ -248,8 +252,12 @@ class Solver:
         if (target := to.lone) is not None:
             self._depth[target] = max(self._depth.get(target, 0), self._depth.get(dim, 0) + 1)
         found = cause or self._cause
-        if found is not None and any(len(s.factors) > len(s.dims) for s in to.segments):  # it holds a plain integer
-            self._reasons[dim] = found
+        if found is None:
+            return
+        for segment in to.segments:
+            if len(segment.factors) > len(segment.dims):  # it holds a plain integer
+                self._reasons[dim] = found
+                return
 
     def _freeze_here(self, *axes: Axis) -> None:
         """Freeze dims that the current equation cannot align."""

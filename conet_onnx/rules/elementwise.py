@@ -49,7 +49,7 @@ def broadcast(op: Op, *shapes: Shape) -> Facts:
 
 def joined(shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[tuple[Axis | Segment, Axis | Segment], ...]]:
     """The broadcast shape, and the equations between axes that meet."""
-    rank = max((len(s) for s in shapes), default=0)
+    rank = max(map(len, shapes), default=0)
     output: list[Segment] = []
     equal: list[tuple[Axis | Segment, Axis | Segment]] = []
     for place in range(-rank, 0):

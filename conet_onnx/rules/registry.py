@@ -229,9 +229,8 @@ def find_rule(node: Node) -> Rule | None:
 
 def fixed(name: str, sizes: tuple[Size, ...]) -> Shape:
     """A shape that never changes: plain integers, and rigid dims where a size follows a symbolic one."""
-    return tuple(
-        plain(a) if a == b else product(Dim(f"{name}[{i}]", (a, b), rigid=True)) for i, (a, b) in enumerate(sizes)
-    )
+    made = [plain(a) if a == b else product(Dim(f"{name}[{i}]", (a, b), rigid=True)) for i, (a, b) in enumerate(sizes)]
+    return tuple(made)
 
 
 def spatial(op: Op, shape: Shape) -> tuple[tuple[Segment, Reason], ...]:
