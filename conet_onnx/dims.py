@@ -150,7 +150,14 @@ def concatenation(segments: Sequence[Segment]) -> Axis:
 def axis(*factors: Factor | Segment) -> Axis:
     """An axis of one segment."""
     segment = product(*factors)
+    if not segment.dims:
+        return _plain_axis(segment.size[0])
     return total((segment,)) if segment.size == (0, 0) else Axis((segment,), segment.size, segment.dims)
+
+
+@lru_cache(4096)
+def _plain_axis(n: int) -> Axis:
+    return Axis((plain(n),) if n else (), (n, n), ())
 
 
 def _split_leading(segment: Segment) -> tuple[int, tuple[Factor, ...]]:

@@ -18,6 +18,7 @@ from conet_onnx.solving import Conflict, Reason, Solver
 
 __all__ = ["Facing", "Findings", "Part", "Use", "fold"]
 
+_SINGLE = (ONE,)  # the axes of most integers that say where to cut
 _SETTLED = tuple(map(np.dtype, ("float16", "float32", "float64")))
 
 
@@ -379,14 +380,11 @@ class _Fold:
 
     def _new(self, tensor: str, reader: Node | None = None, index: int = 0) -> Shape:
         """Axes of a weight, or of one reading of it."""
-        made = []
-        for i, n in enumerate(self.graph.weights[tensor].dims):
-            if n == 1:  # as in most of the integers that say where to cut
-                made.append(ONE)
-            else:
-                label = tensor if reader is None else f"{reader.name}.{index}"
-                made.append(product(Dim(f"{label}[{i}]", (n, n))))
-        return tuple(made)
+        dims = self.graph.weights[tensor].dims
+        if dims == [1]:
+            return _SINGLE
+        label = tensor if reader is None else f"{reader.name}.{index}"
+        return tuple([ONE if n == 1 else product(Dim(f"{label}[{i}]", (n, n))) for i, n in enumerate(dims)])
 
     def _settled(self, segment: Segment) -> Segment:
         """The segment with what is known of it by now, where that is still one product."""

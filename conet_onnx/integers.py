@@ -6,7 +6,7 @@ consumer form the integer region; it runs inside the deployed model, and so it f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
@@ -29,8 +29,8 @@ class Region:
     """The nodes that compute with shapes, the source of each element they make, and whose shapes each value reads.
 
     `outside` are all other nodes but those that hold a constant, in their order; `measured` are the values whose shapes
-    are read; `makers` is the node of each value of the region. Sources and reads are found when they are asked for: of most values, which
-    are on their way to a Reshape or a Slice whose target is known, nobody does.
+    are read; `makers` is the node of each value of the region. Sources and reads are found when they are asked for: of
+    most values, which are on their way to a Reshape or a Slice whose target is known, nobody does.
     """
 
     nodes: frozenset[int]
@@ -125,6 +125,7 @@ class _Following:
         self.reads: dict[str, Reads] = {}
         self._graph = graph
         self._makers = makers
+        self._axes: dict[str, tuple[tuple[tuple[str, int], ...], Reads]] = {}  # of what Shape and Size read
 
     def follow(self, name: str) -> None:
         """Find what a value is made of, in the order of the nodes: chains of them may be long. Raises KeyError."""
@@ -146,7 +147,7 @@ class _Following:
         graph, origins, reads = self._graph, self.origins, self.reads
         found: tuple[Origin, ...] | None
         if node.op in BEGINNINGS:
-            found, touched = _begun(node, graph, origins)
+            found, touched = self._begun(node)
         elif (found := _move(node, graph, origins)) and node.op not in KEEPING:
             touched = _computed(*found)
         else:
@@ -156,17 +157,22 @@ class _Following:
                 origins[name] = _unknown(name, graph, touched) if found is None else found
                 reads[name] = touched
 
-
-def _begun(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[tuple[Origin, ...], Reads]:
-    """What Shape or Size makes, and the axes whose sizes it reads."""
-    name = node.inputs[0]
-    if _counts_integers(node, graph, origins):
-        return (len(origins[name]),), Reads()  # which no resize adds to
-    rank = len(graph.sizes(name) or ())
-    part = slice(node.attributes.get("start", 0), node.attributes.get("end", rank))  # of Shape, from opset 15 on
-    axes = tuple([(name, axis) for axis in range(rank)[part]])
-    touched = Reads(axes)
-    return axes if node.op == "Shape" else (touched,), touched
+    def _begun(self, node: Node) -> tuple[tuple[Origin, ...], Reads]:
+        """What Shape or Size makes, and the axes whose sizes it reads."""
+        name = node.inputs[0]
+        sizes = self._graph.sizes(name) or ()
+        if len(sizes) == 1 and node.op == "Shape" and not node.attributes and (counted := self.origins.get(name)):
+            return (len(counted),), Reads()  # how many integers there are in a row of them, which no resize adds to
+        if name not in self._axes:
+            every = tuple([(name, axis) for axis in range(len(sizes))])
+            self._axes[name] = every, Reads(every)
+        axes, touched = self._axes[name]
+        if node.op == "Size":
+            return (touched,), touched
+        if node.attributes:  # from opset 15 on
+            axes = axes[node.attributes.get("start", 0) : node.attributes.get("end", len(axes))]
+            touched = Reads(axes)
+        return axes, touched
 
 
 def _unknown(name: str, graph: Graph, touched: Reads) -> tuple[Origin, ...]:
@@ -180,13 +186,6 @@ def _unknown(name: str, graph: Graph, touched: Reads) -> tuple[Origin, ...]:
             return ()
         count *= a
     return (touched,) * count if count <= SMALL else ()
-
-
-def _counts_integers(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> bool:
-    """Whether a node reads how many integers there are in a row of them."""
-    if node.op != "Shape" or node.attributes:
-        return False
-    return bool(origins.get(node.inputs[0])) and len(graph.sizes(node.inputs[0]) or ()) == 1
 
 
 def _move(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
@@ -231,7 +230,7 @@ def _picked(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]])
 def _cut(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -> tuple[Origin, ...] | None:
     if node.since < 10:
         return None
-    start, end, step = (_constant(node, k, graph) for k in (1, 2, 4))
+    start, end, step = [_constant(node, k, graph) for k in (1, 2, 4)]
     if start is None or end is None:
         return None
     return _sources(node.inputs[0], graph, origins, slice(start[0], end[0], step[0] if step else 1))
@@ -278,7 +277,8 @@ def _product(a: Origin, b: Origin) -> Origin:
 
 def _computed(*of: Origin) -> Reads:
     """The axes whose sizes elements depend on: of hundreds, most are alike."""
-    different = [origin for origin in (of if len(of) <= FEW else set(of)) if not isinstance(origin, int)]
+    few = of[:1] if len(of) > 1 and of.count(of[0]) == len(of) else of if len(of) <= FEW else set(of)
+    different = [origin for origin in few if not isinstance(origin, int)]
     if len(different) == 1 and isinstance(different[0], frozenset):
         return different[0]
     return Reads().union(*[origin if isinstance(origin, frozenset) else (origin,) for origin in different])
@@ -298,9 +298,9 @@ def _each(node: Node, graph: Graph, origins: Mapping[str, tuple[Origin, ...]]) -
     operands = [_sources(name, graph, origins) for name in node.inputs]
     combined = _ELEMENTWISE[node.op]
     length = max(map(len, operands))
-    if any(len(items) not in (1, length) for items in operands):
+    whole = [items if len(items) == length else items * length if len(items) == 1 else () for items in operands]
+    if length and () in whole:
         return None
-    whole = [items if len(items) == length else items * length for items in operands]
     if length <= FEW:
         return tuple(map(combined, *whole))
     made: dict[tuple[Origin, ...], Origin] = {}

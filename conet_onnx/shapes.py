@@ -138,24 +138,20 @@ def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Ty
     types: dict[str, onnx.TypeProto] = {}
 
     def keep(tensor: onnx.TensorProto, name: str) -> bool:
-        types[name] = helper.make_tensor_type_proto(tensor.data_type, tuple(tensor.dims))
-        small = bool(math.prod(tensor.dims) <= SMALL)
+        types[name] = _tensor_type(tensor.data_type, dims := tuple(tensor.dims))
+        small = bool(math.prod(dims) <= SMALL)
         if not small and name not in listed:
             made.graph.input.add(name=name, type=types[name])
         return small
 
-    for tensor in model.graph.initializer:
-        if keep(tensor, tensor.name):
-            made.graph.initializer.add().CopyFrom(tensor)
+    made.graph.initializer.extend([tensor for tensor in model.graph.initializer if keep(tensor, tensor.name)])
     for sparse in model.graph.sparse_initializer:
         name = sparse.values.name
         types[name] = helper.make_tensor_type_proto(sparse.values.data_type, tuple(sparse.dims))
         if name not in listed:
             made.graph.input.add(name=name, type=types[name])
-    for node in model.graph.node:
-        value = _value_of(node)
-        if value is None or keep(value, node.output[0]):
-            made.graph.node.add().CopyFrom(node)
+    valued = ((node, _value_of(node)) for node in model.graph.node)
+    made.graph.node.extend([node for node, value in valued if value is None or keep(value, node.output[0])])
     apart_from_onnx(made)
     return made, types
 
@@ -308,13 +304,13 @@ def settle(
     for name, array in zip(node.output, made, strict=False):
         if name and array.size <= SMALL:
             constants[name] = array
-            types[name] = _tensor_type(array.dtype, array.shape)
+            types[name] = _tensor_type(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
     return complaint
 
 
 @lru_cache(4096)  # most are of a few integers; those who read types do not write to them
-def _tensor_type(dtype: np.dtype[Any], shape: tuple[int, ...]) -> onnx.TypeProto:
-    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype), shape)
+def _tensor_type(kind: int, shape: tuple[int, ...]) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(kind, shape)
 
 
 def _stays_small(op: str, outputs: Iterable[str], types: Mapping[str, onnx.TypeProto]) -> bool:
@@ -384,7 +380,8 @@ def _infer_node(
     places = (*map(bool, node.input), *map(bool, node.output))
     given = [types[name].SerializeToString() if name else b"" for name in node.input]
     arrays = [constants.get(name) for name in node.input]
-    key = (node.op_type, node.domain, *[a.SerializeToString() for a in node.attribute], places, *given, *map(id, arrays))
+    attributes = [a.SerializeToString() for a in node.attribute]
+    key = (node.op_type, node.domain, *attributes, places, *given, *map(id, arrays))
     if key not in done.types:
         data = {name: numpy_helper.from_array(constants[name], name) for name in node.input if name in constants}
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from conet_onnx.dims import ONE, Axis, Segment, Size, axis, product
 from conet_onnx.rules.registry import Facts, Op, Opaque, Shape, Site, fixed, held, rule, spatial
 from conet_onnx.solving import Reason
@@ -16,7 +18,7 @@ def regroup(op: Op, x: Shape, sizes: tuple[Size, ...]) -> tuple[Shape, Equal]:
 
     Alignment at equal cumulative products is exact in row-major order, even where sizes coincide by accident.
     """
-    if any([0 in size for size in sizes]) or any([0 in s.size for s in x]):
+    if 0 in chain(*sizes, *[s.size for s in x]):
         raise Opaque("empty", f"{op.node} regroups a tensor without elements")
     output: list[Segment] = [ONE] * len(sizes)
     equal: list[tuple[Axis | Segment, Axis | Segment]] = []
