@@ -10,6 +10,7 @@ import pytest
 import zoo
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from conet_onnx import shapes
 from conet_onnx.graph import Graph
 from conet_onnx.integers import trace
 from conet_onnx.runtime import random_feeds, run_all
@@ -243,3 +244,28 @@ class TestAlike:
         ]
         found = self.types(nodes, bounds, x=(1, 3, 8, 8))
         assert [found[f"y{k}"][0] for k in range(4)] == [(1, 3, 16, 16), (1, 3, 5, 7), (1, 3, 8, 8), (1, 3, 8, 8)]
+
+
+class TestTwoAssignments:
+    def test_what_depends_on_no_symbolic_size_is_settled_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        settled: list[str] = []
+        known = shapes.settle
+        monkeypatch.setattr(shapes, "settle", lambda node, *more: settled.append(node.output[0]) or known(node, *more))
+        nodes = [
+            helper.make_node("Shape", ["w"], ["own"]),
+            helper.make_node("Shape", ["x"], ["sizes"]),
+            helper.make_node("Gather", ["sizes", "second"], ["channels"]),
+            helper.make_node("Concat", ["own", "channels"], ["both"], axis=0),
+        ]
+        weights = {"w": np.zeros((4, 7), np.float32), "second": np.array([1])}
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 5])],
+            [helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in ("both", "sizes")],
+            [numpy_helper.from_array(array, name) for name, array in weights.items()],
+        )
+        found = shapes.infer(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+        assert found.constants["both"].tolist() == [4, 7, 5]
+        assert "sizes" not in found.constants  # they hold the batch
+        assert settled == ["own", "sizes", "channels", "both", "sizes", "channels"]
