@@ -38,20 +38,23 @@ class TestSnapping:
     @pytest.mark.parametrize(
         ("settings", "allowed"),
         [
-            ({"size": 24}, [1, 2, 4, 8, 16, 24, 32, 40, 48]),
-            ({"size": 17}, [1, 2, 4, 8, 16, 17, 24, 32]),
-            ({"size": 3}, [1, 2, 3, 4]),
-            ({"size": 32, "exact": False, "min": 5}, [5, 8, 16, 24, 32]),
-            ({"size": 9, "multiple": 3}, [3, 6, 9, 12, 18]),
+            ({"size": 64}, [1, 2, 4, *range(8, 129, 8)]),
+            ({"size": 100}, [1, 2, 4, *range(8, 97, 8), 100, *range(104, 201, 8)]),
+            ({"size": 40}, [1, 2, *range(4, 81, 4)]),
+            ({"size": 24}, [1, *range(2, 49, 2)]),
+            ({"size": 17}, [1, *range(2, 17, 2), 17, *range(18, 35, 2)]),
+            ({"size": 3}, [1, 2, 3, 4, 5, 6]),
+            ({"size": 32, "exact": False, "min": 5}, [5, *range(8, 33, 4)]),
+            ({"size": 9, "multiple": 3}, [3, 6, 9, 12, 15, 18]),
             ({"size": 16, "multiple": 16}, [16, 32]),
-            ({"size": 20, "max": 20}, [1, 2, 4, 8, 16, 20]),
+            ({"size": 20, "max": 20}, [1, *range(2, 21, 2)]),
         ],
     )
-    def test_widths_are_multiples_of_eight_or_small_powers_of_two_or_the_sources(
+    def test_widths_are_multiples_of_at_most_eight_and_an_eighth_of_the_source_or_small_powers_of_two(
         self, settings: dict[str, Any], allowed: list[int]
     ) -> None:
         space = WidthSpace(chain(settings.pop("size"), **settings))
-        assert sorted({space.snap({"w0": wish / 8})["w0"] for wish in range(1, 800)}) == allowed
+        assert sorted({space.snap({"w0": wish / 8})["w0"] for wish in range(1, 1700)}) == allowed
         up = [allowed[0]]
         while (above := space.above({"w0": up[-1]})["w0"]) > up[-1]:
             up.append(above)

@@ -50,7 +50,7 @@ class Reallocation:
     boldest: float = 1.6
     timidest: float = 1.15
     stride: float = 2.5
-    hedge: float = 1.6
+    hedge: float = 1.3
     eta: int = 3
     rungs: int = 2
     criterion: str = "obd"

@@ -17,6 +17,7 @@ __all__ = ["Priceable", "WidthSpace"]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
+LARGEST, FINENESS = 8, 8  # of steps, and of the steps that a source's size is divided into at the least
 GRID = 32  # multipliers priced at once; three rounds divide any range by 32768
 
 
@@ -52,9 +53,10 @@ class WidthSpace:
     """Widths between their analysis's minimum and `growth` times their size (mixed widths, and those with a
     maximum, never grow).
 
-    Allowed are multiples of `multiple` (8: what onnxruntime's blocked convolutions and tensor cores want; odd widths
-    run slower than larger even ones), below that powers of two, each times the width's own multiple; and always the
-    source's size and the bounds. With a `multiple` of 1 every width is allowed. `between` gives all widths the same
+    Allowed are multiples of `multiple`, below that powers of two, each times the width's own multiple; and always the
+    source's size and the bounds. With a `multiple` of 1 every width is allowed. By default it is 8, which tensor cores
+    want, or the power of two below an eighth of the source's size where that is less: on narrow networks steps of 8
+    are too far apart to say what a channel is worth. `between` gives all widths the same
     bounds, whatever their sizes, as far as they may grow; mixed ones too, for trials that do not inherit.
     """
 
@@ -62,7 +64,7 @@ class WidthSpace:
         self,
         analysis: Priceable,
         *,
-        multiple: int = 8,
+        multiple: int | None = None,
         growth: float = 2.0,
         between: tuple[int, int] | None = None,
     ) -> None:
@@ -72,7 +74,8 @@ class WidthSpace:
         self._costs: _Costs = analysis.costs
         self._sizes = np.array([w.size for w in widths.values()], dtype=np.int64)
         self._own = np.array([w.multiple for w in widths.values()], dtype=np.int64)
-        self._largest = self._own * 2 ** np.floor(np.log2(np.maximum(multiple / self._own, 1))).astype(np.int64)
+        steps = np.minimum(LARGEST, self._sizes / FINENESS) if multiple is None else np.full(len(self._own), multiple)
+        self._largest = self._own * 2 ** np.floor(np.log2(np.maximum(steps / self._own, 1))).astype(np.int64)
         self._low = np.array([-(-max(w.min, 1) // w.multiple) * w.multiple for w in widths.values()], dtype=np.int64)
         grown = np.array([w.size * growth if w.exact and w.max is None else w.size for w in widths.values()])
         self._high = np.maximum(self._sizes, (grown // self._steps(grown) * self._steps(grown)).astype(np.int64))
