@@ -175,10 +175,11 @@ def _find_widths(coupling: Coupling) -> tuple[dict[str, Width], Growth]:
             if not segment.dims:
                 continue
             here = inner.get((use.tensor, axis), frozenset())
-            for dim in solver.leaves(segment):
+            summed = Member(use.tensor, axis, "in")
+            other = Member(use.tensor, axis, "out" if use.tensor in contracted else "channel")
+            for dim in solver.leaves(segment):  # hundreds, where layers are joined
                 if dim in members:
-                    role = "in" if dim in here else "out" if use.tensor in contracted else "channel"
-                    members[dim][Member(use.tensor, axis, role)] = None
+                    members[dim][summed if dim in here else other] = None
     mixed: dict[Dim, dict[str, None]] = {}
     for node_index, segment in coupling.mixes:
         for dim in solver.leaves(segment):
