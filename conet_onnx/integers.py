@@ -125,6 +125,7 @@ class _Following:
         self.reads: dict[str, Reads] = {}
         self._graph = graph
         self._makers = makers
+        self._counted: set[str] = set()  # values of which no size says how many elements there are
         self._axes: dict[str, tuple[tuple[tuple[str, int], ...], Reads]] = {}  # of what Shape and Size read
 
     def follow(self, name: str) -> None:
@@ -146,23 +147,32 @@ class _Following:
     def _visit(self, node: Node) -> None:
         graph, origins, reads = self._graph, self.origins, self.reads
         found: tuple[Origin, ...] | None
+        followed = [name for name in node.inputs if name in reads]
         if node.op in BEGINNINGS:
             found, touched = self._begun(node)
-        elif (found := _move(node, graph, origins)) and node.op not in KEEPING:
-            touched = _computed(*found)
+            counted = True
         else:
-            touched = _computed(*[reads[name] for name in node.inputs if name in reads])
+            found = _move(node, graph, origins)
+            touched = _computed(*(found if found and node.op not in KEEPING else [reads[name] for name in followed]))
+            counted = found is not None and self._counted.issuperset(followed)
         for name in node.outputs:
             if name:
                 origins[name] = _unknown(name, graph, touched) if found is None else found
                 reads[name] = touched
+                if counted or graph.sizes(name) == ():
+                    self._counted.add(name)
 
     def _begun(self, node: Node) -> tuple[tuple[Origin, ...], Reads]:
         """What Shape or Size makes, and the axes whose sizes it reads."""
         name = node.inputs[0]
         sizes = self._graph.sizes(name) or ()
-        if len(sizes) == 1 and node.op == "Shape" and not node.attributes and (counted := self.origins.get(name)):
-            return (len(counted),), Reads()  # how many integers there are in a row of them, which no resize adds to
+        if name in self.reads:
+            elements = self.origins[name]
+            if len(sizes) == 1 and node.op == "Shape" and not node.attributes and elements and name in self._counted:
+                return (len(elements),), Reads()  # how many there are in a row of them, which no resize adds to
+            touched = self.reads[name]  # Range(0, C) has C elements
+            shown = range(len(sizes))[node.attributes.get("start", 0) : node.attributes.get("end", len(sizes))]
+            return (touched,) * (len(shown) if node.op == "Shape" else 1), touched
         if name not in self._axes:
             every = tuple([(name, axis) for axis in range(len(sizes))])
             self._axes[name] = every, Reads(every)

@@ -256,3 +256,40 @@ def test_rows_of_a_table_are_no_places_of_a_vector():
     for name, count in (("same", 6), ("row", 2), ("rows", 2), ("beside", 12)):
         assert region.origins[name] == (frozenset({("x", 1)}),) * count
     assert region.origins["vector"] == (("x", 0), ("x", 1))
+
+
+@pytest.mark.parametrize("how", ["Range", "ConstantOfShape", "Expand"])
+def test_how_many_integers_a_size_has_made_is_that_size(how):
+    """The length of Range(0, C) is C: a number that is computed from it does not change along with a width."""
+    node, rng = helper.make_node, np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.normal(size=s).astype("f"), n) for n, s in (("a", (5, 8)), ("b", (8, 3)))]
+    integers = {"zero": 0, "one": 1, "first": [1], "sevens": [7]}
+    weights += [numpy_helper.from_array(np.array(v, np.int64), n) for n, v in integers.items()]
+    made = {
+        "Range": [node("Gather", ["shape", "one"], ["c"]), node("Range", ["zero", "c", "one"], ["row"])],
+        "ConstantOfShape": [node("Gather", ["shape", "first"], ["c"]), node("ConstantOfShape", ["c"], ["row"])],
+        "Expand": [node("Gather", ["shape", "first"], ["c"]), node("Expand", ["sevens", "c"], ["row"])],
+    }[how]
+    made[-1].attribute.extend(
+        [helper.make_attribute("value", numpy_helper.from_array(np.array([7])))] if how == "ConstantOfShape" else []
+    )
+    nodes = [
+        node("MatMul", ["x", "a"], ["h"]),
+        node("Shape", ["h"], ["shape"]),
+        *made,
+        node("Shape", ["row"], ["length"]),
+        node("Cast", ["length"], ["real"], to=TensorProto.FLOAT),
+        node("Sqrt", ["real"], ["scale"]),
+        node("Div", ["h", "scale"], ["scaled"]),
+        node("MatMul", ["scaled", "b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "lengths",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert trace(Graph(model)).reads["length"] == {("h", 1)}
+    oracles.keep_all_laws(model)
