@@ -197,6 +197,15 @@ def computed_flatten(element: str) -> Build:
     return build
 
 
+def three_parts_in_front(b: Builder, x: str) -> str:
+    """Channels as three axes, in the first places, and the other way round."""
+    n, c, h, w = b.shapes[x]
+    y = b.transpose(x, (1, 0, 2, 3))
+    y = b.node("Reshape", [y, b.integers([2, 3, c // 6, n, h, w])], (2, 3, c // 6, n, h, w))
+    y = b.transpose(y, (3, 2, 1, 0, 4, 5))
+    return b.node("Reshape", [y, b.integers([n, c, h, w])], (n, c, h, w))
+
+
 def computed_shuffle(b: Builder, x: str) -> str:
     """n, c, h, w = x.shape; x.view(n, 2, c // 2, h, w): c is computed while the model runs."""
     n, c, h, w = b.shapes[x]
@@ -878,6 +887,7 @@ CASES = [
     Case("Concat of 8, 12 and 4 in two groups", concat_of_three, [4, 5, 6, 8]),
     Case("Concat with itself", concat_with_itself, [6]),
     Case("channel shuffle", shuffle(2), [2, 3]),
+    Case("channels as three axes", three_parts_in_front, [2, 2, 3], channels=12, dynamic=[False]),
     Case("three channel shuffles in a row", shuffle(2, 3), [2, 2, 2], channels=8),
     Case("ShuffleNet's halves", shuffled_halves, [2, 2, 2], channels=8),
     Case("Flatten", flattened("flatten"), [6]),

@@ -12,7 +12,9 @@ from test_rules_attention import LENGTH, OLD, OWN, STATIC, back
 from test_rules_fused import sequence, vector
 
 
-def linear(rule: str, *, per_number: bool = False, one_rate: bool = False, past: bool = False) -> Build:
+def linear(
+    rule: str, *, per_number: bool = False, one_rate: bool = False, past: bool = False, domain: str = OWN
+) -> Build:
     """LinearAttention of two heads of 4 numbers; of 3 for values."""
 
     def build(b: Builder, x: str) -> str:
@@ -28,19 +30,19 @@ def linear(rule: str, *, per_number: bool = False, one_rate: bool = False, past:
             inputs[5] = b.node("Sigmoid", [dense(b, y, 1 if one_rate else 2)], (n, LENGTH, 1 if one_rate else 2))
         attributes = {"q_num_heads": 2, "kv_num_heads": 2, "update_rule": rule, "scale": 0.3}
         shapes = [(n, LENGTH, 6), (n, 2, 4, 3)]
-        y, state = b.node_of("LinearAttention", inputs, shapes, domain=OWN, **attributes)
+        y, state = b.node_of("LinearAttention", inputs, shapes, domain=domain, **attributes)
         return back(b, x, y, state)
 
     return build
 
 
-def causal(*, past: bool = False, bias: bool = True, **more: Any) -> Build:
+def causal(*, past: bool = False, bias: bool = True, domain: str = OWN, **more: Any) -> Build:
     def build(b: Builder, x: str) -> str:
         n, c, h, w = b.shapes[x]
         y = b.node("Reshape", [x, b.integers([0, 0, h * w])], (n, c, h * w))
         inputs = [y, b.weight(b.floats(c, 1, 3)), vector(b, c) if bias else ""]
         inputs += [b.weight(b.floats(n, c, 2))] if past else []
-        y, state = b.node_of("CausalConvWithState", inputs, [(n, c, h * w), (n, c, 2)], domain=OWN, **more)
+        y, state = b.node_of("CausalConvWithState", inputs, [(n, c, h * w), (n, c, 2)], domain=domain, **more)
         y = b.node("Add", [y, b.mean(state, [2])], (n, c, h * w))
         return b.node("Reshape", [y, b.integers([0, 0, h, w])], (n, c, h, w))
 

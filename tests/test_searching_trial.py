@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,26 @@ class TestInheritance:
         assert trained.weights.keys() == same.weights.keys()
         for name in trained.weights:
             np.testing.assert_array_equal(trained.array(name), same.array(name))
+
+    @pytest.mark.parametrize("augment", [(), ("flip",)])
+    def test_the_teacher_sees_the_images_as_they_are_varied(
+        self, source: Graph, monkeypatch: pytest.MonkeyPatch, augment: tuple[str, ...]
+    ) -> None:
+        """Its scores are computed once for images that always are the same."""
+        seen = []
+
+        def fit(*_: object, **settings: object) -> object:
+            seen.append(settings["teacher"])
+            raise Diverged("enough")
+
+        monkeypatch.setattr("conet_onnx.searching.trial.fit", fit)
+        recipe = replace(Recipe(), training={**Recipe().training, "augment": augment})
+        how: dict[str, Any] = {"normalisation": None, "epochs": 1, "provider": "cpu", "threads": 1, "recipe": recipe}
+        workshop = Workshop.open(source, "digits", **how)
+        with pytest.raises(Diverged):
+            workshop.train(source, epochs=1, seed=0, report=lambda _: None)
+        assert isinstance(seen[0], Graph) == bool(augment)
+        assert isinstance(seen[0], np.ndarray) != bool(augment)
 
     @pytest.mark.parametrize("how", ["auto", "reinsert", "none"])
     def test_batchnorm_reaches_the_training(

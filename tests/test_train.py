@@ -224,6 +224,12 @@ class TestRepeating:
         by_scores = train(network(), data, epochs=2, teacher=told).graph
         assert by_graph.model == by_scores.model
 
+    def test_scores_computed_beforehand_say_nothing_of_images_that_are_varied(self) -> None:
+        teacher, data = network(16), problem()
+        told = teacher_scores(teacher, data, normalise=normalise)
+        with pytest.raises(UsageError, match=r"augment=flip .* give the teacher's graph"):
+            train(network(), data, epochs=1, teacher=told, augment=("flip",))
+
     def test_a_teacher_may_be_asked_at_every_step(self) -> None:
         class Stream:
             """Not a Split: samples cannot be recognised."""

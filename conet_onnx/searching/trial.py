@@ -296,7 +296,8 @@ class Workshop:
         anew = anew or (last and recipe.final == "fresh")
         taught = self.taught(last=last)
         begun = time.perf_counter()
-        teacher = self.teacher if taught else None
+        # what it says of images as they are is nothing to learn from those that are varied
+        teacher = None if not taught else self.source if settings.get("augment") else self.teacher
         asking = time.perf_counter() - begun  # it answers once for all trials: part of the first one's training
         if samples is not None:
             data = data.take(np.arange(min(samples, len(data))))

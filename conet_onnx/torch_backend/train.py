@@ -261,6 +261,11 @@ class _Run:
         found: Tensors = {}
         told: Tensors = {}
         if isinstance(teacher, np.ndarray):
+            if settings.augment:
+                raise UsageError(
+                    f"augment={','.join(settings.augment)} varies images, of which a teacher's scores that are known "
+                    "beforehand say nothing: give the teacher's graph."
+                )
             lessons = Lessons(data, known_scores(teacher, data, objective.first))
             found = learner.said(learner.tensors(sample))
             told = as_tensors({objective.first: teacher[:1]}, fabric.device)

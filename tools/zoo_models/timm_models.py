@@ -35,27 +35,34 @@ sequencer2d_s tiny_vit_5m_224 samvit_base_patch16_224 naflexvit_base_patch16_gap
 vitamin_small_224
 """.split()  # noqa: SIM905  (a hundred quoted names are harder to read)
 
+OTHERWISE = {"volo_d1_224": "transformer", "halonet26t": "cnn", "naflexvit_base_patch16_gap": "transformer"}
+
 INPUT = 96  # height and width of the images for convolutional networks, where they do not insist on their own
 
 
 def entries() -> list[Entry]:
-    """One entry a model, by the TorchScript exporter; its operator sets in turn."""
+    """One entry a model, by the TorchScript exporter; its operator sets in turn. What that cannot export, by the other
+    one too."""
     opsets = share([*CNNS, *TRANSFORMERS])
-    return [
+    made = [
         Entry(
             name,
             "timm",
             "torchscript",
-            partial(_build, name, kind, max(14, opsets[name]) if kind[0] == "t" else opsets[name]),
+            partial(_build, name, kind, "torchscript", max(14, opsets[name]) if kind[0] == "t" else opsets[name]),
             kind,
         )
         for names, kind in ((CNNS, "cnn"), (TRANSFORMERS, "transformer"))
         for name in names
     ]
+    return made + [
+        Entry(name, "timm", "dynamo", partial(_build, name, kind, "dynamo", 18), kind)
+        for name, kind in OTHERWISE.items()
+    ]
 
 
-def _build(name: str, kind: str, opset: int) -> Any:
-    return from_torch(partial(_make, name, kind), "torchscript", opset=opset)
+def _build(name: str, kind: str, exporter: str, opset: int) -> Any:
+    return from_torch(partial(_make, name, kind), exporter, opset=opset)
 
 
 def _make(name: str, kind: str) -> tuple[Any, tuple[Any, ...]]:
