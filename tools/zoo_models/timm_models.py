@@ -35,7 +35,7 @@ sequencer2d_s tiny_vit_5m_224 samvit_base_patch16_224 naflexvit_base_patch16_gap
 vitamin_small_224
 """.split()  # noqa: SIM905  (a hundred quoted names are harder to read)
 
-OTHERWISE = {"volo_d1_224": "transformer", "halonet26t": "cnn", "naflexvit_base_patch16_gap": "transformer"}
+OTHERWISE = {"volo_d1_224": "transformer", "halonet26t": "cnn"}
 
 INPUT = 96  # height and width of the images for convolutional networks, where they do not insist on their own
 
