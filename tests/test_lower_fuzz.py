@@ -64,8 +64,7 @@ def test_resize_computes_what_onnxruntime_computes(
     if opset == 19 and isinstance(target[0], int):
         attributes["axes"], weights[1:] = [2, 3], [None, ints(*target)]
     case = Case("Resize", opset, [X], weights, attributes)
-    fixes_batch = symbolic == "batch" and opset < 19 and isinstance(target[0], int)
-    if fixes_batch or (mode == "cubic" and coordinates == "half_pixel" and target == [1.7, 0.6]):
+    if mode == "cubic" and coordinates == "half_pixel" and target == [1.7, 0.6]:
         with pytest.raises(UnsupportedOp, match="the_node"):
             check(case, symbolic)
     else:
