@@ -379,6 +379,24 @@ CASES: dict[str, Asked] = {
     "CausalConvWithState": Asked(
         f"{OWN}.CausalConvWithState", [(2, 4, 6), (4, 1, 3), (4,), (2, 4, 2)], [(2, 4, 6), (2, 4, 2)]
     ),
+    # Of ONNX itself, for which onnxruntime has no kernels yet
+    "LinearAttention of ONNX": Asked(
+        "LinearAttention",
+        [(4, 4, 12), (4, 4, 12), (4, 4, 9), (4, 3, 4, 3)],
+        [(4, 4, 9), (4, 3, 4, 3)],
+        {"q_num_heads": 3, "kv_num_heads": 3, "update_rule": "linear", "scale": 0.3},
+        opset=27,
+        runs=False,
+    ),
+    "CausalConvWithState of ONNX": Asked(
+        "CausalConvWithState",
+        [(2, 4, 6), (4, 1, 3), (4,), (2, 4, 2)],
+        [(2, 4, 6), (2, 4, 2)],
+        opset=27,
+        runs=False,
+    ),
+    "CumProd": Asked("CumProd", [(3, 4, 5), np.array(1)], [(3, 4, 5)], opset=26, runs=False),
+    "SwiGLU": Asked("SwiGLU", [(3, 4), (3, 4)], [(3, 4)], opset=28, runs=False),
 }
 
 

@@ -50,3 +50,6 @@ def test_an_operator_resizes_exactly(case: Case) -> None:
         resized = rewrite(analysis.graph, select(analysis, chosen))
         outcome = oracles.compare_with(analysis, resized, chosen, double=True)
         assert outcome.compared > 3
+        sizes = {name: len(selection.indices) for name, selection in chosen.items()}
+        assert tuple(analysis.costs.price(sizes)) == oracles.counted(resized)
+    assert tuple(analysis.costs.price({})) == oracles.counted(analysis.graph)
