@@ -444,7 +444,7 @@ def main() -> None:
     given = _arguments()
     if given.what == "table":
         files = sorted(given.records.glob("*.json"))
-        text = page([json.loads(file.read_text(encoding="utf-8")) for file in files])
+        text = page([json.loads(file.read_text(encoding="utf-8")) for file in files], given.note)
         given.out.write_text(text, encoding="utf-8") if given.out else sys.stdout.write(text)
         return
     training = _training(given.training)
@@ -490,6 +490,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--table", type=Path, help="of the source's latency; made first where there is none")
     parser.add_argument("--training", default="", help="of every method: augment=flip,crop precision=bf16-mixed")
     parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="about how it was measured")
     parser.add_argument("--out", type=Path, help="the page's file; standard output otherwise")
     return parser.parse_args()
 

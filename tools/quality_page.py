@@ -39,8 +39,9 @@ FASTER = 1.6  # times the source's images per second at half the MACs
 UNTRAINED = 3.0  # points below the source, at most, one-shot at 0.7 of the MACs
 
 
-def page(records: Sequence[Record]) -> str:
-    """Markdown. Raises UsageError where the records of a source were made with several settings."""
+def page(records: Sequence[Record], notes: Sequence[str] = ()) -> str:
+    """Markdown, with notes on how it was measured. Raises UsageError where the records of a source were made with
+    several settings."""
     sources = _by(records, _source)
     return "\n".join(
         [
@@ -48,6 +49,7 @@ def page(records: Sequence[Record]) -> str:
             "",
             "`tools/bench_quality.py table` writes this page from the records in `tools/results/quality`.",
             "",
+            *(line for note in notes for line in (note, "")),
             *_methods(records),
             *(line for name, own in sources.items() for line in _section(name, own)),
             "## Goals",

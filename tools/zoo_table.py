@@ -41,7 +41,8 @@ can only shrink is left alone where the others grow.
   precision by onnx's reference evaluator, to 1e-9 and with shares that round no weight;
 - *chaotic*: rounding alone moves some tensor of these random weights by so much of its largest element, and behind it a
   comparison says little;
-- *shapes*, *analysis*, *resize*: seconds, beside other work on two cores; *peak*: of loading, analysis and resizing to
+- *shapes*, *analysis*, *resize*: seconds, beside other work on two cores, by the code of the record's day (the twenty
+  slowest, measured alone: tools/results/bench_exports.md); *peak*: of loading, analysis and resizing to
   a file, above the start, in multiples of the model's size (small models say little);
 - *torch*: the largest difference of an output of the lowered model from onnxruntime's (1e-4 is allowed, or three times
   what rounding does). Where it is more, every value is computed from onnxruntime's values alone: *alone* is the largest
@@ -101,7 +102,10 @@ def _medians(made: Sequence[Record]) -> Iterable[str]:
             )
     slow = [r for r in made if r["seconds"]["analysis"] > 0.1]
     late = [r for r in made if r["seconds"]["shapes"] + r["seconds"]["analysis"] > 1]
-    yield f"- Analysis took more than 0.1 s on {len(slow)} of {len(made)}, with shapes more than 1 s on {len(late)}."
+    yield (
+        f"- Beside other work, analysis took more than 0.1 s on {len(slow)} of {len(made)}, with shapes more than 1 s "
+        f"on {len(late)}; tools/results/bench_exports.md has what the slowest take when they are measured alone."
+    )
 
 
 def _models(made: Sequence[Record]) -> Iterable[str]:
