@@ -92,6 +92,10 @@ class TestAlignment:
         assert space.levels["w0"].tolist() == sorted(expected)
         assert space.levels["w1"].tolist() == WidthSpace(chain(96, 96)).levels["w1"].tolist()
 
+    def test_what_lies_before_the_first_multiple_is_not_rounded_beyond_it(self) -> None:
+        space = WidthSpace(chain(48, exact=False)).aligned({"w0": 25}, {})
+        assert [space.snap({"w0": wish})["w0"] for wish in (16, 20, 24, 25, 30)] == [16, 16, 25, 25, 25]
+
     @given(st.data(), st.integers(1, 40))
     def test_snapping_keeps_bounds_multiples_and_order(self, data: st.DataObject, multiple: int) -> None:
         analysis = data.draw(ANALYSES)

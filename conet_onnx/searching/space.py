@@ -205,7 +205,9 @@ class WidthSpace:
 
     def _snap(self, widths: Any) -> Ints:
         steps = self._steps(widths)
-        rounded = np.clip(np.floor(widths / steps + 0.5) * steps, self._low, self._high)
+        rounded = np.floor(widths / steps + 0.5) * steps
+        first = np.where(widths < self._largest, np.minimum(rounded, self._largest), rounded)  # 16, 25, and not 32
+        rounded = np.clip(first, self._low, self._high)
         nearest = rounded
         for special in (np.clip(self._sizes, self._low, self._high), self._low, self._high):
             nearest = np.where(np.abs(widths - special) < np.abs(widths - nearest), special, nearest)
