@@ -17,9 +17,8 @@ Array = np.ndarray[Any, Any]
 SMALLEST = float(np.finfo(np.float32).tiny)
 EXPONENT, ALL_BUT_SIGN = 0x7F800000, 0x7FFFFFFF  # of a float32's bits
 AT_ONCE = 1 << 18  # elements: what is computed of them stays in the cache
-BELOW_NORMAL = (
-    EXPONENT & -EXPONENT
-) * 2 - 1  # bits without the sign, moved up by one, and one less: zero is the largest
+# Of bits without the sign, moved up by one, and one less: zero is the largest of these
+BELOW_NORMAL = (EXPONENT & -EXPONENT) * 2 - 1
 
 
 def denormal(array: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ class Foretold(Bench):
     slower = 1.0
     compares = 0
 
-    @property
-    def predicted(self) -> Predictor:  # type: ignore[override]  # a property, not a cached one
+    @cached_property
+    def predicted(self) -> Predictor:
         return self.__dict__["law"][1]
 
     def compared(self, model: Graph, batch: int | None = None) -> Any:

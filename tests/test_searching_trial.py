@@ -53,6 +53,18 @@ def task(folder: Path, widths: Mapping[str, int], parent: Parent | None = None, 
     return TrialTask(number, {**SOURCE, **widths}, parent, str(weights), str(plan), str(measures), seed=7 + number)
 
 
+def asked_of_training(monkeypatch: pytest.MonkeyPatch, setting: str) -> list[Any]:
+    """What each training is given as one of its settings; none gets any further."""
+    seen: list[Any] = []
+
+    def fit(*_: object, **settings: Any) -> object:
+        seen.append(settings[setting])
+        raise Diverged("seen")
+
+    monkeypatch.setattr("conet_onnx.searching.trial.fit", fit)
+    return seen
+
+
 def start_of(source: Graph, one: TrialTask) -> Graph:
     """What a task's training starts from."""
     analysis = co.analyze(source)
@@ -97,13 +109,7 @@ class TestInheritance:
         self, source: Graph, monkeypatch: pytest.MonkeyPatch, augment: tuple[str, ...]
     ) -> None:
         """Its scores are computed once for images that always are the same."""
-        seen = []
-
-        def fit(*_: object, **settings: object) -> object:
-            seen.append(settings["teacher"])
-            raise Diverged("enough")
-
-        monkeypatch.setattr("conet_onnx.searching.trial.fit", fit)
+        seen = asked_of_training(monkeypatch, "teacher")
         recipe = replace(Recipe(), training={**Recipe().training, "augment": augment})
         how: dict[str, Any] = {"normalisation": None, "epochs": 1, "provider": "cpu", "threads": 1, "recipe": recipe}
         workshop = Workshop.open(source, "digits", **how)
@@ -116,13 +122,7 @@ class TestInheritance:
     def test_batchnorm_reaches_the_training(
         self, source: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
     ) -> None:
-        asked = []
-
-        def fit(*_: object, **settings: object) -> object:
-            asked.append(settings["batchnorm"])
-            raise Diverged("seen")
-
-        monkeypatch.setattr("conet_onnx.searching.trial.fit", fit)
+        asked = asked_of_training(monkeypatch, "batchnorm")
         outcome = evaluate_trial(task(tmp_path, {"w1": 9}), replace(SETTINGS, batchnorm=how))
         assert asked == [how]
         assert outcome.validation == {}
