@@ -86,6 +86,7 @@ def record(method: str, budget: str, seed: int = 0, top1: float = 0.9, **other: 
         "throughput": {"batch": 32, "p50": 1.5, "low": 1.4, "high": 1.6},
         "trained": {"epochs": 2, "samples": 128},
         "seconds": {"training": 10.0, "total": 12.0},
+        "others": 0.02,
     }
     return made | ({"algorithm": "anneal"} if method == "ours" else {}) | other
 
@@ -99,6 +100,12 @@ class TestThePage:
         row = next(line for line in text.splitlines() if line.startswith("| macs=0.5 |"))
         assert row.startswith("| macs=0.5 | uniform | 2 | 85.00 ± 7.07 % |")
         assert "| ×0.500 ± 0.000 | ×0.50 ± 0.00 | ×0.500 ± 0.000 | ×1.50 ± 0.00 | 2 ± 0 | 10 ± 0 | 2 ± 0 |" in row
+
+    def test_seconds_beside_others_are_left_out(self) -> None:
+        busy = {"others": 0.7, "seconds": {"training": 99.0, "total": 199.0}}
+        for more, shown in (([], "| 2 | – | – |"), ([record("uniform", "macs=0.5", 1)], "| 2 ± 0 | 10 | 2 |")):
+            text = page([record("uniform", "macs=0.5", **busy), *more])
+            assert shown in next(line for line in text.splitlines() if line.startswith("| macs=0.5 |"))
 
     def test_settings_machines_and_methods_are_those_of_the_records(self) -> None:
         records = [record("ours", "macs=0.5"), record("tp-local", "macs=0.5", machine={"processor": "another"})]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from searching_fakes import chain, tried
 
 import conet_onnx as co
+from conet_onnx.evaluation import evaluate
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget
@@ -22,6 +25,8 @@ from conet_onnx.searching.halving import Halving
 from conet_onnx.searching.reallocate import Reallocate, Reallocation
 from conet_onnx.searching.recipe import CurveMeasure
 from conet_onnx.searching.space import WidthSpace
+from conet_onnx.searching.trial import PROBED, Workshop
+from conet_onnx.transfer import drawn, transferred
 
 SHARES = CurveMeasure().quantities
 masked = st.lists(st.floats(-0.5, 5.0), min_size=7, max_size=7)
@@ -117,6 +122,23 @@ def measured(widths: Mapping[str, int], a: Mapping[str, float], bias: Mapping[st
     return {q: {name: lost(name, n, share) for name, n in widths.items()} for q, share in SHARES.items()}
 
 
+@dataclass
+class Told:
+    """A probe that knows the law: untrained, a model loses what masking says."""
+
+    space: WidthSpace
+    a: Mapping[str, float]
+    bias: Mapping[str, float]
+    asked: list[Mapping[str, int]] = field(default_factory=list)
+
+    def curves(self, trial: Trial | None) -> dict[str, Any]:
+        return measured(self.space.source if trial is None else trial.widths, self.a, self.bias)
+
+    def untrained(self, widths: Mapping[str, int]) -> float:
+        self.asked.append(widths)
+        return true_loss(widths, {name: self.bias[name] * a for name, a in self.a.items()})
+
+
 def best_of(algorithm: str, seed: int, *, budget: float, trials: int = 16) -> tuple[float, list[Trial], WidthSpace]:
     rng = np.random.default_rng([seed, 99])
     names = [f"w{i}" for i in range(len(SIZES))]
@@ -125,7 +147,7 @@ def best_of(algorithm: str, seed: int, *, budget: float, trials: int = 16) -> tu
     analysis, method = chain(*SIZES), find_method(algorithm)
     limits = Budget(macs=budget).resolve(analysis.costs.price({}))
     space = method.space(analysis, limits)
-    searcher = method.searcher(space, limits, trials=trials, seed=seed, source=measured(space.source, a, bias))
+    searcher = method.searcher(space, limits, trials=trials, seed=seed, probe=Told(space, a, bias))
     played = []
     for number in range(trials):
         noise = 0.002 * float(rng.standard_normal())
@@ -136,7 +158,6 @@ def best_of(algorithm: str, seed: int, *, budget: float, trials: int = 16) -> tu
                 number,
                 objective=lambda widths, noise=noise: true_loss(widths, a) + noise,
                 validation=lambda widths, noise=noise: {"loss": true_loss(widths, a) + noise},
-                measured=lambda widths: measured(widths, a, bias),
             )
         )
     return true_loss(searcher.choose(played).widths, a), played, space
@@ -176,6 +197,25 @@ class TestReallocate:
         assert len({tuple(widths.values()) for widths in proposals}) == 5
         assert searcher.ask(1).widths == first.widths  # which was promoted, and nobody tries it beside
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_it_begins_with_the_best_of_what_it_has_probed_within_the_budget(self, seed: int) -> None:
+        analysis, rng = chain(*SIZES), np.random.default_rng(seed)
+        names = [f"w{i}" for i in range(len(SIZES))]
+        a, bias = (dict(zip(names, np.exp(rng.normal(0, 1, len(SIZES))).tolist(), strict=True)) for _ in range(2))
+        limits = Budget(macs=0.5).resolve(analysis.costs.price({}))
+        space = WidthSpace(analysis)
+        probe = Told(space, a, bias)
+        searcher = Reallocate(space, limits, Reallocation(probes=12), trials=16, seed=seed, probe=probe)
+        first = searcher.ask(0).widths
+        assert len(probe.asked) <= 12
+        assert len({tuple(w.values()) for w in probe.asked}) == len(probe.asked)
+        assert all(limits.fits(space.price(widths)) for widths in probe.asked)
+        losses = [Told(space, a, bias).untrained(widths) for widths in probe.asked]
+        assert first == probe.asked[int(np.argmin(losses))]
+        assert min(losses) <= losses[0]  # the first of them is all widths scaled alike
+        assert probe.asked[0] == space.project(space.source, limits)
+        assert searcher.ask(0).widths == first
+
     def test_a_knapsack_of_a_space_counts_what_the_space_prices(self) -> None:
         space = WidthSpace(chain(*SIZES))
         limits = Budget(macs=0.5, params=0.5, bytes=0.7).resolve(space.price(space.source))
@@ -202,10 +242,48 @@ class TestTheSourceAsAnAnswer:
         )
         assert found.run.best is not None
         assert found.run.best.validation["loss"] <= found.run.source.validation["loss"]
-        assert found.run.measured.keys() == SHARES.keys()
-        assert found.run.trials[0].measured.keys() == SHARES.keys()
         if found.run.best.trial is None:
             assert found.best.array("conv1.weight").tobytes() == source.array("conv1.weight").tobytes()
+
+
+class TestProbing:
+    def test_what_is_asked_is_kept_in_the_folder_and_not_asked_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, folder = co.load("models/digits_resnet8.onnx"), tmp_path / "run"
+        how: dict[str, Any] = {"data": "digits", "algorithm": "reallocate", "budget": "macs=0.4", "out": folder}
+        how |= {"options": {"probes": 2, "rungs": 0}, "epochs_per_trial": 1, "epochs": 0}
+        first = co.search(source, trials=1, **how)
+        assert [file.name for file in (folder / "measures").iterdir()] == ["source.json"]
+        found = json.loads((folder / "measures" / "source.json").read_text())["widths"]
+        assert found.keys() == SHARES.keys()
+        assert set(found["without 4/8"]) == set(co.analyze(source).widths)
+        assert first.run.seconds["evaluation"] > 0
+        monkeypatch.setattr(Workshop, "untrained", None)
+        more = co.search(source, trials=2, resume=True, **how)
+        assert more.run.trials[0].widths == first.run.trials[0].widths
+        assert {file.name for file in (folder / "measures").iterdir()} == {"source.json", "0.json"}
+
+    def test_before_training_a_model_says_what_its_trial_begins_with(self) -> None:
+        source, method = co.load("models/digits_resnet8.onnx"), Reallocation()
+        recipe = method.recipe()
+        workshop = Workshop.open(
+            source, "digits", normalisation=None, epochs=1, provider="cpu", threads=1, recipe=recipe
+        )
+        same = {name: width.size for name, width in workshop.analysis.widths.items()}
+        half = {name: size // 2 for name, size in same.items()}
+        some = drawn(workshop.dataset.split("train"), PROBED, seed=1)
+        data = replace(workshop.dataset, splits={"validation": some})
+        fitted = transferred(
+            workshop.analysis,
+            half,
+            "least-squares",
+            scores=workshop.scores(workshop.analysis),
+            calibration=workshop.calibration,
+        ).graph
+        for widths, graph in ((same, source), (half, fitted)):
+            expected = evaluate(graph, data, split="validation", normalisation=workshop.choice.normalisation).loss
+            assert workshop.untrained(widths) == pytest.approx(expected, rel=1e-4)
 
 
 def test_losses_without_channels_are_those_of_the_model_with_their_weights_at_zero() -> None:

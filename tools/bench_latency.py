@@ -31,6 +31,7 @@ from conet_onnx.latency.profiling import Profile  # noqa: E402
 from conet_onnx.latency.table import Table, identity  # noqa: E402
 from conet_onnx.loading import load  # noqa: E402
 from tools.measuring import facts  # noqa: E402
+from tools.torchvision_schemas import define_missing_schemas  # noqa: E402
 
 MODELS = ("resnet18", "mobilenet_v2", "densenet121")
 SETS = 30  # of widths, of each model
@@ -68,6 +69,8 @@ def _file(run: Path, name: str) -> Path:
     path = run / f"{name}.onnx"
     if not path.exists():
         import torch
+
+        define_missing_schemas()
         import torchvision
 
         torch.manual_seed(0)

@@ -48,7 +48,7 @@ from conet_onnx.searching import search  # noqa: E402
 from conet_onnx.searching.algorithms import ALGORITHMS  # noqa: E402
 from conet_onnx.searching.budget import Limits  # noqa: E402
 from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred  # noqa: E402
-from tools.measuring import facts  # noqa: E402
+from tools.measuring import Beside, facts  # noqa: E402
 from tools.pruning import KINDS, module_of, pruned  # noqa: E402
 from tools.quality_page import FORMAT, page  # noqa: E402
 
@@ -171,12 +171,12 @@ class Asked:
 
 def run(cell: Cell, bench: Bench, work: Path) -> dict[str, Any]:
     """Its record: numbers of the source and of the model, of its training, and of how it was made."""
-    begun = time.perf_counter()
+    begun, beside = time.perf_counter(), Beside()
     if cell.method in SEARCHES:
         model, more = _searched(cell, bench, work)
     else:
         model, more = _trained(cell, bench)
-    total = time.perf_counter() - begun
+    total, others = time.perf_counter() - begun, beside.share()
     found = {"source": _numbers(bench, bench.source), "model": _numbers(bench, model)}
     latency = bench.compared(model)
     free = not isinstance(bench.source.inputs[0].shape[0], int)
@@ -194,6 +194,7 @@ def run(cell: Cell, bench: Bench, work: Path) -> dict[str, Any]:
         "throughput": {"batch": batch, **{k: 1 / getattr(many.ratio, k) for k in ("p50", "low", "high")}},
         **more,
         "seconds": {**more["seconds"], "total": total},
+        "others": others,
         "widths": {name: width.size for name, width in co.analyze(model).all_widths.items()},
     }
 

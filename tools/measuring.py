@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "Beside",
     "Row",
     "compared",
     "facts",
@@ -127,6 +128,31 @@ def high_water() -> Iterator[Callable[[], int]]:
         return
     resident = field("VmRSS:")
     yield lambda: field("VmHWM:") - resident
+
+
+class Beside:
+    """What else a machine does from now on: processor time of all but this process and its children."""
+
+    def __init__(self) -> None:
+        self._begun, self._before = time.perf_counter(), _others()
+
+    def share(self) -> float | None:
+        """Processors that others kept busy, on average; None where the system does not say."""
+        after = _others()
+        if self._before is None or after is None:
+            return None
+        return max(after - self._before, 0.0) / max(time.perf_counter() - self._begun, 1e-9)
+
+
+def _others() -> float | None:
+    """Seconds of work of others since the machine began: all time but idle, and waiting for disks, less our own."""
+    try:
+        first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _, _, *rest = map(int, first[1:9])
+    own = sum(os.times()[:4])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - own
 
 
 def facts(packages: Iterable[str], **settings: object) -> dict[str, str]:

@@ -36,6 +36,7 @@ ORDER = tuple(METHODS)
 OWN = ("ours", "reallocate", "anneal", "ours one-shot")
 ABOVE_UNIFORM = {"macs=0.5": 1.0, "macs=0.3": 2.0}  # points of test accuracy
 FASTER = 1.6  # times the source's images per second at half the MACs
+QUIET = 0.1  # processors that others may keep busy where seconds are to say something
 UNTRAINED = 3.0  # points below the source, at most, one-shot at 0.7 of the MACs
 
 
@@ -94,6 +95,7 @@ def _section(name: str, records: Sequence[Record]) -> Iterator[str]:
     )
     threads = f"{own['threads']} thread{'' if own['threads'] == 1 else 's'}"
     yield f"- Measured on {threads}, in turns with the source, {own['latency']:g} s at most each."
+    yield f"- Seconds are those of cells beside which others kept less than {QUIET} of a processor busy."
     for machine, count in _counted(tuple(record["machine"].items()) for record in records):
         yield f"- Machine ({count} of {len(records)} records): {'; '.join(f'{k} {v}' for k, v in machine)}."
     yield f"- Source: `{own['source']}`, sha256 `{own['sha256']}`."
@@ -122,6 +124,7 @@ def table(records: Sequence[Record]) -> Iterator[str]:
     )
     groups = _by(records, lambda record: (record["budget"], record["method"]))
     for (budget, method), own in sorted(groups.items(), key=lambda item: _place(*item[0])):
+        quiet = [one for one in own if (1.0 if one.get("others") is None else one["others"]) < QUIET]
         cells = (
             _spread(own, _accuracy, "{:.2f}") + " %",
             _spread(own, lambda r: r["model"]["validation"]["loss"], "{:.4f}"),
@@ -130,8 +133,8 @@ def table(records: Sequence[Record]) -> Iterator[str]:
             "×" + _spread(own, lambda r: r["latency"]["p50"], "{:.3f}"),
             "×" + _spread(own, lambda r: r["throughput"]["p50"], "{:.2f}"),
             _spread(own, lambda r: r["trained"]["epochs"], "{:g}"),
-            _spread(own, lambda r: r["seconds"]["training"], "{:.0f}"),
-            _spread(own, lambda r: r["seconds"]["total"] - r["seconds"]["training"], "{:.0f}"),
+            _spread(quiet, lambda r: r["seconds"]["training"], "{:.0f}"),
+            _spread(quiet, lambda r: r["seconds"]["total"] - r["seconds"]["training"], "{:.0f}"),
         )
         yield f"| {budget} | {method} | {len(own)} | " + " | ".join(cells) + " |"
 
@@ -190,6 +193,8 @@ def _said(what: str, found: float | None, asked: float, unit: str, *, above: boo
 
 def _spread(records: Sequence[Record], of: Number, text: str) -> str:
     values = [of(record) for record in records]
+    if not values:
+        return "–"
     more = f" ± {text.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
     return text.format(np.mean(values)) + more
 

@@ -57,10 +57,9 @@ class Run:
     """A search, finished (`best` is there) or not.
 
     `widths` maps each width of the source to its {"name", "size"}, `budget` each limited kind to its absolute limit
-    (latency in milliseconds),
-    `seconds` is {"total", "training", "evaluation", "overhead"}, `latency` the best's over the source's, measured in
-    turns: {"p50", "low", "high"}, `measured` what the method asked to be measured of the source, by quantity and width,
-    `epochs` how many epochs of training there were: of trials, and of what could have been the answer.
+    (latency in milliseconds), `seconds` is {"total", "training", "evaluation", "overhead"}, `latency` the best's over
+    the source's, measured in turns: {"p50", "low", "high"}, `epochs` how many epochs of training there were: of trials,
+    and of what could have been the answer.
     """
 
     directory: Path
@@ -73,7 +72,6 @@ class Run:
     pareto: tuple[ModelRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     latency: Mapping[str, float] = field(default_factory=dict)
-    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     epochs: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -90,7 +88,6 @@ class Run:
             "budget": dict(self.budget),
             "settings": dict(self.settings),
             "widths": {name: dict(width) for name, width in self.widths.items()},
-            "measured": {quantity: dict(found) for quantity, found in self.measured.items()},
             "history": [trial.as_json() for trial in self.trials],
         }
 
@@ -143,9 +140,8 @@ def _parse(folder: Path, text: str) -> Run:
             best=_inside(folder, document["best"]) if document["best"] else None,
             pareto=tuple(_inside(folder, model) for model in document["pareto"]),
             seconds=document["seconds"],
-            epochs=document.get("epochs", 0),  # as `measured`
+            epochs=document.get("epochs", 0),  # earlier releases noted none
             latency=document["latency"],
-            measured=document.get("measured", {}),  # earlier releases noted none
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # what any wrong JSON value can raise
         raise DataError(f"{folder / RUN_FILE} is not the record of a search: {error}. Was it edited?") from error

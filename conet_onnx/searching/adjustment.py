@@ -10,8 +10,8 @@ from typing import Any, Literal
 from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import Measured, Recipe, UtilisationMeasure
-from conet_onnx.searching.searcher import Proposal, Widths, moves
+from conet_onnx.searching.recipe import Recipe, UtilisationMeasure
+from conet_onnx.searching.searcher import Probe, Proposal, Widths, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Adjustment", "NetworkAdjustment"]
@@ -74,7 +74,7 @@ class NetworkAdjustment:
         return WidthSpace(analysis, multiple=1, between=(min(self.floor, *sizes), round(self.growth * max(sizes))))
 
     def searcher(
-        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, probe: Probe | None = None
     ) -> Adjustment:
         """What moves channels."""
         return Adjustment(space, limits, self)

@@ -12,8 +12,8 @@ import numpy as np
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.metropolis import Metropolis
-from conet_onnx.searching.recipe import Measured, Recipe
-from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
+from conet_onnx.searching.recipe import Recipe
+from conet_onnx.searching.searcher import Probe, Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Anneal", "Annealing"]
@@ -50,7 +50,7 @@ class Annealing:
         return WidthSpace(analysis)
 
     def searcher(
-        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, probe: Probe | None = None
     ) -> Anneal:
         """Simulated annealing."""
         return Anneal(space, limits, trials=trials, seed=seed)

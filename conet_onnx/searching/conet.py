@@ -12,8 +12,8 @@ import numpy as np
 from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import Measured, QualityMeasure, Recipe, from_scratch
-from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
+from conet_onnx.searching.recipe import QualityMeasure, Recipe, from_scratch
+from conet_onnx.searching.searcher import Probe, Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["ConetAnnealing", "ConetGreedy", "ConetSearch"]
@@ -86,7 +86,7 @@ class ConetGreedy:
         return WidthSpace(analysis, multiple=EVEN, between=between)
 
     def searcher(
-        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, probe: Probe | None = None
     ) -> ConetSearch:
         """What proposes widths by their momentum."""
         return ConetSearch(space, limits, self, trials=trials, seed=seed)

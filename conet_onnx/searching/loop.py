@@ -42,7 +42,7 @@ class Clock:
     earlier: float = 0.0  # and the seconds that it took
     expected: float | None = None  # seconds for a unit of work, until there is something to go by
     trained: float = 0.0  # seconds of training that were spent to know it, and that the first trial was spared
-    judged: float = 0.0  # seconds of evaluating the source
+    judged: float = 0.0  # seconds of evaluating models beside trials
     begun: float | None = None  # when the first trial did: what comes before it says nothing of the speed
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from conet_onnx.metrics import LayerQuality, as_json, by_width, score
 from conet_onnx.searching.recipe import CurveMeasure, Measure, Measured, QualityMeasure, UtilisationMeasure
 from conet_onnx.transfer import drawn
 
-__all__ = ["Measuring", "curves"]
+__all__ = ["Measuring", "curves", "save"]
 
 FORMAT = "conet-onnx-measures/1"
 OVER: Mapping[str, Callable[[Array], Any]] = {
@@ -94,15 +95,24 @@ class Measuring:
 
     def save(self, path: str, measured: Measured) -> None:
         """All that was measured: after each epoch of each layer, and of the widths in the end."""
-        if self.measure is None:
-            return
-        epochs = [{"layers": as_json(epoch)["layers"]} for epoch in self.epochs]
-        document = {"format": FORMAT, "asked": asdict(self.measure), "epochs": epochs, "widths": measured}
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(document), encoding="utf-8")
+        if self.measure is not None:
+            save(path, self.measure, measured, self.epochs)
 
     def _look(self, weights: Mapping[str, Array]) -> None:
         self.epochs.append(score(self.analysis, weights=weights))
+
+
+def save(
+    path: str | os.PathLike[str],
+    asked: Measure,
+    measured: Measured,
+    epochs: Iterable[Sequence[LayerQuality]] = (),
+) -> None:
+    """Write what was measured of a model: of its layers after each epoch, and of the widths."""
+    layers = [{"layers": as_json(epoch)["layers"]} for epoch in epochs]
+    document = {"format": FORMAT, "asked": asdict(asked), "epochs": layers, "widths": measured}
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(document), encoding="utf-8")
 
 
 def curves(

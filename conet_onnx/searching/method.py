@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 from conet_onnx.errors import UsageError
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import Measured, Recipe
-from conet_onnx.searching.searcher import Searcher
+from conet_onnx.searching.recipe import Recipe
+from conet_onnx.searching.searcher import Probe, Searcher
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Method", "configured", "options"]
@@ -46,9 +46,9 @@ class Method(Protocol):
         """The widths that it chooses from; `limits` may be none."""
 
     def searcher(
-        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, probe: Probe | None = None
     ) -> Searcher:
-        """What proposes them; `source` is what the recipe's measure found of the source, by quantity and width."""
+        """What proposes them; `probe` is whom it may ask about models."""
 
     def recipe(self) -> Recipe:
         """How its models are trained, and what is measured of them."""

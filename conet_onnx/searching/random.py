@@ -12,8 +12,8 @@ import numpy as np
 from conet_onnx.errors import UsageError
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.budget import Limits
-from conet_onnx.searching.recipe import Measured, Recipe, from_scratch
-from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
+from conet_onnx.searching.recipe import Recipe, from_scratch
+from conet_onnx.searching.searcher import Probe, Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Compound", "Independent", "Random"]
@@ -55,7 +55,7 @@ class Random:
         return WidthSpace(analysis, growth=max(2.0, self.spread))
 
     def searcher(
-        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, probe: Probe | None = None
     ) -> Independent:
         """Chance alone."""
         sizes = space.source
@@ -107,7 +107,7 @@ class Compound:
         return WidthSpace(analysis, growth=max(2.0, self.largest))
 
     def searcher(
-        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, probe: Probe | None = None
     ) -> Independent:
         """Smaller and smaller; as small as it gets, in the end."""
         smallest = space.price({name: low for name, (low, _) in space.bounds.items()})

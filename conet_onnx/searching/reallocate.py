@@ -16,8 +16,8 @@ from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.curves import Curve, Worth
 from conet_onnx.searching.halving import Halving
 from conet_onnx.searching.metropolis import Metropolis
-from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
-from conet_onnx.searching.searcher import Proposal, Widths, least_objective, moves
+from conet_onnx.searching.recipe import CurveMeasure, Recipe
+from conet_onnx.searching.searcher import Probe, Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
 __all__ = ["Reallocate", "Reallocation"]
@@ -37,7 +37,8 @@ SECONDS = 20.0  # what no knapsack takes, so that chance alone decides, and no c
 class Reallocation:
     """Reallocation: a knapsack over loss curves that are measured of each trained model.
 
-    The first trials bring the source within the budget, its price falling by `stride` at most from one to the next.
+    The first trials bring the source within the budget, its price falling by `stride` at most from one to the next. The
+    first one's widths are the best of `probes` before any training.
     Each later one solves the knapsack again around the current widths, which change by `boldest` at most in the first
     trial and by `timidest` in the last; the worth of each width is drawn from what trials have shown of it. Metropolis
     acceptance. Widths that are in the best 1/`eta` of their rung are trained on for another trial, `rungs` rungs up.
@@ -55,6 +56,7 @@ class Reallocation:
     rungs: int = 2
     criterion: str = "obd"
     samples: int = 256
+    probes: int = 8
 
     def __post_init__(self) -> None:
         if not self.boldest >= self.timidest >= 1 or not self.stride > 1 or not self.hedge >= 1:
@@ -62,8 +64,9 @@ class Reallocation:
                 f"boldest={self.boldest}, timidest={self.timidest}, stride={self.stride}, hedge={self.hedge}: "
                 "factors of at least 1, the boldest not below the timidest."
             )
-        if self.eta < 2 or self.rungs < 0 or self.samples < 1:
-            raise UsageError(f"eta={self.eta}, rungs={self.rungs}, samples={self.samples}: at least 2, 0 and 1.")
+        least = {"eta": 2, "rungs": 0, "samples": 1, "probes": 1}
+        if small := [f"{name}={getattr(self, name)}" for name, n in least.items() if getattr(self, name) < n]:
+            raise UsageError(f"{', '.join(small)}: at least {', '.join(f'{name}={n}' for name, n in least.items())}.")
 
     @property
     def at_once(self) -> int | None:
@@ -80,10 +83,10 @@ class Reallocation:
         return WidthSpace(analysis)
 
     def searcher(
-        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, source: Measured | None = None
+        self, space: WidthSpace, limits: Limits, *, trials: int, seed: int, probe: Probe | None = None
     ) -> Reallocate:
         """What solves the knapsacks."""
-        return Reallocate(space, limits, self, trials=trials, seed=seed, source=source or {})
+        return Reallocate(space, limits, self, trials=trials, seed=seed, probe=probe)
 
     def recipe(self) -> Recipe:
         """Trials begin with the source's weights."""
@@ -104,13 +107,13 @@ class Reallocate:
         *,
         trials: int,
         seed: int = 0,
-        source: Measured | None = None,
+        probe: Probe | None = None,
     ) -> None:
         self._space = space
         self._limits = limits
         self._method = method
         self._seed = seed
-        self._source = source or {}
+        self._probe = probe
         self._shares = CurveMeasure().quantities
         excess = math.log(max(limits.utilisation(space.price(space.source)), 1))
         self._excess = excess
@@ -168,7 +171,7 @@ class Reallocate:
 
     def curves(self, trial: Trial | None) -> list[Curve]:
         """Of each width, in the space's order, as measured of a trial's model, or of the source."""
-        measured = trial.measured if trial else self._source
+        measured = self._probe.curves(trial) if self._probe else {}
         widths = trial.widths if trial else self._space.source
         found = []
         for name in self._space.names:
@@ -193,18 +196,59 @@ class Reallocate:
         self._seen.append(after - before)
 
     def _onto(self, before: Mapping[str, int], limits: Limits) -> dict[str, int]:
-        """The best within limits by the current curves, near widths that are scaled alike."""
+        """The best within limits by the current curves, near widths that are scaled alike; of the source, that of some
+        such widths whose loss is least before any training."""
         scaled = self._space.project(before, limits)
         if self._current is None and self._limits.fits(self._space.price(self._space.source)):
             return self._space.snap(self._space.source)  # which no trial may be worse than
-        curves = self.curves(self._current)
-        hedge, values = self._method.hedge, [curve.change for curve in curves]
+        curves, hedge = self.curves(self._current), self._method.hedge
+        first = self._near(scaled, before, limits, curves, hedge, None) or scaled
+        if self._current is not None or self._probe is None:
+            return first
+        rng = np.random.default_rng([self._seed, 0, 2])
+        best, least = first, math.inf
+        known: list[dict[str, int]] = []
+        moved: list[Floats] = []
+        seen: list[float] = []
+        for number in range(self._method.probes):
+            widths: dict[str, int] | None = (scaled, first)[number] if number < 2 else None
+            for attempt in range(ATTEMPTS):
+                if widths is not None and widths not in known:
+                    break
+                worth = Worth.of(moved, seen, len(curves)).drawn(rng, 1 + attempt / 4)
+                widths = self._near(best, before, limits, curves, hedge, worth)
+            if widths is None or widths in known:
+                break
+            known.append(widths)
+            loss = self._probe.untrained(widths)
+            if not math.isfinite(loss):
+                continue
+            moved.append(
+                np.array([float(c.change([widths[n]])[0]) for n, c in zip(self._space.names, curves, strict=True)])
+            )
+            seen.append(loss)
+            if loss < least:
+                best, least = widths, loss
+        return best
+
+    def _near(
+        self,
+        centre: Mapping[str, int],
+        before: Mapping[str, int],
+        limits: Limits,
+        curves: Sequence[Curve],
+        factor: float,
+        worth: Floats | None,
+    ) -> dict[str, int] | None:
+        """The best within limits, up to a factor away from some widths, where a nat of each curve is worth so much."""
         levels = []
         for name in self._space.names:
-            low = scaled[name] / hedge
-            high = min(scaled[name] * hedge, max(before[name], scaled[name]))
-            levels.append(self._between(name, low, high, scaled[name]))
-        return self._solved(levels, [-v(n) for v, n in zip(values, levels, strict=True)], limits) or scaled
+            low = centre[name] / factor
+            high = min(centre[name] * factor, max(before[name], centre[name]))
+            levels.append(self._between(name, low, high, centre[name]))
+        scale = np.ones(len(curves)) if worth is None else worth
+        values = [-w * c.change(some) for w, c, some in zip(scale.tolist(), curves, levels, strict=True)]
+        return self._solved(levels, values, limits)
 
     def _drawn(
         self, before: Mapping[str, int], number: int, worth: Floats, rng: np.random.Generator, attempt: int

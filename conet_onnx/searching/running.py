@@ -25,6 +25,7 @@ from conet_onnx.searching.crew import Alone, Crew
 from conet_onnx.searching.folder import FOLDERS, REPORT_FILE, SAID_FILE
 from conet_onnx.searching.loop import POLL, Clock, Loop
 from conet_onnx.searching.method import Method
+from conet_onnx.searching.probing import Probing
 from conet_onnx.searching.space import WidthSpace
 from conet_onnx.searching.timing import Timing
 from conet_onnx.searching.trial import Workshop, open_workshop
@@ -74,7 +75,8 @@ class Job:
         self._replanned(ended)
         if len(ended) < trials:
             self._expect()
-        searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed, source=run.measured)
+        probe = Probing(self.folder, self.workshop, self.clock)
+        searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed, probe=probe)
         with self._crew(idle=len(ended) >= trials) as crew:
             at_once = self.settings["jobs"]
             loop = Loop(self.folder, self.space, self.limits, searcher, study, crew, seed, at_once, claims)
@@ -174,7 +176,6 @@ class Job:
         """A new run, with what is known of the source."""
         asked = time.perf_counter()
         validation, _ = self.workshop.judge(self.workshop.source)
-        measured = self.workshop.curves(self.workshop.source)
         self.clock.judged = time.perf_counter() - asked
         price = self.space.price(self.space.source)
         return Run(
@@ -190,7 +191,6 @@ class Job:
             widths={name: {"name": w.name, "size": w.size} for name, w in self.workshop.analysis.widths.items()},
             settings=self.settings,
             budget=self.limits.by_kind,
-            measured=measured,
         )
 
     def _finish(self, run: Run, loop: Loop, study: TrialStudy) -> Run:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from conet_onnx.records.trial import Trial
+from conet_onnx.searching.recipe import Measured
 
-__all__ = ["Proposal", "Searcher", "Widths", "least_objective", "moves", "objective"]
+__all__ = ["Probe", "Proposal", "Searcher", "Widths", "least_objective", "moves", "objective"]
 
 Widths: TypeAlias = Mapping[str, int]
 
@@ -26,11 +27,22 @@ class Proposal:
     reason: str
 
 
+class Probe(Protocol):
+    """What a searcher may ask about models when it proposes widths: the same question has the same answer."""
+
+    def curves(self, trial: Trial | None) -> Measured:
+        """What masked channels cost a trial's trained model, or the source (recipe.CurveMeasure)."""
+
+    def untrained(self, widths: Widths) -> float:
+        """Loss of the source at these widths before any training, its weights as a trial inherits them."""
+
+
 class Searcher(Protocol):
     """Ask, accept, tell; knows nothing of ONNX or torch.
 
-    A searcher's state is what it was told and nothing else: `ask` and `accepts` change nothing, and draw their chance
-    from the seed and the trial's number. So telling it the finished trials again, in order, brings it back.
+    A searcher's state is what it was told, and what a probe answers, and nothing else: `ask` and `accepts` change
+    nothing, and draw their chance from the seed and the trial's number. So telling it the finished trials again, in
+    order, brings it back.
 
     Trials that are tried at the same time are asked for one after the other, before any of them is told, and told in
     the order of their numbers: whichever ends first, the search is the same.

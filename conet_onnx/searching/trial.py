@@ -42,6 +42,7 @@ __all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit", "open_works
 
 MOST_SCORES = 2**28  # bytes of a teacher's scores that are kept
 BATCH = 64
+PROBED = 1024  # samples by which widths are compared before any training
 TIMED = (2, 6)  # steps of training
 GRAIN = 10**9  # MACs of a batch that are worth a thread
 
@@ -185,9 +186,7 @@ class Workshop:
         anew = task.parent is None and self.recipe.start == "fresh"
         fitting = time.perf_counter()
         if not anew:
-            how: dict[str, Any] = {"transfer": self.recipe.transfer, "calibration": self.calibration}
-            how |= {"recalibrate": self.recipe.recalibrate}
-            student = inherit(student, self.source, task, analysis=self.analysis, score=self.scores, **how)
+            student = self.inherited(student, task)
         fitting = time.perf_counter() - fitting  # channels are scored and weights fitted: neither training nor overhead
         measuring = self.measuring(student)
         fitted: list[Fitted] = []
@@ -207,7 +206,7 @@ class Workshop:
         measured: Measured = {}
         if measuring is not None:
             asked = time.perf_counter()
-            measured = self.curves(trained) or measuring.measured(
+            measured = measuring.measured(
                 trained,
                 self.samples("validation"),
                 normalise=self.normalise,
@@ -221,9 +220,28 @@ class Workshop:
         flushed = sum(one.flushed for one in fitted)
         return TrialOutcome(validation, seconds, evaluation_seconds + fitting, measured, flushed)
 
+    def inherited(self, student: Graph, task: TrialTask) -> Graph:
+        """The student with the weights of the task's parent, by the recipe."""
+        how: dict[str, Any] = {"transfer": self.recipe.transfer, "calibration": self.calibration}
+        how |= {"recalibrate": self.recipe.recalibrate}
+        return inherit(student, self.source, task, analysis=self.analysis, score=self.scores, **how)
+
+    def untrained(self, widths: Mapping[str, int]) -> float:
+        """The loss, as `judge` has it, of the source at these widths, with what it inherits and without any training:
+        of the first PROBED training samples that a seed draws, so that validation data stays unseen."""
+        task = TrialTask(number=0, widths=widths, parent=None, weights="", plan="", measures="", seed=0)
+        student = rewrite(self.source, plan(self.analysis, widths, inexact=True).changed())
+        return self.probed.judge(self.inherited(student, task))[0]["loss"]
+
+    @cached_property
+    def probed(self) -> Workshop:
+        """The same, whose validation data are a few training samples, of which most are not calibrated on."""
+        some = drawn(self.dataset.split("train"), PROBED, seed=1)
+        return replace(self, dataset=replace(self.dataset, splits={"validation": some}))
+
     def measuring(self, student: Graph) -> Measuring | None:
-        """What the method wants to know of a trial's model, if anything."""
-        if self.recipe.measure is None:
+        """What the method wants to know of every trial's model, if anything."""
+        if self.recipe.measure is None or isinstance(self.recipe.measure, CurveMeasure):
             return None
         from conet_onnx.searching.measuring import Measuring  # most methods measure nothing
 
@@ -266,6 +284,14 @@ class Workshop:
         """What each channel is worth by the recipe's criterion; None: by their weights, as plans have it."""
         if self.recipe.criterion == "l2":
             return None
+        return self.source_scores if analysis is self.analysis else self._scores(analysis)
+
+    @cached_property
+    def source_scores(self) -> Mapping[str, Array]:
+        """What each channel of the source is worth by the recipe's criterion."""
+        return self._scores(self.analysis)
+
+    def _scores(self, analysis: Analysis) -> Mapping[str, Array]:
         from conet_onnx.criteria import channel_scores
 
         asked = self.recipe.measure
