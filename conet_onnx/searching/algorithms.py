@@ -17,7 +17,7 @@ from conet_onnx.searching.reallocate import Reallocation
 __all__ = ["ALGORITHMS", "find_method"]
 
 ALGORITHMS: Mapping[str, Callable[[], Method]] = {
-    "auto": Annealing,  # reallocate is to take its place where it is shown to be better
+    "auto": Reallocation,
     "anneal": Annealing,
     "reallocate": Reallocation,
     "conet-sa": ConetAnnealing,

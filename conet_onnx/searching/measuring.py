@@ -124,7 +124,6 @@ def curves(
     criterion: str,
     normalise: Callable[[Any], Any],
     seed: int,
-    threads: int | None = None,
 ) -> Measured:
     """What the loss gains where the least important channels of each width are masked, on some training samples."""
     from conet_onnx.criteria import channel_scores
@@ -133,7 +132,7 @@ def curves(
     some = drawn(data, asked.samples)
     scores = channel_scores(analysis, criterion, data=some, normalise=normalise, seed=seed)
     masks = {name: [_mask(own, share) for share in asked.quantities.values()] for name, own in scores.items()}
-    lost = losses_without(graph, analysis, some, masks, normalise=normalise, threads=threads)
+    lost = losses_without(graph, analysis, some, masks, normalise=normalise)
     found = {q: {name: losses[k] for name, losses in lost.items()} for k, q in enumerate(asked.quantities)}
     return {q: {name: loss for name, loss in by.items() if np.isfinite(loss)} for q, by in found.items()}
 

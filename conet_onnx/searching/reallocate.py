@@ -45,15 +45,15 @@ class Reallocation:
     `hedge`: how far the first knapsack may go from widths that are scaled alike.
     """
 
-    trials: int = 20
-    epochs_per_trial: int = 3
-    epochs: int = 40
+    trials: int = 8
+    epochs_per_trial: int = 1
+    epochs: int = 10
     boldest: float = 1.6
     timidest: float = 1.15
     stride: float = 2.5
     hedge: float = 1.3
     eta: int = 3
-    rungs: int = 2
+    rungs: int = 1
     criterion: str = "obd"
     samples: int = 256
     probes: int = 8
@@ -128,10 +128,12 @@ class Reallocate:
         self._seen: list[float] = []  # the loss's own change then
 
     def ask(self, number: int, beside: Sequence[Widths] = ()) -> Proposal:
-        """Onto the budget first; then the last trial again if it is promoted; else another knapsack."""
+        """Onto the budget first, unless the source is within it; then the last trial again if it is promoted; else
+        another knapsack."""
         before = self._current.widths if self._current else self._space.source
         parent = self._current.number if self._current else None
-        if number < self._strides or self._current is None:
+        inside = self._current is None and self._limits.fits(self._space.price(self._space.source))
+        if (number < self._strides or self._current is None) and not inside:
             limits = self._limits.scaled(math.exp(self._excess * max(1 - (number + 1) / self._strides, 0)))
             widths = self._onto(before, limits)
             if widths not in beside:
@@ -188,44 +190,50 @@ class Reallocate:
             before, after = parent.objective, trial.objective
         else:
             before, after = parent.validation["loss"], trial.validation["loss"]
-        moved = [
-            float(curve.change([trial.widths[name]])[0])
-            for name, curve in zip(self._space.names, self.curves(parent), strict=True)
-        ]
-        self._predicted.append(np.array(moved))
+        same = trial.widths == parent.widths  # then no curve is asked for
+        moved = np.zeros(len(trial.widths)) if same else self._changed(self.curves(parent), trial.widths)
+        self._predicted.append(moved)
         self._seen.append(after - before)
 
     def _onto(self, before: Mapping[str, int], limits: Limits) -> dict[str, int]:
-        """The best within limits by the current curves, near widths that are scaled alike; of the source, that of some
-        such widths whose loss is least before any training."""
+        """The best within limits by the current curves, near widths that are scaled alike; of the source's, the best
+        before any training."""
         scaled = self._space.project(before, limits)
-        if self._current is None and self._limits.fits(self._space.price(self._space.source)):
-            return self._space.snap(self._space.source)  # which no trial may be worse than
-        curves, hedge = self.curves(self._current), self._method.hedge
-        first = self._near(scaled, before, limits, curves, hedge, None) or scaled
+        curves = self.curves(self._current)
+        first = self._near(scaled, before, limits, curves, np.ones(len(curves))) or scaled
         if self._current is not None or self._probe is None:
             return first
+        return self._probed([scaled, first], before, limits, curves, self._probe)
+
+    def _probed(
+        self,
+        first: Sequence[dict[str, int]],
+        before: Mapping[str, int],
+        limits: Limits,
+        curves: Sequence[Curve],
+        probe: Probe,
+    ) -> dict[str, int]:
+        """Of `first` and of others near the best so far, the widths at which the loss is least before any training;
+        what was probed says what the curves are worth."""
         rng = np.random.default_rng([self._seed, 0, 2])
-        best, least = first, math.inf
+        best, least = first[-1], math.inf
         known: list[dict[str, int]] = []
         moved: list[Floats] = []
         seen: list[float] = []
         for number in range(self._method.probes):
-            widths: dict[str, int] | None = (scaled, first)[number] if number < 2 else None
+            widths: dict[str, int] | None = first[number] if number < len(first) else None
             for attempt in range(ATTEMPTS):
                 if widths is not None and widths not in known:
                     break
                 worth = Worth.of(moved, seen, len(curves)).drawn(rng, 1 + attempt / 4)
-                widths = self._near(best, before, limits, curves, hedge, worth)
+                widths = self._near(best, before, limits, curves, worth)
             if widths is None or widths in known:
                 break
             known.append(widths)
-            loss = self._probe.untrained(widths)
+            loss = probe.untrained(widths)
             if not math.isfinite(loss):
                 continue
-            moved.append(
-                np.array([float(c.change([widths[n]])[0]) for n, c in zip(self._space.names, curves, strict=True)])
-            )
+            moved.append(self._changed(curves, widths))
             seen.append(loss)
             if loss < least:
                 best, least = widths, loss
@@ -237,17 +245,15 @@ class Reallocate:
         before: Mapping[str, int],
         limits: Limits,
         curves: Sequence[Curve],
-        factor: float,
-        worth: Floats | None,
+        worth: Floats,
     ) -> dict[str, int] | None:
-        """The best within limits, up to a factor away from some widths, where a nat of each curve is worth so much."""
-        levels = []
+        """The best within limits, up to `hedge` away from some widths, where a nat of each curve is worth so much."""
+        factor, levels = self._method.hedge, []
         for name in self._space.names:
             low = centre[name] / factor
             high = min(centre[name] * factor, max(before[name], centre[name]))
             levels.append(self._between(name, low, high, centre[name]))
-        scale = np.ones(len(curves)) if worth is None else worth
-        values = [-w * c.change(some) for w, c, some in zip(scale.tolist(), curves, levels, strict=True)]
+        values = [-w * c.change(some) for w, c, some in zip(worth.tolist(), curves, levels, strict=True)]
         return self._solved(levels, values, limits)
 
     def _drawn(
@@ -280,6 +286,11 @@ class Reallocate:
         own = self._space.levels[name]
         least = max(low, FLOOR * self._space.source[name], 2)
         return _thinned(np.union1d(own[(own >= least) & (own <= high)], [at]), at)
+
+    def _changed(self, curves: Sequence[Curve], widths: Mapping[str, int]) -> Floats:
+        """What each width's curve says of its new size, [widths]."""
+        pairs = zip(self._space.names, curves, strict=True)
+        return np.array([float(curve.change([widths[name]])[0]) for name, curve in pairs])
 
     def _solved(self, levels: list[Ints], values: list[Floats], limits: Limits) -> dict[str, int] | None:
         constraints = self._space.constraints(limits)

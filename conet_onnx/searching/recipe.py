@@ -51,19 +51,18 @@ class UtilisationMeasure:
 @dataclass(frozen=True, slots=True)
 class CurveMeasure:
     """What the loss gains, in nats, where a share of a width's channels is masked, the least important ones first by
-    the recipe's criterion: of the source before the first trial, and of every trial after its training.
+    the recipe's criterion: of the source, and of trials that widths are proposed from.
 
-    Quantity "without 3/8" is that of floor(3/8 of the channels), in eighths where there are 8 `parts`; `samples` of the
-    training data are read.
+    Quantity "without 0.25" is that of floor(0.25 of the channels); `samples` of the training data are read.
     """
 
-    parts: int = 8
+    shares: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
     samples: int = 256
 
     @property
     def quantities(self) -> dict[str, float]:
         """The share that is masked, by the quantity."""
-        return {f"without {k}/{self.parts}": k / self.parts for k in range(1, self.parts)}
+        return {f"without {share:g}": share for share in self.shares}
 
 
 Measure: TypeAlias = QualityMeasure | UtilisationMeasure | CurveMeasure

@@ -30,6 +30,7 @@ from conet_onnx.tasks import judge, load_task
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
 from conet_onnx.torch_backend.stepped import stepped_weights
+from conet_onnx.torch_backend.threads import torch_threads
 from conet_onnx.torch_backend.train import After, Diverged, Fitted, fit
 from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred
 
@@ -224,7 +225,8 @@ class Workshop:
         """The student with the weights of the task's parent, by the recipe."""
         how: dict[str, Any] = {"transfer": self.recipe.transfer, "calibration": self.calibration}
         how |= {"recalibrate": self.recipe.recalibrate}
-        return inherit(student, self.source, task, analysis=self.analysis, score=self.scores, **how)
+        with torch_threads(self.training_threads):
+            return inherit(student, self.source, task, analysis=self.analysis, score=self.scores, **how)
 
     def untrained(self, widths: Mapping[str, int]) -> float:
         """The loss, as `judge` has it, of the source at these widths, with what it inherits and without any training:
@@ -268,16 +270,16 @@ class Workshop:
         analysis = analyze(graph)
         if analysis.all_widths.keys() != self.analysis.all_widths.keys():
             return {}
-        found = curves(
-            asked,
-            graph,
-            analysis,
-            self.samples("train"),
-            criterion=self.recipe.criterion,
-            normalise=self.normalise,
-            seed=0,
-            threads=self.training_threads,
-        )
+        with torch_threads(self.training_threads):
+            found = curves(
+                asked,
+                graph,
+                analysis,
+                self.samples("train"),
+                criterion=self.recipe.criterion,
+                normalise=self.normalise,
+                seed=0,
+            )
         return {q: {name: by[name] for name in self.analysis.widths if name in by} for q, by in found.items()}
 
     def scores(self, analysis: Analysis) -> Mapping[str, Array] | None:

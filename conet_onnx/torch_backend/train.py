@@ -45,6 +45,7 @@ from conet_onnx.torch_backend.lower import returned
 from conet_onnx.torch_backend.moments import Moments, moments_of, with_moments
 from conet_onnx.torch_backend.norms import BATCHES, calibrate, fold, insert, wanted
 from conet_onnx.torch_backend.settings import Settings
+from conet_onnx.torch_backend.threads import torch_threads
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -632,14 +633,11 @@ def _never() -> Iterator[None]:
 @contextmanager
 def _repeatable(seed: int, threads: int | None) -> Iterator[None]:
     """Seeded, with repeatable algorithms; everything is put back at the end."""
-    before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch_threads(threads):
         torch.manual_seed(seed)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        if threads is not None:
-            torch.set_num_threads(threads)
         try:
             yield
         finally:
-            torch.set_num_threads(before[0])
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before

@@ -6,8 +6,7 @@ mode, where p_i is the rate that costs the same at every width (metrics.utilisat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -28,6 +27,7 @@ from conet_onnx.torch_backend.learner import Learner, Tensors
 from conet_onnx.torch_backend.losses import Objective, flat
 from conet_onnx.torch_backend.lower import lower
 from conet_onnx.torch_backend.settings import Settings
+from conet_onnx.torch_backend.threads import torch_threads
 
 __all__ = ["filled", "losses_without", "undroppable", "utilisation", "with_free_batch"]
 
@@ -68,7 +68,7 @@ def utilisation(
     """
     _check(analysis, rates, passes, of, batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _threads(threads):
+    with torch_threads(threads):
         graph, analysis = with_free_batch(graph, analysis)
         learner = Learner(graph, device)
         judge = _Judge.of(learner, labels=data.labels is not None, wrong=of == "accuracy", images=bool(data.shape))
@@ -116,7 +116,7 @@ def losses_without(
     Widths that cannot be masked are left out: `undroppable` says why. Raises as `utilisation`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _threads(threads):
+    with torch_threads(threads):
         graph, analysis = with_free_batch(graph, analysis)
         learner = Learner(graph, device)
         judge = _Judge.of(learner, labels=data.labels is not None, wrong=False, images=bool(data.shape))
@@ -258,15 +258,3 @@ def _called(learner: Learner, replay: _Replay, inputs: tuple[torch.Tensor, ...])
         return dict(zip(learner.names, replay.whole(inputs), strict=True))
     except (RuntimeError, ValueError, IndexError) as error:
         raise learner.misfit(inputs, error) from error
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """With so many threads, and as many as before when it is done."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
