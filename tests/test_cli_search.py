@@ -175,13 +175,14 @@ class TestRequest:
         assert "is not a time" not in call(f"search missing.onnx {QUICK} --time-limit {text}").err
 
     def test_the_defaults_that_help_tells_are_the_searchs(self) -> None:
-        from conet_onnx.searching.anneal import Annealing
+        from conet_onnx.searching.algorithms import find_method
 
+        auto = find_method("auto")
         text = " ".join(call("search --help").out.split())
         for option, default in (
-            ("--trials N Sets of widths to try", Annealing().trials),
-            ("--epochs-per-trial E Training of each", Annealing().epochs_per_trial),
-            ("--epochs E Further training of the best", Annealing().epochs),
+            ("--trials N Sets of widths to try", auto.trials),
+            ("--epochs-per-trial E Training of each", auto.epochs_per_trial),
+            ("--epochs E Further training of the best", auto.epochs),
         ):
             assert f"{option} (default: {default})" in text
 

@@ -144,7 +144,7 @@ class Workshop:
         if collates and (reader := recipe.reads_samples):
             raise UsageError(
                 f"{reader} reads samples as the model takes them, and the task's collate makes them anew from what the "
-                "data holds: choose another, or let the data hold what the model takes."
+                "data holds: choose another (algorithm anneal reads none), or let the data hold what the model takes."
             )
         if isinstance(data, DataSet):
             dataset, name = data.with_validation(), data.name
