@@ -285,6 +285,25 @@ class TestProbing:
             expected = evaluate(graph, data, split="validation", normalisation=workshop.choice.normalisation).loss
             assert workshop.untrained(widths) == pytest.approx(expected, rel=1e-4)
 
+    def test_what_it_takes_is_told_before_and_counted_as_evaluation(self, tmp_path: Path) -> None:
+        told: list[tuple[str, float | None]] = []
+        found = co.search(
+            co.load("models/digits_resnet8.onnx"),
+            data="digits",
+            budget="macs=0.4",
+            trials=1,
+            epochs=0,
+            threads=1,
+            out=tmp_path / "run",
+            progress=lambda phase, _done, _work, left: told.append((phase, left)),
+        ).run
+        probes = [left for phase, left in told if phase == "trying widths before any training"]
+        assert len(probes) == Reallocation().probes
+        assert all(left is not None and left > 0 for left in probes)
+        assert probes[0] > probes[-1]
+        spent = sum(trial.seconds + trial.evaluation_seconds for trial in found.trials)
+        assert found.seconds["training"] + found.seconds["evaluation"] > spent
+
 
 def test_losses_without_channels_are_those_of_the_model_with_their_weights_at_zero() -> None:
     from conet_onnx.data import fed, load_data

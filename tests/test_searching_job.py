@@ -286,12 +286,12 @@ class TestResuming:
         assert read_run(tmp_path / "run") == before
 
     def test_a_run_from_before_transfer_was_noted_goes_on(self, searched: Searched, tmp_path: Path) -> None:
-        searched(trials=2)
+        searched(trials=2, algorithm="anneal")
         file = tmp_path / "run" / "run.json"
         document = json.loads(file.read_text())
         assert document["settings"].pop("transfer") == "net2net"
         file.write_text(json.dumps(document))
-        assert len(searched(trials=3, resume=True).run.trials) == 3
+        assert len(searched(trials=3, algorithm="anneal", resume=True).run.trials) == 3
 
     def test_resuming_nothing_begins(self, searched: Searched) -> None:
         assert searched(resume=True).run.best is not None
@@ -388,6 +388,9 @@ class TestTimeLimit:
         clock.limit = 15
         assert clock.allows(3)
         assert not clock.allows(4)
+        clock.beside = 2.5
+        assert clock.left(3) == pytest.approx(8.5, abs=0.1)
+        assert not clock.allows(3)
 
 
 class TestFront:

@@ -65,5 +65,6 @@ class Probing:
     def _spent(self, begun: float) -> None:
         seconds = time.perf_counter() - begun
         self.clock.judged += seconds
+        self.clock.beside = max(self.clock.beside - seconds, 0.0)
         if self.clock.begun is not None:
             self.clock.begun += seconds

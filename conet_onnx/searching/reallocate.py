@@ -45,7 +45,7 @@ class Reallocation:
     `hedge`: how far the first knapsack may go from widths that are scaled alike.
     """
 
-    trials: int = 8
+    trials: int = 6
     epochs_per_trial: int = 1
     epochs: int = 10
     boldest: float = 1.6
@@ -90,7 +90,8 @@ class Reallocation:
 
     def recipe(self) -> Recipe:
         """Trials begin with the source's weights."""
-        return Recipe(transfer="least-squares", criterion=self.criterion, measure=CurveMeasure(samples=self.samples))
+        measure = CurveMeasure(samples=self.samples)
+        return Recipe(transfer="least-squares", criterion=self.criterion, measure=measure, probes=self.probes)
 
 
 class Reallocate:

@@ -82,7 +82,8 @@ class Recipe:
 
     `start`: trials without a parent begin with the source's weights, or with fresh ones. `final`: the last training
     goes on from the chosen trial's weights ("inherit"), or begins anew. `training` and `final_training` are settings
-    of torch_backend.settings.Settings, beside epochs, seed and threads. `transfer` says how weights survive a resize,
+    of torch_backend.settings.Settings, beside epochs, seed and threads. `probes` models are tried before any training,
+    by which a first trial is chosen. `transfer` says how weights survive a resize,
     `criterion` which channels stay (criteria.channel_scores; on training samples), and `recalibrate` whether statistics
     are measured again before the training (torch_backend.recalibration).
     """
@@ -95,6 +96,7 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=lambda: {"distill": DISTILL})
     final_training: Mapping[str, Any] = field(default_factory=lambda: {"distill": DISTILL})
     measure: Measure | None = None
+    probes: int = 0
 
     @property
     def reads_samples(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -141,6 +142,8 @@ class Job:
         slower = self.workshop.training_threads / max(self.workshop.all_threads // workers, 1) if workers > 1 else 1.0
         expected, self.clock.trained = self.workshop.expected_seconds()
         self.clock.expected = expected * max(slower, 1.0) / workers
+        if math.isfinite(expected):
+            self.clock.beside = self.workshop.expected_beside(expected, self.settings["trials"])
 
     def _replanned(self, ended: Iterable[Trial]) -> None:
         """Plans that a power cut has taken are made again: they follow from the widths, and no trial waits for them."""

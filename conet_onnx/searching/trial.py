@@ -366,6 +366,16 @@ class Workshop:
         step = max(taken[1] - taken[0], 0.0) / (more - few) if more > few else taken[0] / few
         return max(taken[0] - few * step, 0.0) + self.epochs * steps * step, first
 
+    def expected_beside(self, seconds: float, trials: int) -> float:
+        """What curves and probes take, about, where a trial takes so many seconds: in samples through the model, each a
+        third of what training on it costs. A third of the trials are taken to begin with curves of their own."""
+        recipe, samples = self.recipe, 0.0
+        if isinstance(recipe.measure, CurveMeasure):
+            passes = len(recipe.measure.shares) * len(self.analysis.widths) / 2  # behind a width only
+            samples += passes * recipe.measure.samples * (1 + trials / 3)
+        samples += recipe.probes * (PROBED + 3 * SAMPLES)  # through source and student, and the fit
+        return samples * seconds / (3 * self.epochs * len(self.dataset.split("train")))
+
     @property
     def all_threads(self) -> int:
         """Threads that there are for all that this process and its workers do at the same time."""
