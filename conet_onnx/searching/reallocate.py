@@ -16,7 +16,7 @@ from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.curves import Curve, Worth
 from conet_onnx.searching.halving import Halving
 from conet_onnx.searching.metropolis import Metropolis
-from conet_onnx.searching.recipe import CurveMeasure, Recipe
+from conet_onnx.searching.recipe import DISTILL, CurveMeasure, Recipe
 from conet_onnx.searching.searcher import Probe, Proposal, Widths, least_objective, moves
 from conet_onnx.searching.space import Priceable, WidthSpace
 
@@ -89,9 +89,16 @@ class Reallocation:
         return Reallocate(space, limits, self, trials=trials, seed=seed, probe=probe)
 
     def recipe(self) -> Recipe:
-        """Trials begin with the source's weights."""
-        measure = CurveMeasure(samples=self.samples)
-        return Recipe(transfer="least-squares", criterion=self.criterion, measure=measure, probes=self.probes)
+        """Trials begin with the source's weights. Their learning rate stays where it is, so that each goes on where the
+        one before it has ended; only the last training brings it down."""
+        return Recipe(
+            transfer="least-squares",
+            criterion=self.criterion,
+            training={"distill": DISTILL, "schedule": "constant"},
+            final_training={"distill": DISTILL, "warmup": 0.0},
+            measure=CurveMeasure(samples=self.samples),
+            probes=self.probes,
+        )
 
 
 class Reallocate:
