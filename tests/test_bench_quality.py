@@ -110,7 +110,7 @@ class TestThePage:
     def test_settings_machines_and_methods_are_those_of_the_records(self) -> None:
         records = [record("ours", "macs=0.5"), record("tp-local", "macs=0.5", machine={"processor": "another"})]
         text = page(records)
-        assert "searches 1 trials of 1 and 1 on the best, in epochs; all others 2 at once" in text
+        assert "searches 1 trials of 1 and 1 on the best, in epochs; all others 2 at once, of which" in text
         assert "augment flip crop" in text
         assert "(1 of 2 records): processor a processor." in text
         assert "(1 of 2 records): processor another." in text
@@ -199,9 +199,15 @@ class TestCells:
         written = [file.read_bytes() for file in files]
         records = [json.loads(text) for text in written]
         for made in records:
-            assert made["trained"] == {"epochs": 2, "samples": 128}
+            assert made["trained"]["epochs"] == 2
+            assert made["trained"]["samples"] == 128
             assert made["model"]["macs"] <= 0.6 * made["source"]["macs"]
             assert made["throughput"]["batch"] == 32
+        assert records[1]["trained"]["hold"] == 0.5
+        files[1].write_text(json.dumps({**records[1], "trained": {**records[1]["trained"], "hold": 0.1}}))
+        with pytest.raises(UsageError, match=r"hold 0\.1, now 0\.5"):
+            done(cells[1], bench.setting, tmp_path)
+        files[1].write_bytes(written[1])
         assert 0 <= records[1]["untrained"]["test"]["top1"] <= 1
         assert measured([*cells, Cell("tp-global", "macs=0.6", 0)], bench, tmp_path)  # digits are of no such network
         assert [file.read_bytes() for file in files] == written

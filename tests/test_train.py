@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -340,6 +341,11 @@ class TestSteps:
     def test_not_at_all(self) -> None:
         assert self.rates("constant") == pytest.approx([0.02, 0.04, 0.06, 0.08, *[0.1] * 16])
 
+    def test_it_stays_for_some_steps_before_the_cosine(self) -> None:
+        falls = [0.1 * (0.5 + 0.5 * math.cos(math.pi * k / 8)) for k in range(8)]
+        assert self.rates("cosine", hold=0.6) == pytest.approx([0.02, 0.04, 0.06, 0.08, *[0.1] * 8, *falls])
+        assert self.rates("cosine", hold=0.1) == pytest.approx(self.rates("cosine"))
+
     def test_one_cycle_rises_and_falls_below_its_beginning(self) -> None:
         rates = self.rates("onecycle")
         assert rates[0] == pytest.approx(0.1 / 25)
@@ -377,6 +383,8 @@ class TestSteps:
         ("settings", "message"),
         [
             ({"schedule": "linear"}, "schedule 'linear'"),
+            ({"hold": 1.0}, "hold=1.0"),
+            ({"hold": 0.5, "schedule": "constant"}, "hold=0.5"),
             ({"accumulate": 0}, "accumulate=0"),
             ({"ema": 1.0}, "ema 1.0"),
             ({"ema": -0.1}, "ema -0.1"),

@@ -93,6 +93,12 @@ class Setting:
         """Epochs of training of each cell."""
         return self.trials * self.epochs_per_trial + self.epochs
 
+    @property
+    def hold(self) -> float:
+        """Share of the training of what is made at once at which the learning rate begins to fall: where a search's
+        last training begins."""
+        return self.trials * self.epochs_per_trial / self.total
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -127,6 +133,11 @@ class Bench:
     def choice(self) -> Choice:
         """How pixels become the source's input."""
         return choose_inputs(self.source, self.dataset, threads=self.setting.threads)
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """Of the source: what it is worth, and what it costs."""
+        return _numbers(self, self.source)
 
     @cached_property
     def predicted(self) -> Predictor:
@@ -177,7 +188,7 @@ def run(cell: Cell, bench: Bench, work: Path) -> dict[str, Any]:
     else:
         model, more = _trained(cell, bench)
     total, others = time.perf_counter() - begun, beside.share()
-    found = {"source": _numbers(bench, bench.source), "model": _numbers(bench, model)}
+    found = {"source": dict(bench.numbers), "model": _numbers(bench, model)}
     latency = bench.compared(model)
     free = not isinstance(bench.source.inputs[0].shape[0], int)
     many = bench.compared(model, BATCH) if free else latency
@@ -267,12 +278,13 @@ def _trained(cell: Cell, bench: Bench) -> tuple[Graph, dict[str, Any]]:
         seed=cell.seed,
         threads=setting.threads,
         choice=bench.choice,
+        hold=setting.hold,
         **({"distill": 0.0} if alone else {}),
         **setting.training,
     )
     untrained = {split: _judged(one) for split, one in found.before.items() if isinstance(one, Evaluation)}
     seen = len(found.history) * len(bench.dataset.split("train"))
-    trained = {"epochs": len(found.history), "samples": seen}
+    trained = {"epochs": len(found.history), "samples": seen, "hold": setting.hold}
     return found.graph, {
         "trained": trained,
         "untrained": untrained,
@@ -415,6 +427,8 @@ def done(cell: Cell, setting: Setting, folder: Path) -> bool:
     differ = [f"{k} {record['setting'].get(k)!r}, now {v!r}" for k, v in asked.items() if record["setting"].get(k) != v]
     if cell.method in SEARCHES and record["algorithm"] != _algorithm(cell):
         differ.append(f"algorithm {record['algorithm']!r}, now {_algorithm(cell)!r}")
+    if cell.method not in SEARCHES and record["trained"].get("hold", 0.0) != setting.hold:
+        differ.append(f"hold {record['trained'].get('hold', 0.0)}, now {setting.hold}")
     if differ:
         raise UsageError(f"{file} was made with other settings: {'; '.join(differ)}. Use other --records.")
     return True

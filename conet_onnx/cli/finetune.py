@@ -75,6 +75,9 @@ NAMED = 3  # weights that are named, of those that stay for one reason
 @click.option("--decay-every", callback=positive, metavar="E", help="Epochs, of --schedule decay (25).")
 @click.option("--decay-factor", type=click.FloatRange(0, 1, min_open=True), metavar="F", help="Of each (0.5).")
 @click.option("--warmup", type=click.FloatRange(0, 1), metavar="W", help="Share of the steps in which it rises (0.1).")
+@click.option(
+    "--hold", type=click.FloatRange(0, 1, max_open=True), metavar="H", help="Share of the steps before the cosine (0)."
+)
 @click.option("--accumulate", type=click.IntRange(min=1), metavar="N", help="Batches that make one step (1).")
 @click.option("--clip", callback=positive, metavar="C", help="Longest gradient (5).")
 @click.option("--ema", callback=positive, metavar="D", help="Keep the moving average of the weights: 0.999, say.")

@@ -55,7 +55,8 @@ class Course:
         """The learning rate's share of its height at a step."""
         if step < self.rising:
             return (step + 1) / (self.rising + 1)
-        done = (step - self.rising) / max(1, self.total - self.rising)
+        begins = max(self.rising, round(self.total * settings.hold))
+        done = max(step - begins, 0) / max(1, self.total - begins)
         if settings.schedule == "step":
             return 0.1 ** sum(step >= part * self.total for part in (0.5, 0.75))
         if settings.schedule == "decay":

@@ -28,7 +28,8 @@ class Settings:
     """How to train; raises UsageError where that makes no sense.
 
     Steps. SGD with (Nesterov's) `momentum` or AdamW; `lr` and `weight_decay` are theirs by default. The learning rate
-    rises over the first `warmup` of the steps, then falls to zero along a cosine, or as `schedule` says: to a tenth at
+    rises over the first `warmup` of the steps, stays until `hold` of them (as of MiniCPM, Hu et al., 2024,
+    arXiv:2404.06395), then falls to zero along a cosine, or as `schedule` says: to a tenth at
     half and again at three quarters of the steps ("step"; He et al., 2016), times `decay_factor` every `decay_every`
     epochs ("decay"), along torch's OneCycleLR ("onecycle"; Smith and Topin, 2017, arXiv:1708.07120), each layer's by
     what it gained in the last epoch ("adas", adas.py), not at all ("constant"). `accumulate` batches make one step;
@@ -64,6 +65,7 @@ class Settings:
     momentum: float = 0.9
     nesterov: bool = True
     warmup: float = 0.1
+    hold: float = 0.0
     schedule: Schedule = "cosine"
     decay_every: float = 25.0
     decay_factor: float = 0.5
@@ -101,6 +103,8 @@ class Settings:
             )
         if not 0 <= self.momentum < 1 or not 0 <= self.adas_beta < 1:
             raise UsageError(f"momentum {self.momentum}, adas_beta {self.adas_beta}: they lie between 0 and 1.")
+        if not 0 <= self.hold < 1 or (self.hold and self.schedule != "cosine"):
+            raise UsageError(f"hold={self.hold}: a share of the steps, of 0..1, before the rate falls along a cosine.")
         if not self.decay_every > 0 or not 0 < self.decay_factor <= 1:
             raise UsageError(f"times {self.decay_factor} every {self.decay_every} epochs: a factor of 0..1, and some.")
         if self.accumulate < 1:
