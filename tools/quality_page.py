@@ -91,7 +91,7 @@ def _section(name: str, records: Sequence[Record]) -> Iterator[str]:
     yield f"- Data: `{own['data']}`, {some}."
     yield (
         f"- Training: searches {trials} trials of {each} and {last} on the best, in epochs; all others "
-        f"{trials * each + last} at once, of which the learning rate stays for {trials * each}, as it does in trials of "
+        f"{trials * each + last} at once, of which the learning rate stays for {trials * each}, as in trials of "
         f"`reallocate`, before it falls along a cosine. {f'For all: {training}.' if training else ''}".rstrip()
     )
     threads = f"{own['threads']} thread{'' if own['threads'] == 1 else 's'}"
