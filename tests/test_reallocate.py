@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from searching_fakes import chain, tried
 
 import conet_onnx as co
+from conet_onnx.data import load_data
 from conet_onnx.evaluation import evaluate
+from conet_onnx.finetuning import choose_inputs
+from conet_onnx.graph import Graph
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget
@@ -244,6 +247,35 @@ class TestTheSourceAsAnAnswer:
         assert found.run.best.validation["loss"] <= found.run.source.validation["loss"]
         if found.run.best.trial is None:
             assert found.best.array("conv1.weight").tobytes() == source.array("conv1.weight").tobytes()
+
+
+class TestTrainingOn:
+    def test_a_trial_is_judged_by_its_average_and_goes_on_from_its_last_step(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, begun = co.load("models/digits_resnet8.onnx"), []
+        train = Workshop.train
+
+        def seen(self: Workshop, student: Graph, **how: Any) -> Any:
+            begun.append(student)
+            return train(self, student, **how)
+
+        monkeypatch.setattr(Workshop, "train", seen)
+        how: dict[str, Any] = {"data": "digits", "budget": "macs=0.4", "options": {"probes": 1}, "threads": 1}
+        run = co.search(source, trials=2, epochs=1, out=tmp_path / "run", **how).run
+        first, second = run.trials
+        assert first.widths == second.widths
+        weights = tmp_path / "run" / "weights"
+        judged, last = (co.load(weights / name) for name in ("0.onnx", "0.last.onnx"))
+        *_, again, final = begun
+        name = "conv1.weight"
+        assert again.array(name).tobytes() == last.array(name).tobytes() != judged.array(name).tobytes()
+        chosen = co.load(weights / f"{run.best.trial if run.best else 0}.last.onnx")
+        assert final.array(name).tobytes() == chosen.array(name).tobytes()
+        data = load_data("digits").with_validation()
+        normalisation = choose_inputs(source, data).normalisation
+        loss = evaluate(judged, data, split="validation", normalisation=normalisation).loss
+        assert loss == pytest.approx(first.validation["loss"], rel=1e-5)
 
 
 class TestProbing:

@@ -539,3 +539,13 @@ class TestErrors:
         train(bound(8), problem(50), epochs=1)
         self.test_images_of_another_size()
         assert capfd.readouterr() == ("", "")
+
+
+def test_beside_the_average_of_the_weights_there_are_those_of_the_last_step() -> None:
+    one: dict[str, Any] = {"epochs": 2, "batch": 64, "lr": 0.05}
+    plain, averaged = train(network(), problem(256), **one), train(network(), problem(256), ema=0.9, **one)
+    assert plain.last is None
+    assert averaged.last is not None
+    for name in plain.graph.weights:
+        assert averaged.last.array(name).tobytes() == plain.graph.array(name).tobytes(), name
+    assert any(averaged.graph.array(n).tobytes() != plain.graph.array(n).tobytes() for n in plain.graph.weights)

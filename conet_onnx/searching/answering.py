@@ -22,6 +22,7 @@ from conet_onnx.searching.folder import copy_file
 from conet_onnx.searching.loop import Clock, Loop, seed_of
 from conet_onnx.searching.searcher import Proposal
 from conet_onnx.searching.space import WidthSpace
+from conet_onnx.searching.task import last_step
 from conet_onnx.searching.timing import WARNING, Held, Timing
 from conet_onnx.searching.trial import Workshop
 from conet_onnx.torch_backend.train import Fitted
@@ -108,9 +109,11 @@ class Answering:
         validation, training, evaluation, flushed = chosen.validation, 0.0, 0.0, chosen.flushed
         fitted: list[Fitted] = []
         if self.settings["epochs"]:
+            begin = last_step(loop.weights(chosen.number))
+            before = load(begin, input_shapes=self.workshop.source.input_shapes) if begin.exists() else model
             start, phase = self.clock.done, f"training the best, trial {chosen.number + 1}"
             trained, training = self.workshop.train(
-                model,
+                before,
                 epochs=self.settings["epochs"],
                 seed=seed_of(self.settings["seed"], -1),
                 last=True,

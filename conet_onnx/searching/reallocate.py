@@ -30,6 +30,7 @@ MOST_LEVELS = 16  # of a width in one knapsack
 TOLERANCE = 0.01  # of a knapsack: what curves say is less certain
 FLOOR = 1 / 8  # of the source's size: no knapsack takes a width below that, though a budget may
 LEAPS = 3  # widths a trial that may take one step though it is larger than the factor
+AVERAGE = 0.25  # of a trial's steps: over fewer, what chance does in the last steps decides
 SECONDS = 20.0  # what no knapsack takes, so that chance alone decides, and no clock
 
 
@@ -98,6 +99,7 @@ class Reallocation:
             final_training={"distill": DISTILL, "warmup": 0.0},
             measure=CurveMeasure(samples=self.samples),
             probes=self.probes,
+            average=AVERAGE,
         )
 
 

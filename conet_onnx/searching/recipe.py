@@ -81,11 +81,13 @@ class Recipe:
     """How a method's models come about.
 
     `start`: trials without a parent begin with the source's weights, or with fresh ones. `final`: the last training
-    goes on from the chosen trial's weights ("inherit"), or begins anew. `training` and `final_training` are settings
-    of torch_backend.settings.Settings, beside epochs, seed and threads. `probes` models are tried before any training,
-    by which a first trial is chosen. `transfer` says how weights survive a resize,
-    `criterion` which channels stay (criteria.channel_scores; on training samples), and `recalibrate` whether statistics
-    are measured again before the training (torch_backend.recalibration).
+    goes on from the chosen trial's weights ("inherit"), or begins anew. `training` and `final_training` are
+    settings of torch_backend.settings.Settings, beside epochs, seed and threads. `probes` models are tried before
+    any training, by which a first trial is chosen. `average`: a trial's model has the moving average of its weights
+    over that share of its steps, by which it is judged, and what is trained on at its widths goes on from the last
+    step's. `transfer` says how weights survive a resize, `criterion` which channels stay (criteria.channel_scores;
+    on training samples), and `recalibrate` whether statistics are measured again before the training
+    (torch_backend.recalibration).
     """
 
     start: Literal["source", "fresh"] = "source"
@@ -97,6 +99,7 @@ class Recipe:
     final_training: Mapping[str, Any] = field(default_factory=lambda: {"distill": DISTILL})
     measure: Measure | None = None
     probes: int = 0
+    average: float = 0.0
 
     @property
     def reads_samples(self) -> str | None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
-__all__ = ["Evaluate", "Parent", "Report", "TrialOutcome", "TrialTask"]
+__all__ = ["Evaluate", "Parent", "Report", "TrialOutcome", "TrialTask", "last_step"]
 
 Report: TypeAlias = Callable[[float], None]
 """Called with the share of one piece of work that is done, 0..1."""
+
+
+def last_step(weights: str | os.PathLike[str]) -> Path:
+    """Where the model with a trial's last weights is, beside the one with their average (recipe.Recipe.average)."""
+    return Path(weights).with_suffix(".last.onnx")
 
 
 @dataclass(frozen=True, slots=True)

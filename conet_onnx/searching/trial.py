@@ -25,7 +25,7 @@ from conet_onnx.loading import load
 from conet_onnx.planning import plan, ranked
 from conet_onnx.rewriting import rewrite
 from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
-from conet_onnx.searching.task import Report, TrialOutcome, TrialTask
+from conet_onnx.searching.task import Report, TrialOutcome, TrialTask, last_step
 from conet_onnx.tasks import judge, load_task
 from conet_onnx.torch_backend.distill import teacher_scores
 from conet_onnx.torch_backend.norms import BatchNorm, wanted
@@ -217,6 +217,8 @@ class Workshop:
             measuring.save(task.measures, measured)
             evaluation_seconds += time.perf_counter() - asked
         structure.save(task.plan, durable=False)  # it follows from the widths
+        for last in (one.last for one in fitted if one.last is not None):
+            last.save(last_step(task.weights), durable=True)
         trained.save(task.weights, durable=True)
         flushed = sum(one.flushed for one in fitted)
         return TrialOutcome(validation, seconds, evaluation_seconds + fitting, measured, flushed)
@@ -321,6 +323,9 @@ class Workshop:
         """
         recipe, data = self.recipe, self.dataset.split("train")
         settings = {"batch": BATCH, **(recipe.final_training if last else recipe.training)}
+        span = recipe.average * epochs * math.ceil(len(data) / settings["batch"])
+        if span > 1 and not last:
+            settings["ema"] = 1 - 1 / span
         anew = anew or (last and recipe.final == "fresh")
         taught = self.taught(last=last)
         begun = time.perf_counter()
@@ -483,6 +488,8 @@ def inherit(
             return skeleton
     if {name: width.size for name, width in analysis.widths.items()} == dict(task.widths):
         calibration, recalibrate, transfer = None, False, "slice"  # nothing is resized
+        if task.parent is not None and last_step(task.parent.file).exists():  # it is trained on
+            analysis = analyze(load(last_step(task.parent.file), input_shapes=source.input_shapes))
     how: dict[str, Any] = {"calibration": calibration, "recalibrate": recalibrate and calibration is not None}
     scores = score(analysis) if ranked(analysis, task.widths) else None
     made = transferred(analysis, task.widths, transfer, scores=scores, seed=task.seed, inexact=True, **how)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conet_onnx.analysis import analyze
@@ -68,7 +69,8 @@ class Fitted:
     `untrained`: outputs that no gradient reaches, with the reason (lower.untrained_of); `untrained_weights` likewise,
     with nothing that training could not have changed anyway (untrained). `undropped`: widths that
     channel dropout left alone, with the reason (dropping.insert_drops). `moments`: the optimizer's, by the weight's
-    name (moments.py). `flushed`: how many denormal numbers became zero.
+    name (moments.py). `flushed`: how many denormal numbers became zero. `last`: with the weights of the last step,
+    where `graph` has their moving average.
     """
 
     graph: Graph
@@ -79,6 +81,7 @@ class Fitted:
     moments: Moments = field(default_factory=dict, repr=False)
     flushed: int = 0
     untrained_weights: Mapping[str, str] = field(default_factory=dict)
+    last: Graph | None = None
 
 
 class Diverged(UsageError):
@@ -366,14 +369,13 @@ class _Run:
 
     def fitted(self, seconds: float) -> Fitted:
         """What has become of the source; the run is over."""
-        if self.average is not None:
-            self.student.load_state_dict(self.average.module.state_dict())
         moments = {} if self.settings.sharded else moments_of(self.optimizer, self.parameters())
+        last = None
+        if self.average is not None:
+            last, _ = self._graph(copy.deepcopy(self.learner.module))
+            self.student.load_state_dict(self.average.module.state_dict())
         with self._whole():
-            fold(self.learner.module)
-            graph = self.source if self.freed is None else self.freed.graph
-            trained, flushed = returned(graph, self.learner.module)
-            trained = trained if self.freed is None else self.freed.returned(trained)
+            trained, flushed = self._graph(self.learner.module)
         undropped = {} if self.dropping is None else self.dropping.missing
         return Fitted(
             trained,
@@ -384,7 +386,14 @@ class _Run:
             moments,
             flushed,
             self.learner.untrained_weights,
+            last,
         )
+
+    def _graph(self, module: fx.GraphModule) -> tuple[Graph, int]:
+        """The source with a module's weights, of which norms are folded into others, and how many were denormal."""
+        fold(module)
+        trained, flushed = returned(self.source if self.freed is None else self.freed.graph, module)
+        return trained if self.freed is None else self.freed.returned(trained), flushed
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights in training, by the name that they have in the graph."""
