@@ -54,7 +54,7 @@ class Reallocation:
     stride: float = 2.5
     hedge: float = 1.3
     eta: int = 3
-    rungs: int = 1
+    rungs: int = 2
     criterion: str = "obd"
     samples: int = 256
     probes: int = 8
