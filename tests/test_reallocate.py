@@ -25,6 +25,7 @@ from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget
 from conet_onnx.searching.curves import Curve, Worth
 from conet_onnx.searching.halving import Halving
+from conet_onnx.searching.probing import TRYING
 from conet_onnx.searching.reallocate import Reallocate, Reallocation
 from conet_onnx.searching.recipe import CurveMeasure
 from conet_onnx.searching.space import WidthSpace
@@ -329,7 +330,7 @@ class TestProbing:
             out=tmp_path / "run",
             progress=lambda phase, _done, _work, left: told.append((phase, left)),
         ).run
-        probes = [left for phase, left in told if phase == "trying widths before any training"]
+        probes = [left for phase, left in told if phase == TRYING]
         assert len(probes) == Reallocation().probes
         assert all(left is not None and left > 0 for left in probes)
         assert probes[0] > probes[-1]

@@ -201,6 +201,7 @@ class Show:
 
     def __call__(self, phase: str, done: float, work: float, left: float | None) -> None:
         """As searching.loop.Progress."""
+        from conet_onnx.searching.probing import MEASURING, TRYING
         from conet_onnx.searching.timing import PROFILING, WARNING
 
         if phase.startswith(WARNING):
@@ -209,7 +210,7 @@ class Show:
         if phase.startswith(PROFILING):
             self._profiled(phase, left)
             return
-        if phase.startswith("trial") and not self._introduced:
+        if phase.startswith(("trial", MEASURING, TRYING)) and not self._introduced:
             self._introduced = True
             self._introduce(left)
         self._begun = done if self._begun is None else self._begun

@@ -15,7 +15,10 @@ from conet_onnx.searching.measuring import save
 from conet_onnx.searching.recipe import Measured
 from conet_onnx.searching.trial import Workshop
 
-__all__ = ["Probing"]
+__all__ = ["MEASURING", "TRYING", "Probing"]
+
+MEASURING = "measuring what the channels are worth"  # phases, as progress says them
+TRYING = "trying widths before any training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Probing:
 
     def untrained(self, widths: Mapping[str, int]) -> float:
         """Loss of the source at these widths before any training, on some training samples; a NaN where it fails."""
-        self.clock.says("trying widths before any training", self.clock.done)
+        self.clock.says(TRYING, self.clock.done)
         begun = time.perf_counter()
         found = self.workshop.untrained(widths)
         self._spent(begun)
@@ -51,7 +54,7 @@ class Probing:
 
     def _measured(self, file: Path, trial: Trial | None) -> Measured:
         workshop = self.workshop
-        self.clock.says("measuring what the channels are worth", self.clock.done)
+        self.clock.says(MEASURING, self.clock.done)
         begun = time.perf_counter()
         graph = workshop.source
         if trial is not None:
