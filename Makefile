@@ -1,4 +1,4 @@
-# `make demo`: what the tool does, in three minutes. `make test`: every check that CI runs. Both set up .venv first.
+# `make demo`: what the tool does, in a minute. `make test`: every check that CI runs. Both set up .venv first.
 
 PYTHON ?= python3
 VENV := .venv
