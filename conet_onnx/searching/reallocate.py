@@ -36,7 +36,7 @@ SECONDS = 20.0  # what no knapsack takes, so that chance alone decides, and no c
 
 @dataclass(frozen=True, slots=True)
 class Reallocation:
-    """Reallocation: a knapsack over loss curves that are measured of each trained model.
+    """Reallocation: a knapsack over loss curves that are measured of the source, and of trained models.
 
     The first trials bring the source within the budget, its price falling by `stride` at most from one to the next. The
     first one's widths are the best of `probes` before any training.

@@ -479,7 +479,9 @@ def inherit(
     """
     parent = source
     if task.parent is not None:
-        parent = load(task.parent.file, input_shapes=source.input_shapes)
+        again = last_step(task.parent.file)
+        trained_on = task.parent.widths == task.widths and again.exists()
+        parent = load(again if trained_on else task.parent.file, input_shapes=source.input_shapes)
         known = {name: width.size for name, width in analysis.all_widths.items()} | dict(task.parent.widths)
         analysis = analyze(parent)
         sizes = {name: width.size for name, width in analysis.widths.items()}
@@ -488,8 +490,6 @@ def inherit(
             return skeleton
     if {name: width.size for name, width in analysis.widths.items()} == dict(task.widths):
         calibration, recalibrate, transfer = None, False, "slice"  # nothing is resized
-        if task.parent is not None and last_step(task.parent.file).exists():  # it is trained on
-            analysis = analyze(load(last_step(task.parent.file), input_shapes=source.input_shapes))
     how: dict[str, Any] = {"calibration": calibration, "recalibrate": recalibrate and calibration is not None}
     scores = score(analysis) if ranked(analysis, task.widths) else None
     made = transferred(analysis, task.widths, transfer, scores=scores, seed=task.seed, inexact=True, **how)

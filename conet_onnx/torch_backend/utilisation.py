@@ -107,7 +107,6 @@ def losses_without(
     *,
     normalise: Normalise | None = None,
     batch: int = BATCH,
-    threads: int | None = None,
 ) -> dict[str, list[float]]:
     """What the loss of a sample gains on average, in nats, where a width's channels are multiplied by one of its masks.
 
@@ -116,30 +115,29 @@ def losses_without(
     Widths that cannot be masked are left out: `undroppable` says why. Raises as `utilisation`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch_threads(threads):
-        graph, analysis = with_free_batch(graph, analysis)
-        learner = Learner(graph, device)
-        judge = _Judge.of(learner, labels=data.labels is not None, wrong=False, images=bool(data.shape))
-        learner.settle(prepared(first(data)[0], normalise))
-        dropping = insert_drops(learner.module, analysis)
-        measured = [name for name in analysis.widths if masks.get(name) and name in dropping.widths]
-        lost = {name: [0.0] * len(masks[name]) for name in measured}
-        tasks = [
-            (name, k, torch.tensor(np.asarray(mask, dtype=np.float32)))
-            for name in measured
-            for k, mask in enumerate(masks[name])
-        ]
-        replay = _Replay(learner.module, measured)
-        for x, y in data.batches(learner.batch or batch):
-            inputs = filled(learner.tensors(prepared(x, normalise)), learner.batch)
-            with torch.inference_mode():
-                dropping.clear()
-                told = _called(learner, replay, inputs)
-                before = judge(told, told, y, len(x))
-                for name, k, mask in tasks:
-                    dropping.use({name: mask.expand(len(inputs[0]), -1)})
-                    found = dict(zip(learner.names, replay.behind(name), strict=True))
-                    lost[name][k] += (judge(found, told, y, len(x)) - before) / len(data)
+    graph, analysis = with_free_batch(graph, analysis)
+    learner = Learner(graph, device)
+    judge = _Judge.of(learner, labels=data.labels is not None, wrong=False, images=bool(data.shape))
+    learner.settle(prepared(first(data)[0], normalise))
+    dropping = insert_drops(learner.module, analysis)
+    measured = [name for name in analysis.widths if masks.get(name) and name in dropping.widths]
+    lost = {name: [0.0] * len(masks[name]) for name in measured}
+    tasks = [
+        (name, k, torch.tensor(np.asarray(mask, dtype=np.float32)))
+        for name in measured
+        for k, mask in enumerate(masks[name])
+    ]
+    replay = _Replay(learner.module, measured)
+    for x, y in data.batches(learner.batch or batch):
+        inputs = filled(learner.tensors(prepared(x, normalise)), learner.batch)
+        with torch.inference_mode():
+            dropping.clear()
+            told = _called(learner, replay, inputs)
+            before = judge(told, told, y, len(x))
+            for name, k, mask in tasks:
+                dropping.use({name: mask.expand(len(inputs[0]), -1)})
+                found = dict(zip(learner.names, replay.behind(name), strict=True))
+                lost[name][k] += (judge(found, told, y, len(x)) - before) / len(data)
     return lost
 
 
