@@ -41,7 +41,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     source = co.load(MODEL)
     data = bench_quality._some(load_data("digits").with_validation(), 64)
     table = tmp_path_factory.mktemp("tables") / "latency.json"
-    return Bench(setting(sha256=source.sha256), source, data, table, "resnet20")
+    return Bench(setting(sha256=source.sha256), source, data, table, "resnet20", training_threads=1)
 
 
 class Foretold(Bench):
@@ -65,7 +65,7 @@ class Foretold(Bench):
 def foretold(bench: Bench) -> Foretold:
     made, profile = world("digits_resnet8")
     table = profile.run(compare=made.compare, measure=made.measure, time_all=made.time_all)
-    found = Foretold(bench.setting, bench.source, bench.dataset, bench.table, bench.network)
+    found = Foretold(bench.setting, bench.source, bench.dataset, bench.table, bench.network, 1)
     found.__dict__["law"] = (made, predictor(found.analysis, profile.operators, table))
     return found
 

@@ -29,7 +29,7 @@ from conet_onnx.searching.probing import TRYING
 from conet_onnx.searching.reallocate import Reallocate, Reallocation
 from conet_onnx.searching.recipe import CurveMeasure
 from conet_onnx.searching.space import WidthSpace
-from conet_onnx.searching.trial import PROBED, Workshop
+from conet_onnx.searching.trial import OF_CURVES, OF_PROBED, PROBED, Workshop, at_most
 from conet_onnx.transfer import drawn, transferred
 
 SHARES = CurveMeasure().quantities
@@ -297,6 +297,11 @@ class TestProbing:
         assert more.run.trials[0].widths == first.run.trials[0].widths
         assert {file.name for file in (folder / "measures").iterdir()} == {"source.json", "0.json"}
 
+    @pytest.mark.parametrize(("train", "asked"), [(100_000, 256), (1600, 100), (64, 32), (20, 20)])
+    def test_of_few_samples_few_are_asked(self, train: int, asked: int) -> None:
+        """256 of them, or one in 16, but not fewer than 32 or than there are."""
+        assert at_most(256, OF_CURVES, train) == asked
+
     def test_before_training_a_model_says_what_its_trial_begins_with(self) -> None:
         source, method = co.load("models/digits_resnet8.onnx"), Reallocation()
         recipe = method.recipe()
@@ -305,7 +310,9 @@ class TestProbing:
         )
         same = {name: width.size for name, width in workshop.analysis.widths.items()}
         half = {name: size // 2 for name, size in same.items()}
-        some = drawn(workshop.dataset.split("train"), PROBED, seed=1)
+        some = drawn(
+            workshop.dataset.split("train"), at_most(PROBED, OF_PROBED, len(workshop.dataset.split("train"))), seed=1
+        )
         data = replace(workshop.dataset, splits={"validation": some})
         fitted = transferred(
             workshop.analysis,

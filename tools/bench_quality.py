@@ -116,13 +116,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bench:
-    """A source, what it is trained on, and where a latency table of it is kept once it has been made."""
+    """A source, what it is trained on, and where a latency table of it is kept once it has been made.
+
+    Training may have more threads than latency is measured on: that changes what it takes, and of weights the rounding.
+    """
 
     setting: Setting
     source: Graph
     dataset: DataSet
     table: Path
     network: str
+    training_threads: int
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -199,7 +203,7 @@ def run(cell: Cell, bench: Bench, work: Path) -> dict[str, Any]:
         "format": FORMAT,
         **asdict(cell),
         "setting": asdict(bench.setting),
-        "machine": _machine(cell),
+        "machine": _machine(cell, bench),
         **found,
         "latency": asdict(latency.ratio),
         "throughput": {"batch": batch, **{k: 1 / getattr(many.ratio, k) for k in ("p50", "low", "high")}},
@@ -210,12 +214,13 @@ def run(cell: Cell, bench: Bench, work: Path) -> dict[str, Any]:
     }
 
 
-def _machine(cell: Cell) -> dict[str, str]:
+def _machine(cell: Cell, bench: Bench) -> dict[str, str]:
     """What it was measured on. onnxruntime's package goes by several names."""
     import onnxruntime
 
     known = (*PACKAGES, "torch-pruning") if cell.method in KINDS else PACKAGES
-    return facts(known, onnxruntime=onnxruntime.__version__)
+    found = facts(known, onnxruntime=onnxruntime.__version__)
+    return found | {"training": f"{(many := bench.training_threads)} thread{'' if many == 1 else 's'}"}
 
 
 def _numbers(bench: Bench, graph: Graph) -> dict[str, Any]:
@@ -248,7 +253,7 @@ def _searched(cell: Cell, bench: Bench, work: Path) -> tuple[Graph, dict[str, An
             augment=augment,
             precision=precision,
             seed=cell.seed,
-            threads=setting.threads,
+            threads=bench.training_threads if asked.most is None else setting.threads,
             tables=() if asked.most is None else (bench.table,),
             out=Path(folder) / "run",
         )
@@ -276,7 +281,7 @@ def _trained(cell: Cell, bench: Bench) -> tuple[Graph, dict[str, Any]]:
         teacher=None if alone else bench.source,
         epochs=setting.total,
         seed=cell.seed,
-        threads=setting.threads,
+        threads=bench.training_threads,
         choice=bench.choice,
         hold=setting.hold,
         **({"distill": 0.0} if alone else {}),
@@ -479,7 +484,7 @@ def main() -> None:
     stem = Path(given.source).stem
     dataset = _some(load_data(given.data).with_validation(), given.samples)
     table = given.table or given.records / "latency" / f"{stem}-{given.threads}.json"
-    bench = Bench(setting, source, dataset, table, given.network or stem)
+    bench = Bench(setting, source, dataset, table, given.network or stem, given.training_threads or given.threads)
     cells = cells_of(given.methods.split(","), given.budgets.split(","), given.seeds, bench.analysis)
     if failed := measured(cells, bench, given.records):
         raise SystemExit(f"{len(failed)} of {len(cells)} cells have no record: the same command tries them again.")
@@ -501,6 +506,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--samples", type=int)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--training-threads", type=int, help="where no latency is limited; by default --threads")
     parser.add_argument("--latency", type=float, default=4.0, metavar="SECONDS", help="of measuring it")
     parser.add_argument("--table", type=Path, help="of the source's latency; made first where there is none")
     parser.add_argument("--training", default="", help="of every method: augment=flip,crop precision=bf16-mixed")

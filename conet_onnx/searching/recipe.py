@@ -53,7 +53,8 @@ class CurveMeasure:
     """What the loss gains, in nats, where a share of a width's channels is masked, the least important ones first by
     the recipe's criterion: of the source, and of trials that widths are proposed from.
 
-    Quantity "without 0.25" is that of floor(0.25 of the channels); `samples` of the training data are read.
+    Quantity "without 0.25" is that of floor(0.25 of the channels); `samples` of the training data are read, or fewer
+    where there are few (trial.at_most).
     """
 
     shares: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 3 / 4)

@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from conet_onnx.searching.measuring import Measuring
     from conet_onnx.torch_backend.losses import Task
 
-__all__ = ["TrialSettings", "Workshop", "evaluate_trial", "inherit", "open_workshop"]
+__all__ = ["TrialSettings", "Workshop", "at_most", "evaluate_trial", "inherit", "open_workshop"]
 
 MOST_SCORES = 2**28  # bytes of a teacher's scores that are kept
 BATCH = 64
-PROBED = 1024  # samples by which widths are compared before any training
+PROBED, OF_PROBED = 1024, 1 / 4  # samples by which widths are compared before any training: of all, at most
+OF_CURVES = 1 / 16  # of all samples, at most, that each masked width of a curve is asked of
+FEW = 32  # samples that are asked in any case
 TIMED = (2, 6)  # steps of training
 GRAIN = 10**9  # MACs of a batch that are worth a thread
 
@@ -232,7 +234,7 @@ class Workshop:
 
     def untrained(self, widths: Mapping[str, int]) -> float:
         """The loss, as `judge` has it, of the source at these widths, with what it inherits and without any training:
-        of the first PROBED training samples that a seed draws, so that validation data stays unseen."""
+        of the first PROBED training samples that a seed draws, or fewer, so that validation data stays unseen."""
         task = TrialTask(number=0, widths=widths, parent=None, weights="", plan="", measures="", seed=0)
         student = rewrite(self.source, plan(self.analysis, widths, inexact=True).changed())
         return self.probed.judge(self.inherited(student, task))[0]["loss"]
@@ -240,7 +242,8 @@ class Workshop:
     @cached_property
     def probed(self) -> Workshop:
         """The same, whose validation data are a few training samples, of which most are not calibrated on."""
-        some = drawn(self.dataset.split("train"), PROBED, seed=1)
+        train = self.dataset.split("train")
+        some = drawn(train, at_most(PROBED, OF_PROBED, len(train)), seed=1)
         return replace(self, dataset=replace(self.dataset, splits={"validation": some}))
 
     def measuring(self, student: Graph) -> Measuring | None:
@@ -272,12 +275,13 @@ class Workshop:
         analysis = analyze(graph)
         if analysis.all_widths.keys() != self.analysis.all_widths.keys():
             return {}
+        train = self.samples("train")
         with torch_threads(self.training_threads):
             found = curves(
-                asked,
+                replace(asked, samples=at_most(asked.samples, OF_CURVES, len(train))),
                 graph,
                 analysis,
-                self.samples("train"),
+                train,
                 criterion=self.recipe.criterion,
                 normalise=self.normalise,
                 seed=0,
@@ -374,12 +378,13 @@ class Workshop:
     def expected_beside(self, seconds: float, trials: int) -> float:
         """What curves and probes take, about, where a trial takes so many seconds: in samples through the model, each a
         third of what training on it costs. A third of the trials are taken to begin with curves of their own."""
-        recipe, samples = self.recipe, 0.0
+        recipe, samples, train = self.recipe, 0.0, len(self.dataset.split("train"))
         if isinstance(recipe.measure, CurveMeasure):
             passes = len(recipe.measure.shares) * len(self.analysis.widths) / 2  # behind a width only
-            samples += passes * recipe.measure.samples * (1 + trials / 3)
-        samples += recipe.probes * (PROBED + 3 * SAMPLES)  # through source and student, and the fit
-        return samples * seconds / (3 * self.epochs * len(self.dataset.split("train")))
+            samples += passes * at_most(recipe.measure.samples, OF_CURVES, train) * (1 + trials / 3)
+        fitted = 3 * min(SAMPLES, train)  # through source and student, and the fit
+        samples += recipe.probes * (at_most(PROBED, OF_PROBED, train) + fitted)
+        return samples * seconds / (3 * self.epochs * train)
 
     @property
     def all_threads(self) -> int:
@@ -456,6 +461,12 @@ class Workshop:
             found = agreement(graph, self.source, self.dataset, **how)
             numbers = {"loss": found.error, "agreement": 1 - found.error if found.same is None else found.same}
         return numbers, time.perf_counter() - begun
+
+
+def at_most(samples: int, share: float, of: int) -> int:
+    """So many of these samples, or that share where it is less: what is asked beside trials must not take longer than
+    they do. Not fewer than FEW, unless there are fewer."""
+    return min(samples, max(int(share * of), FEW), of)
 
 
 def inherit(

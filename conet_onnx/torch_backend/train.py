@@ -43,6 +43,7 @@ from conet_onnx.torch_backend.known import Array
 from conet_onnx.torch_backend.learner import Inputs, Learner, Tensors
 from conet_onnx.torch_backend.losses import Adapters, Objective, Task, as_target, flat
 from conet_onnx.torch_backend.lower import returned
+from conet_onnx.torch_backend.memory import memory_kept
 from conet_onnx.torch_backend.moments import Moments, moments_of, with_moments
 from conet_onnx.torch_backend.norms import BATCHES, calibrate, fold, insert, wanted
 from conet_onnx.torch_backend.settings import Settings
@@ -643,7 +644,8 @@ def _never() -> Iterator[None]:
 def _repeatable(seed: int, threads: int | None) -> Iterator[None]:
     """Seeded, with repeatable algorithms; everything is put back at the end."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch_threads(threads):
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices), torch_threads(threads), memory_kept():
         torch.manual_seed(seed)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         try:
