@@ -41,7 +41,6 @@ Ints = NDArray[np.int64]
 Multiple: TypeAlias = int | Mapping[str, int] | None
 TRANSFERS = ("slice", "svd", "evbmf", "net2net", "zero", "least-squares")
 TINY, SMALL = 1e-300, 1e-9
-SCALES = 1000  # of all widths, that are tried to hedge by
 LEVELS = 32  # of each width, that an allocation chooses among
 FIRST = ("svd", "evbmf")  # they keep the first channels, whatever the scores
 
@@ -215,8 +214,6 @@ def allocated(
     most: Mapping[str, float],
     scores: Mapping[str, NDArray[np.float64]],
     *,
-    worth: Mapping[str, Floats] | None = None,
-    hedge: float | None = None,
     further: Sequence[Limit] = (),
     multiple: Multiple = None,
     least: Multiple = 1,
@@ -228,13 +225,11 @@ def allocated(
 
     `most`: by params, macs and bytes, the largest price. `further` limits read sizes in the order of `costs.row`.
     `scores`: for each channel of each width what is lost without it, all on one scale (criteria); the loss of those
-    that go is total · log(total / kept), their sum where they are few. `worth` says outright what a width keeps at
-    every size from 0 to its own, [size + 1], never falling; of widths that it has, scores are not read. No width is
-    more than a factor `hedge` away from what it is at the largest scale of all that is within the limits. Sizes are
-    multiples of `multiple` (of a width's own, where that is a mapping, as `least` may be), below the first of them
-    powers of two; of these about LEVELS are tried for each width, evenly spread, and `gap` is how far the loss may be
-    above the smallest among them; none is below `least`, where a width has room. What that leaves of a limit is then
-    spent in single steps. Mixed widths stay if `exact`.
+    that go is total · log(total / kept), their sum where they are few. Sizes are multiples of `multiple` (of a width's
+    own, where that is a mapping, as `least` may be), below the first of them powers of two; of these about LEVELS are
+    tried for each width, evenly spread, and `gap` is how far the loss may be above the smallest among them; none is
+    below `least`, where a width has room. What that leaves of a limit is then spent in single steps. Mixed widths stay
+    if `exact`.
 
     Raises BudgetUnreachable, saying the nearest price, where even the smallest widths exceed a limit.
     """
@@ -242,14 +237,8 @@ def allocated(
     limits = [*(_limit(costs, kind, value) for kind, value in most.items()), *further]
     every = [(n, width, _levels(width, _of(multiple, n), exact=exact)) for n, width in analysis.widths.items()]
     fine = [some[some >= min(_of(least, n), width.size)] for n, width, some in every]
-    if hedge is not None:
-        fine = _hedged(fine, [width.size for width in analysis.widths.values()], limits, hedge)
     coarse = [np.unique(np.append(some[:: -max(1, len(some) // LEVELS)], some[0])) for some in fine]
-    known = worth or {}
-    curves = [
-        _kept(w, np.asarray(known[name])) if name in known else _curve(w, np.asarray(scores.get(name, np.ones(w.size))))
-        for name, w in analysis.widths.items()
-    ]
+    curves = [_curve(w, np.asarray(scores.get(name, np.ones(w.size)))) for name, w in analysis.widths.items()]
     found = allocate(coarse, _at(curves, coarse), limits, tolerance=tolerance, seconds=seconds)
     if found is None:
         smallest = costs.price(dict(zip(analysis.widths, (int(some[0]) for some in fine), strict=True)))
@@ -265,22 +254,6 @@ def allocated(
     return Allocated(widths, left, lost, found.gap)
 
 
-def _hedged(levels: Sequence[Ints], sizes: Sequence[int], limits: Sequence[Limit], hedge: float) -> list[Ints]:
-    """Of each width's levels, those near its own at the largest scale of all widths that is within all limits; all of
-    them where no scale is."""
-    scales = np.arange(SCALES, 0, -1) / SCALES
-    at = [
-        np.maximum(np.searchsorted(some, scales * n, side="right") - 1, 0)
-        for some, n in zip(levels, sizes, strict=True)
-    ]
-    rows = np.stack([some[k] for some, k in zip(levels, at, strict=True)], 1)
-    fits = np.all([limit.spent(rows) <= limit.most for limit in limits], axis=0)
-    if not fits.any():
-        return list(levels)
-    row = rows[int(fits.argmax())]
-    return [some[(some * hedge >= n) & (some <= n * hedge)] for some, n in zip(levels, row.tolist(), strict=True)]
-
-
 def _curve(width: Width, scores: Floats) -> Floats:
     """What the best n channels are worth, [size + 1] for n from none to all: total · log(kept / total), never above 0.
 
@@ -294,15 +267,6 @@ def _curve(width: Width, scores: Floats) -> Floats:
     kept = np.cumsum(np.sort(np.maximum(np.asarray(scores, dtype=np.float64), 0))[::-1])
     total = max(float(kept[-1]), TINY)
     return np.concatenate([[-np.inf], total * np.log(np.maximum(kept, SMALL * total) / total)])
-
-
-def _kept(width: Width, worth: Floats) -> Floats:
-    """What the width keeps at each size, as given. Raises UsageError for another number of sizes."""
-    if worth.shape != (width.size + 1,):
-        raise UsageError(
-            f"worth of {width.id} ({width.name}): expected {width.size + 1} numbers, got shape {worth.shape}."
-        )
-    return np.asarray(worth, dtype=np.float64)
 
 
 def _at(curves: Sequence[Floats], levels: Sequence[Ints]) -> list[Floats]:

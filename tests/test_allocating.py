@@ -220,23 +220,6 @@ class TestAModel:
         with pytest.raises(UsageError, match="expected 64 numbers"):
             allocated(analysis, {"params": 1e6}, {**scores, "w0": np.ones(3)})
 
-    def test_worth_of_another_length_is_refused(self) -> None:
-        analysis, scores = scored("resnet18")
-        with pytest.raises(UsageError, match="expected 65 numbers"):
-            allocated(analysis, {"params": 1e6}, scores, worth={"w0": np.ones(64)})
-
-    def test_what_a_width_is_worth_by_size_counts_in_place_of_its_scores(self) -> None:
-        """One that keeps nothing of value shrinks as far as it may; one that loses all at once keeps its size."""
-        analysis, scores = scored("resnet18")
-        size = analysis.widths["w1"].size
-        most = {"macs": 0.9 * analysis.costs.source.macs}
-        nothing = allocated(analysis, most, scores, worth={"w1": np.zeros(size + 1)})
-        everything = np.append(np.full(size, -1e6), 0.0)
-        kept = allocated(analysis, {"macs": analysis.costs.source.macs / 2}, scores, worth={"w1": everything})
-        assert nothing.widths["w1"] < size / 2
-        assert "w1" not in kept.widths
-        assert "w1" in allocated(analysis, {"macs": analysis.costs.source.macs / 2}, scores).widths
-
     @pytest.mark.parametrize("name", ["resnet18", "densenet121", "shufflenet_v2_x0_5"])
     @pytest.mark.parametrize("kind", ["params", "macs", "bytes"])
     def test_terms_add_up_to_the_price(self, name: str, kind: str) -> None:

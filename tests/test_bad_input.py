@@ -405,8 +405,6 @@ class TestWidths:
             ("--scale 0.5 --criterion taylor", "--criterion taylor is measured on training samples: give it --data D"),
             ("--scale 0.5 --recalibrate", "give it --data D"),
             ("--scale 0.5 --allocation uniform", "--allocation is how --budget"),
-            ("--scale 0.5 --data digits --allocation masked", "--allocation is how --budget"),
-            ("--budget macs=0.5 --allocation masked", "--allocation masked measures on training samples"),
             ("--scale 0.5 --transfer svd --data digits --no-recalibrate", "has no use for --data"),
             ("--scale 0.5 --samples 9", "--samples is about --data D"),
             ("--scale 0.5 --crop 8", "--crop is about --data D"),

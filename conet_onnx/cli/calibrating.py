@@ -19,20 +19,14 @@ if TYPE_CHECKING:
     from conet_onnx.torch_backend.reconstruction import Reconstruction
     from conet_onnx.transfer import Transferred
 
-__all__ = ["FITTING", "MASKED", "MEASURED", "Samples", "check_data"]
+__all__ = ["FITTING", "MEASURED", "Samples", "check_data"]
 
 FITTING = "least-squares"
-MASKED = "masked"
 MEASURED = ("taylor", "obd", "activation", "fur")
 
 
 def check_data(
-    transfer: str,
-    criterion: str,
-    allocation: str | None,
-    recalibrate: bool | None,
-    data: str | None,
-    beside: Mapping[str, Any],
+    transfer: str, criterion: str, recalibrate: bool | None, data: str | None, beside: Mapping[str, Any]
 ) -> bool:
     """Whether statistics are to be measured again: with data, unless least-squares fits, or as asked.
 
@@ -49,18 +43,13 @@ def check_data(
                 f"--criterion {criterion} is measured on training samples: give it --data D (its test split is not "
                 "read)."
             )
-        if allocation == MASKED:
-            raise UsageError(
-                f"--allocation {allocation} measures on training samples what widths are worth: give it --data D (its "
-                "test split is not read)."
-            )
         if recalibrate:
             raise UsageError("--recalibrate measures statistics on training samples: give it --data D.")
         for name, value in beside.items():
             if value is not None:
                 raise UsageError(f"--{name} is about --data D.")
         return False
-    if recalibrate is False and transfer != FITTING and criterion not in MEASURED and allocation != MASKED:
+    if recalibrate is False and transfer != FITTING and criterion not in MEASURED:
         raise UsageError(f"--transfer {transfer} --no-recalibrate has no use for --data: leave it out.")
     return transfer != FITTING if recalibrate is None else recalibrate
 
@@ -119,21 +108,6 @@ class Samples:
         some = drawn(self.split, self.count, self.seed)
         normalise = partial(fed, analysis.graph, normalisation=self.normalisation)
         return channel_scores(analysis, criterion, data=some, normalise=normalise, seed=self.seed)
-
-    def worth(self, analysis: Analysis, scores: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What each width keeps at every size, [size + 1], on the same samples: its least channels by these scores are
-        masked (searching.curves.Curve)."""
-        from conet_onnx.data import fed
-        from conet_onnx.searching.curves import Curve
-        from conet_onnx.searching.measuring import masked
-        from conet_onnx.searching.recipe import CurveMeasure
-        from conet_onnx.transfer import drawn
-
-        asked, some = CurveMeasure(), drawn(self.split, self.count, self.seed)
-        normalise = partial(fed, analysis.graph, normalisation=self.normalisation)
-        found = masked(asked, analysis.graph, analysis, some, scores, normalise=normalise)
-        widths = analysis.widths.items()
-        return {name: Curve.measured(width.size, name, found, asked.quantities).worth() for name, width in widths}
 
     def show(self, made: Transferred) -> None:
         """Print what was fitted, and how near it came; and what was measured again."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conet_onnx.cli.calibrating import FITTING, MASKED, MEASURED, Samples, check_data
+from conet_onnx.cli.calibrating import FITTING, MEASURED, Samples, check_data
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.evaluate import check_pair
 from conet_onnx.cli.freeing import free
@@ -39,13 +39,12 @@ if TYPE_CHECKING:
     from conet_onnx.transfer import Transferred
 
     Scorer = Callable[[Analysis, Mapping[str, int] | None], Mapping[str, Any]]
-    Worth = Callable[[Analysis, Mapping[str, Any]], Mapping[str, Any]]
-    Chooser = Callable[[Analysis, Scorer, Worth | None, Mapping[str, int] | int | None, Timed | None, float], "Choice"]
+    Chooser = Callable[[Analysis, Scorer, Mapping[str, int] | int | None, Timed | None, float], "Choice"]
 
 __all__ = ["resize"]
 
 CRITERIA = ("l1", "l2", "random", "batchnorm-scale", "fpgm", "qc", "taylor", "obd", "activation", "fur")
-ALLOCATIONS = ("importance", MASKED, "uniform")
+ALLOCATIONS = ("importance", "uniform")
 SMALLEST = 1e-9  # a scale at which every width that may shrink is 1
 SHOWN = 20  # widths in the table; the plan has them all
 
@@ -59,8 +58,7 @@ SHOWN = 20  # widths in the table; the plan has them all
 @click.option(
     "--allocation",
     type=click.Choice(ALLOCATIONS),
-    help="How --budget shares out: by what channels are worth (default), by what masking them on --data costs, or the "
-    "same share of every width.",
+    help="How --budget shares out: by what channels are worth (default), or every width times the same.",
 )
 @click.option(
     "--criterion",
@@ -123,7 +121,7 @@ def resize(
     """
     check_pair(mean, std)
     beside = {"resize": resize, "crop": crop, "mean": mean, "samples": samples}
-    recalibrate = check_data(transfer, criterion, allocation, recalibrate, data, beside)
+    recalibrate = check_data(transfer, criterion, recalibrate, data, beside)
     if sum(given is not None for given in (scale, widths, budget or None)) != 1:
         raise UsageError("resize takes exactly one of --scale S, --widths F|ID=N,... and --budget KIND=V.")
     if exact and inexact:
@@ -154,7 +152,6 @@ def resize(
         graph.hash_ahead()  # the plan names the file by it
         bar.step(f"Choosing widths, and channels by {criterion}")
         score = _scorer(criterion, sampled, seed)
-        worth = _worth(sampled) if allocation == MASKED and sampled is not None else None
         fits = recalibrate or transfer == FITTING
         calibration = sampled.batches(graph) if sampled is not None and fits else None
         how: dict[str, Any] = {"seed": seed, "exact": exact, "inexact": inexact, "calibration": calibration}
@@ -162,7 +159,7 @@ def resize(
         steps = multiples(multiple, analysis, timed, tables, provider, threads)
 
         def made_for(factor: float) -> tuple[Choice, Transferred]:
-            choice = choose(analysis, score, worth, steps, timed, factor)
+            choice = choose(analysis, score, steps, timed, factor)
             scores = choice.scores or score(analysis, choice.widths)
             return choice, transferred(analysis, choice.widths, transfer, scores=scores, recalibrate=recalibrate, **how)
 
@@ -256,18 +253,6 @@ def _scorer(criterion: str, sampled: Samples | None, seed: int) -> Scorer:
     return score
 
 
-def _worth(sampled: Samples) -> Worth:
-    """What widths keep at every size, which is measured once."""
-    known: list[Mapping[str, Any]] = []
-
-    def worth(analysis: Analysis, scores: Mapping[str, Any]) -> Mapping[str, Any]:
-        if not known:
-            known.append(sampled.worth(analysis, scores))
-        return known[0]
-
-    return worth
-
-
 def _chooser(
     scale: float | None, widths: str | None, budget: Sequence[str], allocation: str, rounding: Mapping[str, Any]
 ) -> Chooser:
@@ -282,7 +267,7 @@ def _chooser(
         return outright
     if scale is not None:
 
-        def by_scale(analysis: Analysis, _: Any, __: Any, steps: Any, *___: Any) -> Choice:
+        def by_scale(analysis: Analysis, _: Any, steps: Any, *__: Any) -> Choice:
             from conet_onnx.planning import scaled
 
             return Choice(*scaled(analysis, scale, multiple=steps, **rounding))
@@ -292,9 +277,7 @@ def _chooser(
 
     limit = Budget.parse(budget)
 
-    def by_budget(
-        analysis: Analysis, score: Scorer, worth: Worth | None, multiple: Any, timed: Timed | None, factor: float
-    ) -> Choice:
+    def by_budget(analysis: Analysis, score: Scorer, multiple: Any, timed: Timed | None, factor: float) -> Choice:
         from conet_onnx.planning import allocated, budgeted, scaled
 
         steps: dict[str, Any] = {"multiple": multiple, "exact": rounding["exact"]}
@@ -311,7 +294,6 @@ def _chooser(
         if allocation == "uniform":
             return Choice(*budgeted(analysis, limits, **steps))
         scores = score(analysis, None)
-        steps["worth"] = worth(analysis, scores) if worth else None
         found = allocated(analysis, limits.by_kind, scores, further=further, **steps)
         return Choice(found.widths, found.left, scores, found.note)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -44,20 +44,6 @@ class Curve:
                 known[left] = max(worst, known.get(left, 0.0))
         sizes = np.array(sorted(known), dtype=np.float64)
         return cls(sizes, np.array([known[int(n)] for n in sizes]))
-
-    @classmethod
-    def measured(
-        cls, size: int, name: str, found: Mapping[str, Mapping[str, float]], shares: Mapping[str, float]
-    ) -> Curve:
-        """Of a width, from what was found by quantity and width, and the share that each quantity leaves out. Where
-        nothing was found the loss counts as if it were 1 / n."""
-        of = [(share, found[q][name]) for q, share in shares.items() if name in found.get(q, {})]
-        return cls.of(size, of or [(share, share / (1 - share)) for share in shares.values()])
-
-    def worth(self) -> Floats:
-        """What the width keeps at each size up to its own, [size + 1]; -inf without any channel."""
-        own = int(self.sizes[-1])
-        return np.concatenate([[-np.inf], -self.change(np.arange(1, own + 1))])
 
     def change(self, sizes: Sequence[int] | np.ndarray[Any, Any]) -> Floats:
         """What the loss gains at each size; negative above the width's own, never rising with the size."""

@@ -21,7 +21,7 @@ from conet_onnx.metrics import LayerQuality, as_json, by_width, score
 from conet_onnx.searching.recipe import CurveMeasure, Measure, Measured, QualityMeasure, UtilisationMeasure
 from conet_onnx.transfer import drawn
 
-__all__ = ["Measuring", "curves", "masked", "save"]
+__all__ = ["Measuring", "curves", "save"]
 
 FORMAT = "conet-onnx-measures/1"
 OVER: Mapping[str, Callable[[Array], Any]] = {
@@ -127,24 +127,10 @@ def curves(
 ) -> Measured:
     """What the loss gains where the least important channels of each width are masked, on some training samples."""
     from conet_onnx.criteria import channel_scores
+    from conet_onnx.torch_backend.utilisation import losses_without
 
     some = drawn(data, asked.samples)
     scores = channel_scores(analysis, criterion, data=some, normalise=normalise, seed=seed)
-    return masked(asked, graph, analysis, some, scores, normalise=normalise)
-
-
-def masked(
-    asked: CurveMeasure,
-    graph: Graph,
-    analysis: Analysis,
-    some: Split,
-    scores: Mapping[str, Array],
-    *,
-    normalise: Callable[[Any], Any],
-) -> Measured:
-    """The same on these samples, by these scores of channels."""
-    from conet_onnx.torch_backend.utilisation import losses_without
-
     masks = {name: [_mask(own, share) for share in asked.quantities.values()] for name, own in scores.items()}
     lost = losses_without(graph, analysis, some, masks, normalise=normalise)
     found = {q: {name: losses[k] for name, losses in lost.items()} for k, q in enumerate(asked.quantities)}

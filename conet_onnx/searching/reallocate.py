@@ -185,7 +185,11 @@ class Reallocate:
         """Of each width, in the space's order, as measured of a trial's model, or of the source."""
         measured = self._probe.curves(trial) if self._probe else {}
         widths = trial.widths if trial else self._space.source
-        return [Curve.measured(widths[name], name, measured, self._shares) for name in self._space.names]
+        found = []
+        for name in self._space.names:
+            of = [(share, measured[q][name]) for q, share in self._shares.items() if name in measured.get(q, {})]
+            found.append(Curve.of(widths[name], of or [(s, s / (1 - s)) for s in self._shares.values()]))
+        return found
 
     def _promoted(self, trial: Trial) -> bool:
         return trial.accepted and self._halving.promoted(trial)
