@@ -1,6 +1,6 @@
 """How good models within a budget become, by method, under equal training: a JSON record a cell, and a page of them.
 
-python tools/bench_quality.py run --source runs/resnet20.onnx --data DIR --training "augment=flip,crop"
+python tools/bench_quality.py run --source tools/sources/resnet20.onnx --data DIR --training "augment=flip,crop"
 python tools/bench_quality.py run --source runs/plain20.onnx --data DIR --budgets macs=0.5,latency=0.5 --methods ours
 python tools/bench_quality.py run --source models/digits_resnet8.onnx --data digits --seeds 4 --methods ours,uniform
 python tools/bench_quality.py table --out docs/results.md
@@ -493,7 +493,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--source", default="runs/resnet20.onnx")
+    parser.add_argument("--source", default="tools/sources/resnet20.onnx")
     parser.add_argument(
         "--network", help="of models/catalogue.py, for Torch-Pruning; by default the source's file name"
     )
