@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cli_support import Result, call, listing, save, small_model
-from latency_world import World
+from latency_world import BLOCK, World
 from test_search_latency import touch
 
 from conet_onnx.analysis import analyze
@@ -207,7 +207,7 @@ class TestBudget:
         profiled()
         assert resized("--budget latency=0.6 --table t.json --plan plan.json").code == 0
         sizes = [w["to"] for w in json.loads((folder / "plan.json").read_text())["widths"].values()]
-        assert all(size % 16 == 0 or size < 16 for size in sizes)
+        assert all(size % BLOCK == 0 or size < BLOCK for size in sizes)
 
     def test_what_cannot_be_met_names_the_nearest_and_writes_nothing(self, folder: Path, machine: Machine) -> None:
         profiled()
@@ -234,7 +234,7 @@ class TestBudget:
         assert made.code == 0, made.err
         changes = json.loads((folder / "plan.json").read_text())["widths"].values()
         assert changes
-        assert all(w["to"] % 16 == 0 or w["to"] < 16 for w in changes)
+        assert all(w["to"] % BLOCK == 0 or w["to"] < BLOCK for w in changes)
 
     def test_fewer_macs_that_take_longer_are_warned_of(self, folder: Path, machine: Machine) -> None:
         profiled()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from latency_world import World
+from latency_world import BLOCK, World
 from test_latency_operators import found
 
 from conet_onnx.analysis import analyze
@@ -91,13 +91,13 @@ def test_between_multiples_of_a_block_a_size_costs_what_the_next_multiple_costs(
     assert blocked
     step = made.operators.multiple
     rows = np.repeat(made.analysis.costs.row({})[None], 3, axis=0)
-    rows[:, 1] = [16 + step, 32 - step, 32]
+    rows[:, 1] = [32 - BLOCK + step, 32 - step, 32]
     names, parts = predicted.by_operator(rows)
     reads = dict(zip((one.name for one in made.operators.listed), made.operators.reads, strict=True))
     stairs = [k for k, name in enumerate(names) if name in {one.name for one in blocked} and 1 in reads[name]]
     assert stairs
     assert np.ptp(parts[:, stairs], axis=0) == pytest.approx(0, abs=1e-15)
-    rows[0, 1] = 16
+    rows[0, 1] = 32 - BLOCK
     assert (predicted.by_operator(rows)[1][0, stairs] < parts[0, stairs]).all()
 
 
