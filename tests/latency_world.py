@@ -19,7 +19,7 @@ from conet_onnx.latency.timing import Comparison, Latency, Ratio
 
 __all__ = ["BLOCK", "World"]
 
-FOUND = np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[call-overload,index]  # untyped
+FOUND = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())
 LARGE = platform.machine() not in ("x86_64", "AMD64") or any(one == "X86_V4" or "AVX512" in one for one in FOUND)
 BLOCK = 16 if LARGE else 8  # channels that onnxruntime lays out together: a register of floats with AVX-512, or two
 CALL = 1e-6  # seconds: what any run costs
