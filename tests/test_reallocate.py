@@ -310,9 +310,8 @@ class TestProbing:
         )
         same = {name: width.size for name, width in workshop.analysis.widths.items()}
         half = {name: size // 2 for name, size in same.items()}
-        some = drawn(
-            workshop.dataset.split("train"), at_most(PROBED, OF_PROBED, len(workshop.dataset.split("train"))), seed=1
-        )
+        train = workshop.dataset.split("train")
+        some = drawn(train, at_most(PROBED, OF_PROBED, len(train)), seed=1)
         data = replace(workshop.dataset, splits={"validation": some})
         fitted = transferred(
             workshop.analysis,

@@ -20,7 +20,7 @@ def memory_kept() -> Iterator[None]:
 
     Each step of training frees what the next one takes again. glibc gives the heap's top back to the system as soon as
     some tens of MB are free there, and large blocks at once, and the system then hands out every page anew, and clears
-    it. Elsewhere nothing is changed.
+    it. Afterwards its thresholds are where they rise to by themselves. Elsewhere nothing is changed.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
