@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import conet_onnx as co
 from conet_onnx.analysis import Analysis, analyze
 from conet_onnx.criteria import CRITERIA, MEASURED, channel_scores, relative
-from conet_onnx.data.dataset import Split
+from conet_onnx.data.dataset import Feeds, Split
 from conet_onnx.errors import UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.scoring import importance
@@ -101,6 +101,15 @@ class TestGradients:
         one, again, other = (measure(seed=seed).scores["w0"] for seed in (1, 1, 2))
         np.testing.assert_array_equal(one, again)
         assert not np.array_equal(one, other)
+
+    @pytest.mark.parametrize("labels", [True, False])
+    @pytest.mark.parametrize("of", ["taylor", "obd", "activation"])
+    def test_inputs_by_name_are_the_same_samples(self, of: str, labels: bool) -> None:
+        split = data(labels=labels)
+        expected = saliency(graph(), analyze(graph()), split, of).scores
+        found = saliency(graph(), analyze(graph()), Split(Feeds({"x": split.images}), split.labels), of).scores
+        for width, scores in expected.items():
+            np.testing.assert_array_equal(found[width], scores)
 
     def test_batches_do_not_matter(self) -> None:
         measure = partial(saliency, graph(), analyze(graph()), data(), "obd")

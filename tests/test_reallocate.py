@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from searching_fakes import chain, tried
 
 import conet_onnx as co
-from conet_onnx.data import load_data
+from conet_onnx.data import DataSet, Feeds, Normalisation, Split, load_data
 from conet_onnx.evaluation import evaluate
 from conet_onnx.finetuning import choose_inputs
 from conet_onnx.graph import Graph
@@ -344,6 +344,28 @@ class TestProbing:
         assert found.seconds["training"] + found.seconds["evaluation"] > spent
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_inputs_by_name_are_searched_on(tmp_path: Path, labels: bool) -> None:
+    """From curves and probes to the answer. With labels it is that of the same samples as images; without, outputs of
+    what is no image are not taken for scores of classes."""
+    whole, source = load_data("digits"), co.load("models/digits_resnet8.onnx")
+    found = []
+    for named in (False, True):
+        splits = {}
+        for name in whole.splits:
+            split = whole.split(name).take(np.arange(120))
+            images = split.images[:].astype(np.float32) / 16
+            splits[name] = Split(Feeds({"image": images}) if named else images, split.labels if labels else None)
+        out = tmp_path / f"{named}"
+        how: dict[str, Any] = {} if named else {"normalisation": Normalisation()}
+        run = co.search(
+            source, data=DataSet("d", splits), budget="macs=0.5", trials=1, epochs_per_trial=1, epochs=1, out=out, **how
+        ).run
+        found.append((run.trials[0].widths, run.trials[0].validation["loss"]))
+    assert found[0] == found[1] or not labels
+    assert all(math.isfinite(loss) for _, loss in found)
+
+
 def test_losses_without_channels_are_those_of_the_model_with_their_weights_at_zero() -> None:
     from conet_onnx.data import fed, load_data
     from conet_onnx.evaluation import evaluate
@@ -366,4 +388,7 @@ def test_losses_without_channels_are_those_of_the_model_with_their_weights_at_ze
     normalise = lambda x: fed(source, x, choice.normalisation)  # noqa: E731 - one expression, used once
     lost = losses_without(source, analysis, dataset.split("validation"), {name: [mask]}, normalise=normalise)
     assert lost[name] == pytest.approx([after - before], abs=2e-5)
+    held_out = dataset.split("validation")
+    named = Split(Feeds(fed(source, held_out.images[:], choice.normalisation)), held_out.labels)
+    assert losses_without(source, analysis, named, {name: [mask]})[name] == pytest.approx(lost[name], rel=1e-6)
     assert after - before > 1e-4

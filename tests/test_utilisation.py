@@ -16,12 +16,12 @@ from test_dropping import gated, residual
 import conet_onnx.torch_backend.utilisation as utilising
 from conet_onnx.analysis import analyze
 from conet_onnx.batches import Freed
-from conet_onnx.data import Split
+from conet_onnx.data import Feeds, Split
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.loading import load
 from conet_onnx.metrics.utilisation import LARGEST, answered_for, rates_of
-from conet_onnx.torch_backend.utilisation import undroppable, utilisation
+from conet_onnx.torch_backend.utilisation import losses_without, undroppable, utilisation
 from tests.onnx_parity import Array, build, ints, run_reference, some
 
 node = helper.make_node
@@ -212,6 +212,25 @@ class Counted:
 
 
 class TestData:
+    def test_inputs_by_name_are_the_same_samples(self) -> None:
+        split, rates = data(), {"w0": 0.4, "w1": 0.3}
+        named = Split(Feeds({"x": split.images}), split.labels)
+        assert measure(tiny(), rates, named) == measure(tiny(), rates, split)
+
+    def test_of_inputs_by_name_without_labels_every_sample_counts(self) -> None:
+        """How far outputs go, in squares: of two masks the ratio, which no scale changes."""
+        x = data().images[:]
+        masks = [np.array([0.0, 1, 1, 1]), np.array([1.0, 0, 0, 1])]
+        found = losses_without(tiny(), analyze(tiny()), Split(Feeds({"x": x})), {"w1": masks})["w1"]
+        whole, *cut = (
+            run_reference(
+                tiny().with_arrays({"fc.w": tiny().array("fc.w") * mask.astype(np.float32)}).proto(), {"x": x}
+            )
+            for mask in (np.ones(4), *masks)
+        )
+        one, other = (np.square(said[0].astype(np.float64) - whole[0]).sum() for said in cut)
+        assert found[0] / found[1] == pytest.approx(one / other, rel=1e-4)
+
     def test_a_sample_is_read_once_whatever_is_measured(self) -> None:
         split = data(50)
         counted = Counted(split.images[:])

@@ -18,7 +18,7 @@ from conet_onnx.torch_backend.known import Array
 from conet_onnx.torch_backend.lower import lower, names_of, untrained_of, untrained_weights_of
 from conet_onnx.torch_backend.weights import torch_dtype
 
-__all__ = ["Inputs", "Learner", "Tensors", "named"]
+__all__ = ["Inputs", "Learner", "Tensors", "named", "samples_in"]
 
 Inputs = Array | Mapping[str, Array]  # what the model takes: images for its only input, or an array for each by name
 Tensors = Mapping[str, torch.Tensor]
@@ -219,6 +219,11 @@ def named(graph: Graph, x: Inputs) -> Mapping[str, Array]:
             f"{_file(graph)} has {len(graph.inputs)} inputs ({names}); images feed one. Give an array for each by name."
         )
     return {graph.inputs[0].name: x}
+
+
+def samples_in(x: Inputs) -> int:
+    """How many samples a batch is of."""
+    return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
 
 
 def _exposing(graph: Graph, inner: Sequence[str]) -> Graph:

@@ -28,7 +28,7 @@ from conet_onnx.graph import Graph
 from conet_onnx.scoring import real_values
 from conet_onnx.torch_backend.distill import Normalise, first, prepared
 from conet_onnx.torch_backend.dropping import Drop, Dropping, insert_drops, seeded
-from conet_onnx.torch_backend.learner import Learner
+from conet_onnx.torch_backend.learner import Learner, samples_in
 from conet_onnx.torch_backend.losses import flat
 from conet_onnx.torch_backend.utilisation import filled, with_free_batch
 
@@ -86,7 +86,7 @@ def saliency(
     size = learner.batch or batch
     found = {name: np.zeros(channels) for name, channels in dropping.widths.items()}
     for at, (x, y) in enumerate(data.batches(size)):
-        inputs = filled(learner.tensors(prepared(x, normalise)), learner.batch)
+        own, inputs = samples_in(x), filled(learner.tensors(prepared(x, normalise)), learner.batch)
         try:
             if loss is None:
                 with torch.no_grad():
@@ -99,11 +99,11 @@ def saliency(
             outputs = dict(zip(learner.names, learner.module(*inputs), strict=True))
         except (RuntimeError, ValueError, IndexError) as error:
             raise learner.misfit(inputs, error) from error
-        total = loss(outputs, y, len(x), seeded(seed, at))
+        total = loss(outputs, y, own, seeded(seed, at))
         gradients = torch.autograd.grad(total, list(masks.values()), allow_unused=True)
         for name, gradient in zip(masks, gradients, strict=True):
             if gradient is not None:
-                each = gradient[: len(x)].double()
+                each = gradient[:own].double()
                 part = each.abs() if of == "taylor" else each.square() / 2
                 found[name] += part.sum(0).cpu().numpy() / len(data)
     if summed is not None:

@@ -40,7 +40,7 @@ from conet_onnx.torch_backend.distill import (
 from conet_onnx.torch_backend.dropping import Dropping, insert_drops, seeded
 from conet_onnx.torch_backend.fresh import fresh
 from conet_onnx.torch_backend.known import Array
-from conet_onnx.torch_backend.learner import Inputs, Learner, Tensors
+from conet_onnx.torch_backend.learner import Inputs, Learner, Tensors, samples_in
 from conet_onnx.torch_backend.losses import Adapters, Objective, Task, as_target, flat
 from conet_onnx.torch_backend.lower import returned
 from conet_onnx.torch_backend.memory import memory_kept
@@ -257,7 +257,7 @@ class _Run:
 
         def drawn() -> Iterator[tuple[torch.Tensor, ...]]:
             for x, y in data.batches(course.size, seed=settings.seed):
-                if _length(x) in (course.size, len(data)):
+                if samples_in(x) in (course.size, len(data)):
                     yield learner.tensors(prepare(_collated(task, x, y)[0]))
 
         if wanted(student, settings.batchnorm) and insert(learner.module):
@@ -353,7 +353,7 @@ class _Run:
         """What is left of the epoch. While one batch is trained on, the next one is decoded; it is made ready too,
         unless chance has a part in that, whose draws come in the order of the steps."""
         drawn = self.lessons.batches(self.course.size, seed=(self.settings.seed + self.done.epoch) % 2**63)
-        full = (batch for batch in drawn if _length(batch.x) >= self.course.least)
+        full = (batch for batch in drawn if samples_in(batch.x) >= self.course.least)
         rest = islice(full, self.done.batch, None)
         if self.augmentation is None and self.objective.task is None:
             return ahead(map(self._ready, rest))
@@ -361,7 +361,7 @@ class _Run:
 
     def _ready(self, batch: Batch) -> _Ready:
         """What falls to this process of a batch, as the model takes it."""
-        length = _length(batch.x)
+        length = samples_in(batch.x)
         x, y, told, own = self._own(batch, length)
         if self.augmentation is not None and not isinstance(x, Mapping):
             x = self.augmentation(x)
@@ -615,10 +615,6 @@ def _freed(graph: Graph, sample: Inputs, device: torch.device, *, always: bool) 
 
     made = freed(graph)
     return None if made.reason else made
-
-
-def _length(x: Inputs) -> int:
-    return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
 
 
 def _about(

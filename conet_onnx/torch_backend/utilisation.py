@@ -23,7 +23,7 @@ from conet_onnx.errors import UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.torch_backend.distill import Normalise, first, prepared
 from conet_onnx.torch_backend.dropping import Drop, Noise, insert_drops, seeded
-from conet_onnx.torch_backend.learner import Learner, Tensors
+from conet_onnx.torch_backend.learner import Learner, Tensors, samples_in
 from conet_onnx.torch_backend.losses import Objective, flat
 from conet_onnx.torch_backend.lower import lower
 from conet_onnx.torch_backend.settings import Settings
@@ -82,17 +82,17 @@ def utilisation(
         size = learner.batch or batch
         done, whole = 0, max(1, -(-len(data) // size) * len(tasks))
         for at, (x, y) in enumerate(data.batches(size)):
-            inputs = filled(learner.tensors(prepared(x, normalise)), learner.batch)
+            own, inputs = samples_in(x), filled(learner.tensors(prepared(x, normalise)), learner.batch)
             with torch.inference_mode():
                 dropping.clear()
                 told = _called(learner, replay, inputs)
-                before = judge(told, told, y, len(x))
+                before = judge(told, told, y, own)
                 for name, k in tasks:
                     dropping.rates.clear()
                     dropping.rates[name] = rates[name]
                     dropping.draw(len(inputs[0]), seeded(seed, places[name], k, at))
                     found = dict(zip(learner.names, replay.behind(name), strict=True))
-                    lost[name] += judge(found, told, y, len(x)) - before
+                    lost[name] += judge(found, told, y, own) - before
                     done += 1
                     if progress is not None:
                         progress(done / whole)
@@ -129,15 +129,15 @@ def losses_without(
     ]
     replay = _Replay(learner.module, measured)
     for x, y in data.batches(learner.batch or batch):
-        inputs = filled(learner.tensors(prepared(x, normalise)), learner.batch)
+        own, inputs = samples_in(x), filled(learner.tensors(prepared(x, normalise)), learner.batch)
         with torch.inference_mode():
             dropping.clear()
             told = _called(learner, replay, inputs)
-            before = judge(told, told, y, len(x))
+            before = judge(told, told, y, own)
             for name, k, mask in tasks:
                 dropping.use({name: mask.expand(len(inputs[0]), -1)})
                 found = dict(zip(learner.names, replay.behind(name), strict=True))
-                lost[name][k] += (judge(found, told, y, len(x)) - before) / len(data)
+                lost[name][k] += (judge(found, told, y, own) - before) / len(data)
     return lost
 
 
