@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
+from conet_onnx.collecting import collector_paused
 from conet_onnx.dims import Dim, Segment, product
 from conet_onnx.errors import UsageError
 from conet_onnx.folding import Findings
@@ -32,8 +34,7 @@ class Link:
     node: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """An axis of a tensor; a scale or bias has axes of its own at each of its readers."""
 
     tensor: str
@@ -86,6 +87,7 @@ class Ties:
 
         return self._path({(tensor, axis)}, is_end, lambda segment: solver.reason(segment) == reason)
 
+    @collector_paused()
     def _path(
         self, starts: Axes, is_end: Callable[[_Place], bool], holds: Callable[[Segment], bool]
     ) -> tuple[Link, ...]:
@@ -201,7 +203,8 @@ def _shortest(
                 if index != reached_by:
                     others = group if group.count(place) > 1 else (other for other in group if other != place)
                     graph.add_edges_from((here, (other, index)) for other in others)
-    if "start" not in graph or "end" not in graph or not nx.has_path(graph, "start", "end"):
+    try:
+        states = nx.shortest_path(graph, "start", "end")[1:-1]
+    except (nx.NodeNotFound, nx.NetworkXNoPath):
         return []
-    states = nx.shortest_path(graph, "start", "end")[1:-1]
     return [(here[0], after[1]) for here, after in pairwise([*states, (None, None)])]
