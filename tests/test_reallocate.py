@@ -102,6 +102,17 @@ class TestHalving:
         assert [halving.promoted(one) for one in trials] == [True, True, True, False]
         assert halving.trained(trials[-1]) == 4
 
+    def test_trained_on_twice_from_the_same_model_both_count(self) -> None:
+        """Each by its own objective, and without a warning of Optuna's."""
+        halving, first = Halving(2, 2), trial(0, 1.0, width=1)
+        halving.tell(first, None)
+        told = ((1, 0.5), (2, 0.4), (3, 0.9))
+        ends = [replace(trial(number, objective, width=1), parent=0) for number, objective in told]
+        for one in ends:
+            halving.tell(one, first)
+        assert [halving.trained(one) for one in ends] == [2, 2, 2]
+        assert [halving.promoted(one) for one in ends] == [True, True, False]
+
     def test_a_failed_trial_is_not_promoted(self) -> None:
         halving = Halving(3, 2)
         halving.tell(one := trial(0, math.nan), None)

@@ -16,7 +16,8 @@ __all__ = ["Halving"]
 class Halving:
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934), decided by Optuna's SuccessiveHalvingPruner.
 
-    Widths that are tried anew are one of Optuna's trials; trained on, they report again. The resource is the number of
+    Widths that are tried anew are one of Optuna's trials; trained on, they report again, and trained on a second time
+    from where they were before, as another one. The resource is the number of
     a search's trials that they were trained in, and rung k is reached with eta^k of them. At a rung, widths are
     promoted if their objective is in the best 1/eta of all that have reached it. What is decided follows from what was
     told, in that order, and nothing else.
@@ -42,10 +43,10 @@ class Halving:
 
     def tell(self, trial: Trial, parent: Trial | None) -> None:
         """A finished trial; trained on if it has its parent's widths."""
-        again = parent is not None and parent.widths == trial.widths and parent.number in self._of
+        again = parent is not None and parent.widths == trial.widths and parent.number in self._trained
         at = parent.number if parent is not None and again else -1
-        mine = self._of[at] if again else self._study.ask()
-        trained = self._trained[at] + 1 if again else 1
+        mine = self._of.pop(at, None) or self._study.ask()
+        trained = self._trained.get(at, 0) + 1
         self._of[trial.number], self._trained[trial.number] = mine, trained
         if math.isnan(trial.objective):
             return
