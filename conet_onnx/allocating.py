@@ -29,6 +29,7 @@ LARGEST = 1 << 18  # elements of a table in an exact elimination
 ROUNDS = 12  # of each search for a multiplier
 HIGHEST = 1e12  # of a multiplier, times the value: no cost is worth that
 SWEEPS = 30  # of messages, forth and back, at one multiplier
+ROUNDING = 1e-12  # of the largest values' sum
 SETTLED = 1e-4  # a bound that falls by a smaller share stays
 DOWN = 3  # steps that one width gives for one of another
 STARTS = 65  # choices with the same share of levels everywhere, that are tried first
@@ -161,7 +162,13 @@ class _Problem:
     def allocation(self, chosen: Ints, bound: float) -> Allocation:
         """As the caller wants it."""
         value = self.value(chosen)
-        return Allocation(tuple(self.sizes(chosen[None])[0].tolist()), value, max(bound, value))
+        above = bound - value
+        return Allocation(tuple(self.sizes(chosen[None])[0].tolist()), value, bound if above > self.rounding else value)
+
+    @property
+    def rounding(self) -> float:
+        """What adding up values in another order may change: a bound is no nearer than that."""
+        return ROUNDING * sum(float(np.abs(v[np.isfinite(v)]).max(initial=0.0)) for v in self.values)
 
 
 # Bounds
@@ -497,6 +504,7 @@ class _Incumbent:
     def __init__(self, problem: _Problem, chosen: Ints, tolerance: float) -> None:
         self._problem = problem
         self._tolerance = tolerance
+        self._rounding = problem.rounding
         self.chosen, self.value = chosen, problem.value(chosen)
 
     def offer(self, chosen: Ints) -> None:
@@ -507,7 +515,7 @@ class _Incumbent:
 
     def near(self, bound: float) -> bool:
         """Whether a bound leaves no more than the tolerance to gain."""
-        return bound - self.value <= self._tolerance * abs(bound)
+        return bound - self.value <= max(self._tolerance * abs(bound), self._rounding)
 
     def improve(self, deadline: float) -> None:
         """Moves of one width, and of two against each other, as long as one is better and fits."""

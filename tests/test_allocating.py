@@ -134,6 +134,29 @@ def test_widths_may_grow_where_their_levels_do() -> None:
     assert found.sizes == (32, 2)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_where_nothing_is_gained_what_rounding_leaves_is_no_gap(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths that no growth makes better, at the source's own cost: nothing exceeds 0, but sums of rounded numbers."""
+    monkeypatch.setattr(allocating, "LARGEST", MESSAGES)
+    rng, count = np.random.default_rng(seed), 20
+    levels = [np.arange(10, 23)] * count
+    slopes = rng.uniform(0, 0.1, count) * (rng.random(count) > 0.3)
+    values = [
+        slope * np.minimum((some - 16) * rng.uniform(0.5, 1.5, len(some)), 0.0)
+        for slope, some in zip(slopes, levels, strict=True)
+    ]
+    pairs = [(a, b) for a in range(count) for b in rng.choice(np.arange(count), 3).tolist() if a < b]
+    scales = rng.uniform(0.5, 2, len(pairs)).tolist()
+    terms = [Term(pair, partial(product, scale)) for pair, scale in zip(pairs, scales, strict=True)]
+    spent = partial(total, pairs, scales)
+    most = float(spent(np.full((1, count), 16))[0])
+    begun = time.perf_counter()
+    found = allocate(levels, values, [Limit(terms, spent, most)], tolerance=0.01, seconds=60.0)
+    assert found is not None
+    assert (found.value, found.gap) == (0.0, 0.0)
+    assert time.perf_counter() - begun < 30  # a busy machine; it takes a tenth of a second
+
+
 def test_climbing_ends_within_the_limits_and_no_lower() -> None:
     levels, values, limits = drawn(4)
     start = [int(some[0]) for some in levels]
