@@ -214,6 +214,36 @@ class TestCells:
         assert page(records).count("| macs=0.6 |") == 2
 
 
+class TestAligned:
+    @pytest.mark.parametrize("method", ["uniform", "ours one-shot"])
+    def test_widths_are_what_the_machine_runs_fast_and_within_the_budget(self, method: str, bench: Bench) -> None:
+        block = max(bench.fast.values())
+        assert block in (4, 8, 16)  # of onnxruntime's layouts
+        sizes = {}
+        for name in (method, f"{method} aligned"):
+            made = co.analyze(bench_quality._at_once(Cell(name, "macs=0.6", 0), bench))
+            assert made.costs.source.macs <= 0.6 * bench.analysis.costs.source.macs
+            sizes[name] = [made.all_widths[width].size for width in bench.fast if bench.fast[width] == block]
+        assert all(size % block == 0 or size in (1, 2, 4, 8) for size in sizes[f"{method} aligned"])
+        assert not all(size % block == 0 or size in (1, 2, 4, 8) for size in sizes[method])
+
+    def test_a_search_is_asked_for_them(self, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        class Enough(Exception):
+            pass
+
+        def search(*_: Any, **how: Any) -> None:
+            asked.append((how["algorithm"], how["multiple"]))
+            raise Enough
+
+        monkeypatch.setattr(bench_quality, "search", search)
+        for method in ("ours", "ours aligned", "anneal"):
+            with pytest.raises(Enough):
+                bench_quality.run(Cell(method, "macs=0.6", 0), bench, tmp_path)
+        assert asked == [("auto", None), ("auto", "auto"), ("anneal", None)]
+
+
 class TestLatency:
     def test_the_largest_that_is_within_as_predicted(self, foretold: Foretold) -> None:
         asked = Asked.of("latency=0.6", foretold.analysis)

@@ -41,7 +41,7 @@ from conet_onnx.graph import Graph  # noqa: E402
 from conet_onnx.latency import Comparison, compare  # noqa: E402
 from conet_onnx.latency.limits import Most, fast_multiples, least_widths, limit, met  # noqa: E402
 from conet_onnx.latency.prediction import Predictor  # noqa: E402
-from conet_onnx.latency.preparing import prepared  # noqa: E402
+from conet_onnx.latency.preparing import fast_widths, prepared  # noqa: E402
 from conet_onnx.planning import allocated, scaled  # noqa: E402
 from conet_onnx.runtime import resolve  # noqa: E402
 from conet_onnx.searching import search  # noqa: E402
@@ -65,8 +65,10 @@ SEARCHES = {  # method: the algorithm's name
     "random": "random",
 }
 UNCHANGED = ("source", "source labels")  # for budgets that the source is within
-METHODS = (*SEARCHES, "ours one-shot", "uniform", *KINDS, *UNCHANGED)
-LEFT_OUT = (AUTO, "anneal", "uniform search")  # unless they are asked for
+ALIGN = " aligned"  # behind a method's name: its widths are those that this machine runs fast
+ALIGNED = tuple(f"{name}{ALIGN}" for name in ("ours", "ours one-shot", "uniform"))
+METHODS = (*SEARCHES, "ours one-shot", "uniform", *KINDS, *UNCHANGED, *ALIGNED)
+LEFT_OUT = (AUTO, "anneal", "uniform search", *ALIGNED)  # unless they are asked for
 STEPS, RATIOS = 40, 12  # bisections of a scale, and of Torch-Pruning's ratio
 SCALES = 1000  # that are tried where a budget limits latency
 BATCH = 32  # at which throughput is measured
@@ -108,6 +110,16 @@ class Cell:
     budget: str
     seed: int
 
+    @property
+    def plain(self) -> str:
+        """The method, whether aligned or not."""
+        return self.method.removesuffix(ALIGN)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether widths are those that the machine runs fast, as `--multiple auto` has them."""
+        return self.method in ALIGNED
+
     def file(self, setting: Setting, folder: Path) -> Path:
         """Where its record is."""
         parts = (Path(setting.source).stem, self.method, self.budget, f"seed{self.seed}")
@@ -142,6 +154,12 @@ class Bench:
     def numbers(self) -> dict[str, Any]:
         """Of the source: what it is worth, and what it costs."""
         return _numbers(self, self.source)
+
+    @cached_property
+    def fast(self) -> dict[str, int]:
+        """What each width is a multiple of where this machine runs it fast, by onnxruntime's layouts alone."""
+        how: dict[str, Any] = {"provider": resolve("auto"), "threads": self.setting.threads}
+        return fast_widths(self.analysis, [], **how, warn=lambda line: _log(f"warning: {line}"))
 
     @cached_property
     def predicted(self) -> Predictor:
@@ -187,7 +205,7 @@ class Asked:
 def run(cell: Cell, bench: Bench, work: Path) -> dict[str, Any]:
     """Its record: numbers of the source and of the model, of its training, and of how it was made."""
     begun, beside = time.perf_counter(), Beside()
-    if cell.method in SEARCHES:
+    if cell.plain in SEARCHES:
         model, more = _searched(cell, bench, work)
     else:
         model, more = _trained(cell, bench)
@@ -246,7 +264,8 @@ def _searched(cell: Cell, bench: Bench, work: Path) -> tuple[Graph, dict[str, An
             bench.source,
             data=bench.dataset,
             budget=cell.budget.split(),
-            algorithm=SEARCHES[cell.method],
+            algorithm=SEARCHES[cell.plain],
+            multiple="auto" if cell.aligned else None,
             trials=setting.trials,
             epochs_per_trial=setting.epochs_per_trial,
             epochs=setting.epochs,
@@ -264,7 +283,7 @@ def _searched(cell: Cell, bench: Bench, work: Path) -> tuple[Graph, dict[str, An
 
 def _algorithm(cell: Cell) -> str:
     """What a method's search is by its own name."""
-    name = SEARCHES[cell.method]
+    name = SEARCHES[cell.plain]
     return AUTO if name == "auto" else name
 
 
@@ -304,7 +323,7 @@ def _at_once(cell: Cell, bench: Bench) -> Graph:
         if not asked.holds_source(bench.analysis):
             raise BudgetUnreachable(f"{cell.method}: the source is not within {cell.budget}.")
         return bench.source
-    maker = {"uniform": _uniform, "ours one-shot": _one_shot}.get(cell.method, _pruned)
+    maker = {"uniform": _uniform, "ours one-shot": _one_shot}.get(cell.plain, _pruned)
     if asked.most is None:
         return maker(cell, bench, asked, 1.0)
     return met(lambda factor: maker(cell, bench, asked, factor), bench.compared, asked.most).made
@@ -319,17 +338,21 @@ def _seconds(bench: Bench, asked: Asked, factor: float) -> float:
 def _uniform(cell: Cell, bench: Bench, asked: Asked, factor: float) -> Graph:
     """All widths times the same, the most that fits, sliced by l2."""
     costs = bench.analysis.costs
+
+    def at(scale: float) -> dict[str, int]:
+        return scaled(bench.analysis, scale, multiple=bench.fast if cell.aligned else None)[0]
+
     if asked.most is None:
-        scale = bisected(lambda x: asked.limits.fits(costs.price(scaled(bench.analysis, x)[0])), 1e-9, 1.0, STEPS)
+        scale = bisected(lambda x: asked.limits.fits(costs.price(at(x))), 1e-9, 1.0, STEPS)
     else:  # odd widths may take longer than larger ones
         scales = np.arange(SCALES, 0, -1) / SCALES
-        widths = [scaled(bench.analysis, float(x))[0] for x in scales]
+        widths = [at(float(x)) for x in scales]
         seconds = bench.predicted.predict_many(np.array([costs.row(some) for some in widths]))
         timely = np.flatnonzero(seconds <= _seconds(bench, asked, factor))
         scale = next((float(scales[k]) for k in timely if asked.limits.fits(costs.price(widths[k]))), None)
     if scale is None:
         raise BudgetUnreachable(f"{cell.method}: no scale meets {cell.budget}.")
-    return transferred(bench.analysis, scaled(bench.analysis, scale)[0]).graph
+    return transferred(bench.analysis, at(scale)).graph
 
 
 def _one_shot(cell: Cell, bench: Bench, asked: Asked, factor: float) -> Graph:
@@ -337,7 +360,7 @@ def _one_shot(cell: Cell, bench: Bench, asked: Asked, factor: float) -> Graph:
     normalisation = bench.choice.normalisation
     some = drawn(bench.dataset.split("train"), SAMPLES, cell.seed)
     scores = channel_scores(bench.analysis, "obd", data=some, normalise=lambda x: fed(bench.source, x, normalisation))
-    how: dict[str, Any] = {}
+    how: dict[str, Any] = {"multiple": bench.fast} if cell.aligned else {}
     if asked.most is not None:
         fast = fast_multiples(bench.predicted.operators, bench.predicted)
         how = {"further": [limit(bench.predicted, _seconds(bench, asked, factor))], "multiple": fast}
@@ -430,9 +453,9 @@ def done(cell: Cell, setting: Setting, folder: Path) -> bool:
     record = json.loads(file.read_text(encoding="utf-8"))
     asked = json.loads(json.dumps(asdict(setting)))
     differ = [f"{k} {record['setting'].get(k)!r}, now {v!r}" for k, v in asked.items() if record["setting"].get(k) != v]
-    if cell.method in SEARCHES and record["algorithm"] != _algorithm(cell):
+    if cell.plain in SEARCHES and record["algorithm"] != _algorithm(cell):
         differ.append(f"algorithm {record['algorithm']!r}, now {_algorithm(cell)!r}")
-    if cell.method not in SEARCHES and record["trained"].get("hold", 0.0) != setting.hold:
+    if cell.plain not in SEARCHES and record["trained"].get("hold", 0.0) != setting.hold:
         differ.append(f"hold {record['trained'].get('hold', 0.0)}, now {setting.hold}")
     if differ:
         raise UsageError(f"{file} was made with other settings: {'; '.join(differ)}. Use other --records.")
