@@ -31,6 +31,7 @@ __all__ = [
     "allocated",
     "budgeted",
     "check_transfer",
+    "kept",
     "plan",
     "ranked",
     "scaled",
@@ -238,7 +239,7 @@ def allocated(
     every = [(n, width, _levels(width, _of(multiple, n), exact=exact)) for n, width in analysis.widths.items()]
     fine = [some[some >= min(_of(least, n), width.size)] for n, width, some in every]
     coarse = [np.unique(np.append(some[:: -max(1, len(some) // LEVELS)], some[0])) for some in fine]
-    curves = [_curve(w, np.asarray(scores.get(name, np.ones(w.size)))) for name, w in analysis.widths.items()]
+    curves = [kept(w, np.asarray(scores.get(name, np.ones(w.size)))) for name, w in analysis.widths.items()]
     found = allocate(coarse, _at(curves, coarse), limits, tolerance=tolerance, seconds=seconds)
     if found is None:
         smallest = costs.price(dict(zip(analysis.widths, (int(some[0]) for some in fine), strict=True)))
@@ -254,8 +255,8 @@ def allocated(
     return Allocated(widths, left, lost, found.gap)
 
 
-def _curve(width: Width, scores: Floats) -> Floats:
-    """What the best n channels are worth, [size + 1] for n from none to all: total · log(kept / total), never above 0.
+def kept(width: Width, scores: Floats) -> Floats:
+    """What its best n channels are worth, [size + 1] for n from none to all: total · log(kept / total), never above 0.
 
     That is minus the sum of what went, where it is little; without any channel the model would be cut. Raises
     UsageError for another number of scores.
@@ -264,9 +265,9 @@ def _curve(width: Width, scores: Floats) -> Floats:
         raise UsageError(
             f"scores of {width.id} ({width.name}): expected {width.size} numbers, got shape {scores.shape}."
         )
-    kept = np.cumsum(np.sort(np.maximum(np.asarray(scores, dtype=np.float64), 0))[::-1])
-    total = max(float(kept[-1]), TINY)
-    return np.concatenate([[-np.inf], total * np.log(np.maximum(kept, SMALL * total) / total)])
+    best = np.cumsum(np.sort(np.maximum(np.asarray(scores, dtype=np.float64), 0))[::-1])
+    total = max(float(best[-1]), TINY)
+    return np.concatenate([[-np.inf], total * np.log(np.maximum(best, SMALL * total) / total)])
 
 
 def _at(curves: Sequence[Floats], levels: Sequence[Ints]) -> list[Floats]:

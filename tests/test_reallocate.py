@@ -25,7 +25,7 @@ from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget
 from conet_onnx.searching.curves import Curve, Worth
 from conet_onnx.searching.halving import Halving
-from conet_onnx.searching.probing import TRYING
+from conet_onnx.searching.probing import MEASURING, TRYING
 from conet_onnx.searching.reallocate import Reallocate, Reallocation
 from conet_onnx.searching.recipe import CurveMeasure
 from conet_onnx.searching.space import WidthSpace
@@ -149,6 +149,15 @@ class Told:
     def curves(self, trial: Trial | None) -> dict[str, Any]:
         return measured(self.space.source if trial is None else trial.widths, self.a, self.bias)
 
+    def kept(self) -> dict[str, Any]:
+        """As a criterion has it that knows what a channel is worth: none is worth more than another."""
+        found = {}
+        for name, size in self.space.source.items():
+            n = np.arange(1, size + 1)
+            gained = -self.bias[name] * self.a[name] * (n**-EXPONENT - size**-EXPONENT)
+            found[name] = np.concatenate([[-np.inf], gained])
+        return found
+
     def untrained(self, widths: Mapping[str, int]) -> float:
         self.asked.append(widths)
         return true_loss(widths, {name: self.bias[name] * a for name, a in self.a.items()})
@@ -230,6 +239,32 @@ class TestReallocate:
         assert min(losses) <= losses[0]  # the first of them is all widths scaled alike
         assert probe.asked[0] == space.project(space.source, limits)
         assert searcher.ask(0).widths == first
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_knapsack_of_what_channels_are_worth_is_among_what_is_probed(self, seed: int) -> None:
+        """However far from widths that are scaled alike: no others that are probed keep more."""
+        analysis, rng = chain(*SIZES), np.random.default_rng(seed)
+        names = [f"w{i}" for i in range(len(SIZES))]
+        a, bias = (dict(zip(names, np.exp(rng.normal(0, 1, len(SIZES))).tolist(), strict=True)) for _ in range(2))
+        limits = Budget(macs=0.5).resolve(analysis.costs.price({}))
+        space = WidthSpace(analysis)
+        probe = Told(space, a, bias)
+        Reallocate(space, limits, Reallocation(probes=8), trials=16, seed=seed, probe=probe).ask(0)
+        kept = probe.kept()
+        inside = [widths for widths in probe.asked if all(widths[n] <= space.source[n] for n in names)]
+        values = [sum(kept[name][n] for name, n in widths.items()) for widths in inside]
+        assert len(values) > 3
+        assert sum(kept[name][n] for name, n in probe.asked[2].items()) >= 1.01 * max(values)  # they are negative
+
+    def test_where_steps_are_larger_than_the_hedge_probes_leap(self) -> None:
+        analysis = chain(*[16] * 8)
+        limits = Budget(macs=0.5).resolve(analysis.costs.price({}))
+        space = WidthSpace(analysis).aligned(dict.fromkeys(analysis.widths, 8), {})
+        a = {name: 1.0 + k for k, name in enumerate(space.names)}
+        probe = Told(space, a, dict.fromkeys(a, 1.0))
+        Reallocate(space, limits, Reallocation(probes=8), trials=16, probe=probe).ask(0)
+        assert len(probe.asked) >= 4
+        assert all(limits.fits(space.price(widths)) for widths in probe.asked)
 
     def test_a_knapsack_of_a_space_counts_what_the_space_prices(self) -> None:
         space = WidthSpace(chain(*SIZES))
@@ -347,10 +382,10 @@ class TestProbing:
             out=tmp_path / "run",
             progress=lambda phase, _done, _work, left: told.append((phase, left)),
         ).run
-        probes = [left for phase, left in told if phase == TRYING]
+        curves, probes = ([left for phase, left in told if phase == asked] for asked in (MEASURING, TRYING))
         assert len(probes) == Reallocation().probes
-        assert all(left is not None and left > 0 for left in probes)
-        assert probes[0] > probes[-1]
+        assert all(left is not None and left > 0 for left in (*curves, *probes))
+        assert curves[0] > probes[-1]
         spent = sum(trial.seconds + trial.evaluation_seconds for trial in found.trials)
         assert found.seconds["training"] + found.seconds["evaluation"] > spent
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conet_onnx.loading import load
+from conet_onnx.plans import Floats
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.loop import Clock
 from conet_onnx.searching.measuring import save
@@ -39,6 +40,14 @@ class Probing:
         if file not in self.known:
             self.known[file] = self._read(file) if file.exists() else self._measured(file, trial)
         return self.known[file]
+
+    def kept(self) -> Mapping[str, Floats]:
+        """What the best channels of each width of the source are worth by the recipe's criterion."""
+        self.clock.says(MEASURING, self.clock.done)
+        begun = time.perf_counter()
+        found = self.workshop.kept
+        self._spent(begun)
+        return found
 
     def untrained(self, widths: Mapping[str, int]) -> float:
         """Loss of the source at these widths before any training, on some training samples; a NaN where it fails."""

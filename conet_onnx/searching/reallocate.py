@@ -39,7 +39,7 @@ class Reallocation:
     """Reallocation: a knapsack over loss curves that are measured of the source, and of trained models.
 
     The first trials bring the source within the budget, its price falling by `stride` at most from one to the next. The
-    first one's widths are the best of `probes` before any training.
+    first one's widths are the best of `probes` before any training, the knapsack by `criterion` among them.
     Each later one solves the knapsack again around the current widths, which change by `boldest` at most in the first
     trial and by `timidest` in the last; the worth of each width is drawn from what trials have shown of it. Metropolis
     acceptance. Widths that are in the best 1/`eta` of their rung are trained on for another trial, `rungs` rungs up.
@@ -213,7 +213,14 @@ class Reallocate:
         first = self._near(scaled, before, limits, curves, np.ones(len(curves))) or scaled
         if self._current is not None or self._probe is None:
             return first
-        return self._probed([scaled, first], before, limits, curves, self._probe)
+        shared = self._shared(before, limits, self._probe.kept()) or first
+        return self._probed([scaled, first, shared], before, limits, curves, self._probe)
+
+    def _shared(self, before: Mapping[str, int], limits: Limits, kept: Mapping[str, Floats]) -> dict[str, int] | None:
+        """The best within limits by what channels are worth each by itself, however far from widths scaled alike."""
+        names = self._space.names
+        levels = [self._between(name, 0.0, before[name], before[name]) for name in names]
+        return self._solved(levels, [kept[name][some] for name, some in zip(names, levels, strict=True)], limits)
 
     def _probed(
         self,
@@ -236,7 +243,7 @@ class Reallocate:
                 if widths is not None and widths not in known:
                     break
                 worth = Worth.of(moved, seen, len(curves)).drawn(rng, 1 + attempt / 4)
-                widths = self._near(best, before, limits, curves, worth)
+                widths = self._near(best, before, limits, curves, worth, rng)
             if widths is None or widths in known:
                 break
             known.append(widths)
@@ -256,13 +263,12 @@ class Reallocate:
         limits: Limits,
         curves: Sequence[Curve],
         worth: Floats,
+        rng: np.random.Generator | None = None,
     ) -> dict[str, int] | None:
-        """The best within limits, up to `hedge` away from some widths, where a nat of each curve is worth so much."""
-        factor, levels = self._method.hedge, []
-        for name in self._space.names:
-            low = centre[name] / factor
-            high = min(centre[name] * factor, max(before[name], centre[name]))
-            levels.append(self._between(name, low, high, centre[name]))
+        """The best within limits, up to `hedge` away from some widths, where a nat of each curve is worth so much; with
+        a generator, some widths leap."""
+        most = {name: max(before[name], centre[name]) for name in centre}
+        levels = self._around(centre, self._method.hedge, rng, most)
         values = [-w * c.change(some) for w, c, some in zip(worth.tolist(), curves, levels, strict=True)]
         return self._solved(levels, values, limits)
 
@@ -273,22 +279,35 @@ class Reallocate:
         method = self._method
         bold = method.boldest * math.pow(method.timidest / method.boldest, self.metropolis.progress(number))
         factor = math.pow(bold, rng.uniform(0.5, 1) * (1 + attempt / 8))
-        above, below = self._space.above(before), self._space.below(before)
-        names = self._space.names
-        far = [name for name in names if above[name] > before[name] * factor or below[name] < before[name] / factor]
-        leaps = {far[k] for k in rng.permutation(len(far))[:LEAPS]}
-        levels = []
-        for name in names:
-            low, high = before[name] / factor, before[name] * factor
-            if name in leaps:
-                low, high = min(low, below[name]), max(high, above[name])
-            levels.append(self._between(name, low, high, before[name]))
+        levels = self._around(before, factor, rng)
         values = [
             -w * curve.change(some)
             for w, curve, some in zip(worth.tolist(), self.curves(self._current), levels, strict=True)
         ]
         # What no choice among these levels can meet is met by one multiplier.
         return self._solved(levels, values, self._limits) or self._space.project(before, self._limits)
+
+    def _around(
+        self,
+        centre: Mapping[str, int],
+        factor: float,
+        rng: np.random.Generator | None = None,
+        most: Mapping[str, int] | None = None,
+    ) -> list[Ints]:
+        """Levels up to a factor away from some widths, and at `most`; with a generator, one step away in LEAPS widths
+        where a step is larger than that."""
+        above, below = self._space.above(centre), self._space.below(centre)
+        names = self._space.names
+        far = [name for name in names if above[name] > centre[name] * factor or below[name] < centre[name] / factor]
+        leaps = set() if rng is None else {far[k] for k in rng.permutation(len(far))[:LEAPS]}
+        levels = []
+        for name in names:
+            low, high = centre[name] / factor, centre[name] * factor
+            if name in leaps:
+                low, high = min(low, below[name]), max(high, above[name])
+            high = high if most is None else min(high, most[name])
+            levels.append(self._between(name, low, high, centre[name]))
+        return levels
 
     def _between(self, name: str, low: float, high: float, at: int) -> Ints:
         """Levels of a width, its own among them; not below a share of the source's size: what has a single channel is

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
 
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.recipe import Measured
@@ -13,6 +15,7 @@ from conet_onnx.searching.recipe import Measured
 __all__ = ["Probe", "Proposal", "Searcher", "Widths", "least_objective", "moves", "objective"]
 
 Widths: TypeAlias = Mapping[str, int]
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 WITHIN = 0.05  # a model at half the budget may have 3.5% more loss and count as equal
 BEYOND = 1.0  # one at twice the budget counts as one with twice the loss
@@ -32,6 +35,9 @@ class Probe(Protocol):
 
     def curves(self, trial: Trial | None) -> Measured:
         """What masked channels cost a trial's trained model, or the source (recipe.CurveMeasure)."""
+
+    def kept(self) -> Mapping[str, Floats]:
+        """What the best n channels of each width of the source are worth, by the recipe's criterion (planning.kept)."""
 
     def untrained(self, widths: Widths) -> float:
         """Loss of the source at these widths before any training, its weights as a trial inherits them."""

@@ -22,7 +22,7 @@ from conet_onnx.evaluation import Choice, Evaluation, evaluate, resolve_normalis
 from conet_onnx.files import atomic_write
 from conet_onnx.graph import REALS, Graph
 from conet_onnx.loading import load
-from conet_onnx.planning import plan, ranked
+from conet_onnx.planning import kept, plan, ranked
 from conet_onnx.rewriting import rewrite
 from conet_onnx.searching.recipe import CurveMeasure, Measured, Recipe
 from conet_onnx.searching.task import Report, TrialOutcome, TrialTask, last_step
@@ -299,6 +299,11 @@ class Workshop:
         """What each channel of the source is worth by the recipe's criterion."""
         return self._scores(self.analysis)
 
+    @cached_property
+    def kept(self) -> Mapping[str, Array]:
+        """What the best n channels of each width of the source are worth, by the recipe's criterion (planning.kept)."""
+        return {name: kept(self.analysis.widths[name], scores) for name, scores in self.source_scores.items()}
+
     def _scores(self, analysis: Analysis) -> Mapping[str, Array]:
         from conet_onnx.criteria import channel_scores
 
@@ -382,6 +387,7 @@ class Workshop:
         if isinstance(recipe.measure, CurveMeasure):
             passes = len(recipe.measure.shares) * len(self.analysis.widths) / 2  # behind a width only
             samples += passes * at_most(recipe.measure.samples, OF_CURVES, train) * (1 + trials / 3)
+            samples += 3 * min(recipe.measure.samples, train)  # by which the source's channels are scored
         fitted = 3 * min(SAMPLES, train)  # through source and student, and the fit
         samples += recipe.probes * (at_most(PROBED, OF_PROBED, train) + fitted)
         return samples * seconds / (3 * self.epochs * train)
