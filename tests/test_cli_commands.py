@@ -132,6 +132,23 @@ class TestResize:
         }
         assert all(limits[budget] for budget in budgets)
 
+    @pytest.mark.parametrize(
+        ("how", "said"),
+        [
+            ("--budget macs=0.5", True),
+            ("--scale 0.5", True),
+            ("--scale 2", False),
+            ("--scale 0.6 --multiple 4", False),
+            ("--widths w0=2", False),
+        ],
+    )
+    def test_that_macs_are_not_time_is_said_where_widths_were_chosen_freely(
+        self, folder: Path, how: str, *, said: bool
+    ) -> None:
+        result = call(f"resize model.onnx -o out.onnx {how}")
+        assert result.code == 0, result.err
+        assert ("--multiple auto" in result.out) == said
+
     def test_the_multiple_rounds(self, folder: Path) -> None:
         assert call("resize model.onnx -o out.onnx --scale 0.6 --multiple 4").code == 0
         assert shapes(folder / "out.onnx")["c2.w"][:2] == [4, 4]

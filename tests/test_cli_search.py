@@ -109,6 +109,27 @@ class TestOutcome:
         ):
             assert expected in out
 
+    @pytest.mark.parametrize(
+        ("macs", "latency", "multiple", "said"),
+        [
+            (0.5, 0.9, None, True),
+            (0.5, 0.66, None, True),
+            (0.5, 0.6, None, False),
+            (0.5, 0.9, "auto", False),
+            (0.95, 1.0, None, False),
+        ],
+    )
+    def test_where_time_falls_by_less_than_macs_it_says_what_to_ask_for(
+        self, searched: tuple[Path, Result], macs: float, latency: float, multiple: str | None, *, said: bool
+    ) -> None:
+        from conet_onnx.cli.search import _faster
+
+        run = read_run(searched[0] / "run")
+        source = replace(run.source, macs=1000)
+        run = replace(run, latency={"p50": latency}, settings={**run.settings, "multiple": multiple})
+        assert bool(line := _faster(run, source, replace(source, macs=int(1000 * macs)))) == said
+        assert not said or (f"×{macs:.2f}" in line and f"×{latency:.2f}" in line and "--multiple auto" in line)
+
     def test_the_best_is_the_source_resized_by_its_plan(self, searched: tuple[Path, Result]) -> None:
         folder, _ = searched
         plan = folder / "run" / "plans" / "best.json"

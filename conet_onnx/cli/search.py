@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["Show", "search"]
 
 SHARES = {"top1": "accuracy", "agreement": "agreement"}
+NOTABLE = 0.9  # of the source's MACs: above that, nobody expects to see it in time
+BEHIND = 0.3  # of what MACs fell by: where time falls by so much less, something can be done
 SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -316,6 +318,8 @@ def _report(run: Run) -> None:
         says(flushed(run.best.flushed))
     if "latency" in run.budget:
         _say_latency(run, run.best)
+    elif hint := _faster(run, run.source, run.best):
+        says(hint)
     folder = run.directory
     more = several(len(run.pareto), "model")
     says(f"Written: {run.best.file}, {more} in {folder / 'pareto'}, {folder / 'report.html'}.")
@@ -333,6 +337,19 @@ def _say_latency(run: Run, best: ModelRecord) -> None:
     says(
         f"Latency: {best.latency_ms or 0:.3f} ms as measured beside the source{foretold}; at most "
         f"{run.budget['latency']:.3f} ms was asked for."
+    )
+
+
+def _faster(run: Run, source: ModelRecord, best: ModelRecord) -> str:
+    """What to ask for where time fell by much less than MACs did, and nobody asked for widths that run fast."""
+    share = best.macs / source.macs
+    if run.settings["multiple"] is not None or not run.latency or share > NOTABLE:
+        return ""
+    if run.latency["p50"] - share < BEHIND * (1 - share):
+        return ""
+    return (
+        f"MACs are ×{share:.2f}, and latency is ×{run.latency['p50']:.2f}: --multiple auto keeps to widths that this "
+        f"machine runs fast, and --budget latency={share:.2g} asks for time itself."
     )
 
 
