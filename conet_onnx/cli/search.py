@@ -348,8 +348,8 @@ def _faster(run: Run, source: ModelRecord, best: ModelRecord) -> str:
     if run.latency["p50"] - share < BEHIND * (1 - share):
         return ""
     return (
-        f"MACs are ×{share:.2f}, and latency is ×{run.latency['p50']:.2f}: --multiple auto keeps to widths that this "
-        f"machine runs fast, and --budget latency={share:.2g} asks for time itself."
+        f"MACs are ×{share:.2f}, and latency is ×{run.latency['p50']:.2f}: --budget latency={share:.2g} asks for time "
+        "itself, and --multiple auto for widths that this machine runs fast, where some are."
     )
 
 
