@@ -156,6 +156,8 @@ def resize(
         calibration = sampled.batches(graph) if sampled is not None and fits else None
         how: dict[str, Any] = {"seed": seed, "exact": exact, "inexact": inexact, "calibration": calibration}
         timed = None if limited is None else limited.prepared(analysis, bar)
+        if multiple == "auto" and timed is None:
+            bar.at(2, "Asking onnxruntime which widths it runs fast")
         steps = multiples(multiple, analysis, timed, tables, provider, threads)
 
         def made_for(factor: float) -> tuple[Choice, Transferred]:

@@ -272,11 +272,12 @@ def find_operators(
 
 
 def probe_widths(analysis: Analysis, rng: np.random.Generator, *, step: int = STEP) -> dict[str, int]:
-    """Random widths, distinct as far as possible, from half of each to twice it: odd multiples of `step`, where there
-    is room (of 16: any multiples); blocks of small widths too, lest a size seem fixed that is only rounded up."""
+    """Random widths, distinct as far as possible, from half of each to all of it, or to 128: odd multiples of `step`,
+    where there is room (of 16: any multiples); blocks of small widths too, lest a size seem fixed that is only rounded
+    up. No larger: what a model at twice its widths weighs is what finding its operators takes."""
     made: dict[str, int] = {}
     for name, width in analysis.widths.items():
-        most = max(2 * width.size, 8 * STEP) if width.max is None else width.size  # some blocks, at any step
+        most = max(width.size, 8 * STEP) if width.max is None else width.size  # some blocks, at any step
         choices = np.arange(step, most + 1, step) if step == STEP else np.arange(step, most + 1, 2 * step)
         choices = choices if len(choices) else np.arange(1, most + 1)
         for least in (STEP, width.size // 2):  # below a block, layouts may change once more
