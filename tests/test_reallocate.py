@@ -22,7 +22,7 @@ from conet_onnx.finetuning import choose_inputs
 from conet_onnx.graph import Graph
 from conet_onnx.records.trial import Trial
 from conet_onnx.searching.algorithms import find_method
-from conet_onnx.searching.budget import Budget
+from conet_onnx.searching.budget import Budget, Limits
 from conet_onnx.searching.curves import Curve, Worth
 from conet_onnx.searching.halving import Halving
 from conet_onnx.searching.probing import MEASURING, TRYING
@@ -187,6 +187,18 @@ def best_of(algorithm: str, seed: int, *, budget: float, trials: int = 16) -> tu
     return true_loss(searcher.choose(played).widths, a), played, space
 
 
+def beginning(seed: int, *, probes: int) -> tuple[Reallocate, WidthSpace, Limits, Told]:
+    """A searcher of half the MACs that has tried nothing, and its probe, by laws that a seed draws."""
+    analysis, rng = chain(*SIZES), np.random.default_rng(seed)
+    names = [f"w{i}" for i in range(len(SIZES))]
+    a, bias = (dict(zip(names, np.exp(rng.normal(0, 1, len(SIZES))).tolist(), strict=True)) for _ in range(2))
+    limits = Budget(macs=0.5).resolve(analysis.costs.price({}))
+    space = WidthSpace(analysis)
+    probe = Told(space, a, bias)
+    searcher = Reallocate(space, limits, Reallocation(probes=probes), trials=16, seed=seed, probe=probe)
+    return searcher, space, limits, probe
+
+
 class TestReallocate:
     @pytest.mark.parametrize("budget", [0.3, 0.6])
     def test_it_comes_nearer_to_the_optimum_than_chance_and_one_multiplier(self, budget: float) -> None:
@@ -223,18 +235,12 @@ class TestReallocate:
 
     @pytest.mark.parametrize("seed", range(4))
     def test_it_begins_with_the_best_of_what_it_has_probed_within_the_budget(self, seed: int) -> None:
-        analysis, rng = chain(*SIZES), np.random.default_rng(seed)
-        names = [f"w{i}" for i in range(len(SIZES))]
-        a, bias = (dict(zip(names, np.exp(rng.normal(0, 1, len(SIZES))).tolist(), strict=True)) for _ in range(2))
-        limits = Budget(macs=0.5).resolve(analysis.costs.price({}))
-        space = WidthSpace(analysis)
-        probe = Told(space, a, bias)
-        searcher = Reallocate(space, limits, Reallocation(probes=12), trials=16, seed=seed, probe=probe)
+        searcher, space, limits, probe = beginning(seed, probes=12)
         first = searcher.ask(0).widths
         assert len(probe.asked) <= 12
         assert len({tuple(w.values()) for w in probe.asked}) == len(probe.asked)
         assert all(limits.fits(space.price(widths)) for widths in probe.asked)
-        losses = [Told(space, a, bias).untrained(widths) for widths in probe.asked]
+        losses = [replace(probe, asked=[]).untrained(widths) for widths in probe.asked]
         assert first == probe.asked[int(np.argmin(losses))]
         assert min(losses) <= losses[0]  # the first of them is all widths scaled alike
         assert probe.asked[0] == space.project(space.source, limits)
@@ -243,15 +249,10 @@ class TestReallocate:
     @pytest.mark.parametrize("seed", range(4))
     def test_the_knapsack_of_what_channels_are_worth_is_among_what_is_probed(self, seed: int) -> None:
         """However far from widths that are scaled alike: no others that are probed keep more."""
-        analysis, rng = chain(*SIZES), np.random.default_rng(seed)
-        names = [f"w{i}" for i in range(len(SIZES))]
-        a, bias = (dict(zip(names, np.exp(rng.normal(0, 1, len(SIZES))).tolist(), strict=True)) for _ in range(2))
-        limits = Budget(macs=0.5).resolve(analysis.costs.price({}))
-        space = WidthSpace(analysis)
-        probe = Told(space, a, bias)
-        Reallocate(space, limits, Reallocation(probes=8), trials=16, seed=seed, probe=probe).ask(0)
+        searcher, space, _, probe = beginning(seed, probes=8)
+        searcher.ask(0)
         kept = probe.kept()
-        inside = [widths for widths in probe.asked if all(widths[n] <= space.source[n] for n in names)]
+        inside = [widths for widths in probe.asked if all(n <= space.source[name] for name, n in widths.items())]
         values = [sum(kept[name][n] for name, n in widths.items()) for widths in inside]
         assert len(values) > 3
         assert sum(kept[name][n] for name, n in probe.asked[2].items()) >= 1.01 * max(values)  # they are negative
