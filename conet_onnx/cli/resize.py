@@ -190,8 +190,8 @@ def resize(
     for line in [*(batch.lines() if batch else ()), *(proof.lines() if proof else ["not verified, as asked"])]:
         says(line)
     says()
-    rounds = smaller and multiple is None and widths is None and timed is None
-    _show_next(model, out, plan_to, smaller=smaller, rounds=rounds, free_batch=free_batch)
+    freely = multiple is None and widths is None and timed is None
+    _show_next(model, out, plan_to, smaller=smaller, freely=freely, free_batch=free_batch)
 
 
 def _latency(
@@ -344,11 +344,12 @@ def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, s
     return any(change.new < change.old for change in changed.values())
 
 
-def _show_next(model: str, out: str, plan_to: str | None, *, smaller: bool, rounds: bool, free_batch: bool) -> None:
+def _show_next(model: str, out: str, plan_to: str | None, *, smaller: bool, freely: bool, free_batch: bool) -> None:
+    """Where it is, and what to do now; `freely`: nobody has said which sizes widths may have."""
     says(f"Written: {out} ({size(os.path.getsize(out))})" + (f", {plan_to}." if plan_to else "."))
     if smaller:
         says("Nothing was trained: it has lost accuracy that `search` wins back.")
-    if rounds:
+    if smaller and freely:
         says("Fewer MACs are not as much less time: --multiple auto keeps to widths that this machine runs fast.")
     says()
     says("What next")

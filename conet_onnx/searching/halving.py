@@ -17,10 +17,9 @@ class Halving:
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934), decided by Optuna's SuccessiveHalvingPruner.
 
     Widths that are tried anew are one of Optuna's trials; trained on, they report again, and trained on a second time
-    from where they were before, as another one. The resource is the number of
-    a search's trials that they were trained in, and rung k is reached with eta^k of them. At a rung, widths are
-    promoted if their objective is in the best 1/eta of all that have reached it. What is decided follows from what was
-    told, in that order, and nothing else.
+    from where they were before, as another one. The resource is the number of a search's trials that they were trained
+    in, and rung k is reached with eta^k of them. At a rung, widths are promoted if their objective is in the best 1/eta
+    of all that have reached it. What is decided follows from what was told, in that order, and nothing else.
     """
 
     def __init__(self, eta: int, rungs: int) -> None:
