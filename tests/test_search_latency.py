@@ -38,14 +38,16 @@ class Machine:
         self.all_slower = 1.0
         self.profiled = 0
         self.compared = 0
+        self.threads: set[int | None] = set()  # that models were to be compared on
 
     def run(self, profile: Profile, progress: Any = None) -> Table:
         self.profiled += 1
         made = World(profile.analysis, profile.operators)
         return RUN(profile, progress, compare=made.compare, measure=made.measure, time_all=made.time_all)
 
-    def compare(self, a: Graph, b: Graph, **_: Any) -> Any:
+    def compare(self, a: Graph, b: Graph, *, threads: int | None, **_: Any) -> Any:
         assert self.world is not None
+        self.threads.add(threads)
         found = replace(self.world, analysis=co.analyze(a)).compare(a, b)
         same = found.ratio.p50 == 1
         a, b = (replace(one, p50_ms=one.p50_ms * self.all_slower) for one in (found.a, found.b))
@@ -152,6 +154,21 @@ class TestTheLimit:
         source = {"w0": 16, "w1": 16, "w2": 32, "w3": 32, "w4": 64, "w5": 64}
         for trial in searched(multiple=12, algorithm="random").run.trials:
             assert all(size % 12 == 0 or size in (4, 8, source[name]) for name, size in trial.widths.items())
+
+    def test_training_may_have_more_threads_than_what_is_limited(
+        self, searched: Searched, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trained_on = set()
+
+        def train(self: Workshop, student: Graph, **how: Any) -> tuple[Graph, float]:
+            trained_on.add(self.training_threads)
+            return touch(self, student, **how)
+
+        monkeypatch.setattr(Workshop, "train", train)
+        settings = searched(training_threads=2).run.settings
+        assert trained_on == {2}
+        assert machine.threads == {1}
+        assert (settings["threads"], settings["training_threads"]) == (1, 2)
 
     def test_other_limits_hold_too(self, searched: Searched) -> None:
         run = searched(budget=["latency=0.9", "bytes=150kB", "params=0.45"]).run

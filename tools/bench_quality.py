@@ -272,7 +272,8 @@ def _searched(cell: Cell, bench: Bench, work: Path) -> tuple[Graph, dict[str, An
             augment=augment,
             precision=precision,
             seed=cell.seed,
-            threads=bench.training_threads if asked.most is None else setting.threads,
+            threads=setting.threads,
+            training_threads=bench.training_threads,
             tables=() if asked.most is None else (bench.table,),
             out=Path(folder) / "run",
         )
@@ -529,7 +530,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--samples", type=int)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--training-threads", type=int, help="where no latency is limited; by default --threads")
+    parser.add_argument("--training-threads", type=int, help="by default --threads")
     parser.add_argument("--latency", type=float, default=4.0, metavar="SECONDS", help="of measuring it")
     parser.add_argument("--table", type=Path, help="of the source's latency; made first where there is none")
     parser.add_argument("--training", default="", help="of every method: augment=flip,crop precision=bf16-mixed")

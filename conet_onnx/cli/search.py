@@ -97,6 +97,12 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same models.")
 @provider_option
 @threads_option
+@click.option(
+    "--training-threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Those of training, where latency is measured on --threads (default: --threads).",
+)
 @click.option("--out", metavar="DIR", help="Where everything goes (default: runs/MODEL_STEM).")
 @click.option("--resume", is_flag=True, help="Go on with what --out holds.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Trials at a time.")

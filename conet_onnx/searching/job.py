@@ -82,6 +82,7 @@ def search(
     seed: int = 0,
     provider: str = "auto",
     threads: int | None = None,
+    training_threads: int | None = None,
     batchnorm: BatchNorm = "auto",
     normalisation: Normalisation | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -107,6 +108,7 @@ def search(
     (torch_backend.settings.Settings). `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether
     folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds, ends the trials early
     enough for that last training, never before one has ended. The same seed on the same machine gives the same models.
+    Latency is measured on `threads`; so is all else, unless `training_threads` says another number for it.
     `out` defaults to runs/MODEL_STEM; `resume` goes on with what is there, finished or killed, and may change `trials`
     and `epochs`.
 
@@ -159,7 +161,7 @@ def search(
         normalisation=normalisation,
         epochs=epochs_per_trial,
         provider=provider,
-        threads=threads,
+        threads=threads if training_threads is None else training_threads,
         batchnorm=batchnorm,
         recipe=recipe,
         task=task,
@@ -201,6 +203,7 @@ def search(
         "seed": seed,
         "provider": provider,
         "threads": threads,
+        "training_threads": training_threads,
         "batchnorm": batchnorm,
         "final": recipe.final,
         "transfer": recipe.transfer,
