@@ -507,7 +507,7 @@ def main() -> None:
     )
     stem = Path(given.source).stem
     dataset = _some(load_data(given.data).with_validation(), given.samples)
-    table = given.table or given.records / "latency" / f"{stem}-{given.threads}.json"
+    table = given.table or ROOT / "runs" / f"{stem}-{given.threads}-threads.json"
     bench = Bench(setting, source, dataset, table, given.network or stem, given.training_threads or given.threads)
     cells = cells_of(given.methods.split(","), given.budgets.split(","), given.seeds, bench.analysis)
     if failed := measured(cells, bench, given.records):
@@ -532,7 +532,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--training-threads", type=int, help="by default --threads")
     parser.add_argument("--latency", type=float, default=4.0, metavar="SECONDS", help="of measuring it")
-    parser.add_argument("--table", type=Path, help="of the source's latency; made first where there is none")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        help="of the source's latency on this machine; made first where there is none, and kept in runs/",
+    )
     parser.add_argument("--training", default="", help="of every method: augment=flip,crop precision=bf16-mixed")
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="about how it was measured")
