@@ -487,7 +487,7 @@ def main() -> None:
     """Run what has no record yet, or write the page."""
     given = _arguments()
     if given.what == "table":
-        files = sorted(given.records.glob("*.json"))
+        files = sorted(given.records.rglob("*.json"))
         text = page([json.loads(file.read_text(encoding="utf-8")) for file in files], given.note)
         given.out.write_text(text, encoding="utf-8") if given.out else sys.stdout.write(text)
         return

@@ -1,14 +1,14 @@
-"""The records of bench_quality as a page: settings and machine as they are noted, a table a source, and the goals."""
+"""The records of bench_quality as a page: settings and machine as they are noted, a table for each source and setting,
+and the goals."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-
-from conet_onnx.errors import UsageError
 
 __all__ = ["FORMAT", "METHODS", "ORDER", "goals", "page", "table"]
 
@@ -44,9 +44,7 @@ UNTRAINED = 3.0  # points below the source, at most, one-shot at 0.7 of the MACs
 
 
 def page(records: Sequence[Record], notes: Sequence[str] = ()) -> str:
-    """Markdown, with notes on how it was measured. Raises UsageError where the records of a source were made with
-    several settings."""
-    sources = _by(records, _source)
+    """Markdown, with notes on how it was measured."""
     return "\n".join(
         [
             "# Models within a budget, by method",
@@ -55,7 +53,7 @@ def page(records: Sequence[Record], notes: Sequence[str] = ()) -> str:
             "",
             *(line for note in notes for line in (note, "")),
             *_methods(records),
-            *(line for name, own in sources.items() for line in _section(name, own)),
+            *(line for name, own in _alike(records).items() for line in _section(name, own)),
             "## Goals",
             "",
             "Points are of test accuracy, means over the seeds that both sides have.",
@@ -79,19 +77,15 @@ def _methods(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _section(name: str, records: Sequence[Record]) -> Iterator[str]:
-    settings = [dict(record["setting"]) for record in records]
-    if differ := [key for key in settings[0] if any(other.get(key) != settings[0][key] for other in settings)]:
-        raise UsageError(f"The records of {name} differ in {', '.join(differ)}: a table compares like with like.")
-    own = settings[0]
+    own = records[0]["setting"]
     trials, each, last = own["trials"], own["epochs_per_trial"], own["epochs"]
-    some = f"{own['samples']:,} samples of its training data" if own["samples"] else "all of its training data"
     training = ", ".join(
         f"{key} {' '.join(value) if isinstance(value, list | tuple) else value}"
         for key, value in own["training"].items()
     )
     yield f"## {name}"
     yield ""
-    yield f"- Data: `{own['data']}`, {some}."
+    yield f"- Data: `{own['data']}`, {_samples(own)} of its training data."
     yield (
         f"- Training: searches {trials} trials of {each} and {last} on the best, in epochs; all others "
         f"{trials * each + last} at once, of which the learning rate stays for {trials * each}, as in trials of "
@@ -144,8 +138,8 @@ def table(records: Sequence[Record]) -> Iterator[str]:
 
 
 def goals(records: Sequence[Record]) -> Iterator[str]:
-    """A line for each of the goals, and for each source and budget that it speaks of."""
-    for source, own in _by(records, _source).items():
+    """A line for each of the goals, and for each source, setting and budget that it speaks of."""
+    for source, own in _alike(records).items():
         cells = {(budget, method): some for (budget, method), some in _by(own, _cell).items()}
         budgets = sorted({budget for budget, _ in cells}, key=_amount)
         for budget in budgets:
@@ -209,8 +203,23 @@ def _accuracy(record: Record) -> float:
     return 100 * float(record["model"]["test"]["top1"])
 
 
-def _source(record: Record) -> str:
-    return Path(record["setting"]["source"]).stem
+def _alike(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records of one source and setting, by a name for them: a table compares like with like."""
+    found = {}
+    for source, own in _by(records, lambda record: Path(record["setting"]["source"]).stem).items():
+        groups = _by(own, lambda record: json.dumps(record["setting"], sort_keys=True))
+        names = [source if len(groups) == 1 else f"{source}, {_length(some[0]['setting'])}" for some in groups.values()]
+        for name, some in zip(names, groups.values(), strict=True):
+            found[name if names.count(name) == 1 else f"{name} ({len(found) + 1})"] = some
+    return found
+
+
+def _length(setting: Mapping[str, Any]) -> str:
+    return f"{_samples(setting)}, {setting['trials'] * setting['epochs_per_trial'] + setting['epochs']} epochs"
+
+
+def _samples(setting: Mapping[str, Any]) -> str:
+    return f"{setting['samples']:,} samples" if setting["samples"] else "all"
 
 
 def _cell(record: Record) -> tuple[str, str]:
