@@ -93,12 +93,13 @@ def record(method: str, budget: str, seed: int = 0, top1: float = 0.9, **other: 
 
 class TestThePage:
     def test_a_row_is_the_mean_over_seeds_with_their_deviation(self) -> None:
-        text = page(
-            [record("uniform", "macs=0.5", s, top1=top1) for s, top1 in ((0, 0.8), (1, 0.9))], ["Beside others."]
-        )
+        before = {"untrained": {"test": {"top1": 0.2, "loss": 3.0}}}
+        records = [record("uniform", "macs=0.5", s, top1=top1, **before) for s, top1 in ((0, 0.8), (1, 0.9))]
+        text = page([*records, record("ours", "macs=0.5")], ["Beside others."])
         assert "\nBeside others.\n" in text
-        row = next(line for line in text.splitlines() if line.startswith("| macs=0.5 |"))
-        assert row.startswith("| macs=0.5 | uniform | 2 | 85.00 ± 7.07 % |")
+        assert "| macs=0.5 | ours | 1 | 90.00 % | – | 0.3000 |" in text
+        row = next(line for line in text.splitlines() if line.startswith("| macs=0.5 | uniform |"))
+        assert row.startswith("| macs=0.5 | uniform | 2 | 85.00 ± 7.07 % | 20.0 ± 0.0 % |")
         assert "| ×0.500 ± 0.000 | ×0.50 ± 0.00 | ×0.500 ± 0.000 | ×1.50 ± 0.00 | 2 ± 0 | 10 ± 0 | 2 ± 0 |" in row
 
     def test_seconds_beside_others_are_left_out(self) -> None:

@@ -104,18 +104,18 @@ def _section(name: str, records: Sequence[Record]) -> Iterator[str]:
 
 def table(records: Sequence[Record]) -> Iterator[str]:
     """A row a budget and method: means over seeds with the sample's standard deviation. MACs, parameters, latency (p50)
-    and throughput are times the source's; `epochs` were trained in all, `training` seconds took that, `other` the rest
-    of finding and making the model."""
+    and throughput are times the source's; `untrained` is the accuracy of what is made at once before it is trained;
+    `epochs` were trained in all, `training` seconds took that, `other` the rest of finding and making the model."""
     batches = sorted({record["throughput"]["batch"] for record in records})
     yield (
-        "| budget | method | seeds | test accuracy | validation loss | MACs | params | p50 | throughput, batch "
-        f"{' or '.join(map(str, batches))} | epochs | training s | other s |"
+        "| budget | method | seeds | test accuracy | untrained | validation loss | MACs | params | p50 | "
+        f"throughput, batch {' or '.join(map(str, batches))} | epochs | training s | other s |"
     )
-    yield "|" + "---|" * 12
+    yield "|" + "---|" * 13
     source = [record["source"] for record in records]
     first = source[0]
     yield (
-        f"| | source as it is | | {100 * first['test']['top1']:.2f} % | {first['validation']['loss']:.4f} | "
+        f"| | source as it is | | {100 * first['test']['top1']:.2f} % | | {first['validation']['loss']:.4f} | "
         f"{first['macs'] / 1e6:.2f} M | {first['params'] / 1e3:.1f} k | "
         f"{np.median([one['latency_ms'] for one in source]):.3f} ms | "
         f"{np.median([one['images_per_second'] for one in source]):.0f} images/s | | | |"
@@ -124,7 +124,8 @@ def table(records: Sequence[Record]) -> Iterator[str]:
     for (budget, method), own in sorted(groups.items(), key=lambda item: _place(*item[0])):
         quiet = [one for one in own if (1.0 if one.get("others") is None else one["others"]) < QUIET]
         cells = (
-            _spread(own, _accuracy, "{:.2f}") + " %",
+            _spread(own, _accuracy, "{:.2f}", " %"),
+            _spread([one for one in own if "test" in one.get("untrained", {})], _untrained, "{:.1f}", " %"),
             _spread(own, lambda r: r["model"]["validation"]["loss"], "{:.4f}"),
             "×" + _spread(own, lambda r: r["model"]["macs"] / r["source"]["macs"], "{:.3f}"),
             "×" + _spread(own, lambda r: r["model"]["params"] / r["source"]["params"], "{:.2f}"),
@@ -160,7 +161,7 @@ def goals(records: Sequence[Record]) -> Iterator[str]:
             what + (f" ({nearest})" if nearest else ""), known[nearest] if nearest else None, 0.0, "points", above=True
         )
         shot = [r for r in cells.get(("macs=0.7", "ours one-shot"), ()) if "test" in r.get("untrained", {})]
-        lost = [100 * (r["untrained"]["test"]["top1"] - r["source"]["test"]["top1"]) for r in shot]
+        lost = [_untrained(r) - 100 * r["source"]["test"]["top1"] for r in shot]
         what = f"{source}, macs=0.7: ours one-shot without training at most {UNTRAINED:.1f} points below the source"
         yield _said(what, float(np.mean(lost)) if lost else None, -UNTRAINED, "points")
 
@@ -191,16 +192,20 @@ def _said(what: str, found: float | None, asked: float, unit: str, *, above: boo
     return f"- {what}: {shown}: falls short{f' by {asked - found:.2f}' if found < asked else ''}."
 
 
-def _spread(records: Sequence[Record], of: Number, text: str) -> str:
+def _spread(records: Sequence[Record], of: Number, text: str, unit: str = "") -> str:
     values = [of(record) for record in records]
     if not values:
         return "–"
     more = f" ± {text.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
-    return text.format(np.mean(values)) + more
+    return text.format(np.mean(values)) + more + unit
 
 
 def _accuracy(record: Record) -> float:
     return 100 * float(record["model"]["test"]["top1"])
+
+
+def _untrained(record: Record) -> float:
+    return 100 * float(record["untrained"]["test"]["top1"])
 
 
 def _alike(records: Iterable[Record]) -> dict[str, list[Record]]:
