@@ -410,12 +410,16 @@ def network_without_norms() -> Graph:
     return Graph(build(nodes, {"x": np.zeros((1, *SHAPE), np.float32)}, weights, ["y"], 17, "batch"))
 
 
-def stacked(channels: tuple[int, ...]) -> Graph:
-    """Convolutions of so many channels over images of one, or a Relu."""
-    rng, node, last = np.random.default_rng(0), helper.make_node, len(channels)
-    sizes = zip(channels, (1, *channels), strict=False)
+def stacked(channels: tuple[int, ...], depthwise: int = 0) -> Graph:
+    """Convolutions of so many channels over images of one, then so many depthwise ones; or a Relu."""
+    rng, node, last = np.random.default_rng(0), helper.make_node, len(channels) + depthwise
+    sizes = [*zip(channels, (1, *channels), strict=False), *[(*channels[-1:], 1)] * depthwise]
     weights = {f"{k}.w": some((outputs, inputs, 3, 3), rng) for k, (outputs, inputs) in enumerate(sizes)}
-    nodes = [node("Conv", [f"{k}" if k else "x", f"{k}.w"], [f"{k + 1}"], pads=[1, 1, 1, 1]) for k in range(last)]
+    groups = [1] * len(channels) + [*channels[-1:]] * depthwise
+    nodes = [
+        node("Conv", [f"{k}" if k else "x", f"{k}.w"], [f"{k + 1}"], pads=[1, 1, 1, 1], group=groups[k])
+        for k in range(last)
+    ]
     nodes.append(node("Relu", [f"{last}" if last else "x"], ["y"]))
     return Graph(build(nodes, {"x": np.zeros((1, *SHAPE), np.float32)}, weights, ["y"], 17, "batch"))
 
@@ -436,11 +440,24 @@ class TestMachine:
     def test_channels_last(self) -> None:
         assert self.apart(channels_last=False) < 1e-5  # this network has them last by itself
 
-    @pytest.mark.parametrize(("channels", "last"), [((8, 16), True), ((8, 7), False), ((), False)])
-    def test_channels_are_last_where_all_convolutions_are_wide_enough(
-        self, channels: tuple[int, ...], last: bool
+    @pytest.mark.parametrize(
+        ("channels", "depthwise", "last"),
+        [
+            ((8, 16), 0, True),
+            ((8, 7), 0, False),
+            ((), 0, False),
+            ((16, 14, 8), 0, True),
+            ((16, 14, 22), 0, False),
+            ((14,), 0, False),
+            ((14,), 1, True),
+            ((14, 12, 22), 1, False),
+            ((45, 90), 0, True),
+        ],
+    )
+    def test_channels_are_last_where_most_convolutions_are_fast_so(
+        self, channels: tuple[int, ...], depthwise: int, last: bool
     ) -> None:
-        learner = Learner(stacked(channels), torch.device("cpu"))
+        learner = Learner(stacked(channels, depthwise), torch.device("cpu"))
         learner.use_channels_last(None)
         assert learner.channels_last is last
         learner.use_channels_last(not last)

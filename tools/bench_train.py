@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ from conet_onnx.cli.main import main as conet_onnx  # noqa: E402 - found through
 from conet_onnx.data import DataSet, fed, load_data  # noqa: E402 - found through the path above
 from conet_onnx.evaluation import evaluate  # noqa: E402 - found through the path above
 from conet_onnx.files import atomic_write  # noqa: E402 - found through the path above
+from conet_onnx.planning import scaled  # noqa: E402 - found through the path above
 from conet_onnx.torch_backend import fit  # noqa: E402 - found through the path above
+from conet_onnx.torch_backend.learner import Learner  # noqa: E402 - found through the path above
+from conet_onnx.transfer import transferred  # noqa: E402 - found through the path above
 from models.exporting import save  # noqa: E402 - found through the path above
 from models.resnet_cifar import resnet20  # noqa: E402 - found through the path above
 from tools.make_models import CIFAR10, trained  # noqa: E402 - likewise
@@ -55,18 +59,20 @@ PACKAGES = ("torch", "torchvision", "lightning-fabric", "onnx", "onnxruntime-gpu
 def main() -> int:
     """Run one benchmark; 1 if a limit does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: all cores")
-    parser.add_argument("--table", type=Path, metavar="F", help="write the table as Markdown")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: all cores")
+    common.add_argument("--table", type=Path, metavar="F", help="write the table as Markdown")
     what = parser.add_subparsers(dest="what", required=True)
-    steps = what.add_parser("steps")
+    steps = what.add_parser("steps", parents=[common])
     steps.add_argument("--only", action="append", choices=MODULES, help="this model; may be given again")
     steps.add_argument("--repeats", type=int, default=15)
     steps.add_argument("--batch", type=int, default=32)
-    layout = what.add_parser("layout")
+    layout = what.add_parser("layout", parents=[common])
     layout.add_argument("--only", action="append", choices=LAYOUTS, help="this model; may be given again")
+    layout.add_argument("--scale", action="append", type=float, default=[], help="and at all widths times this")
     layout.add_argument("--repeats", type=int, default=5)
     layout.add_argument("--batch", type=int, default=4)
-    norms = what.add_parser("norms")
+    norms = what.add_parser("norms", parents=[common])
     norms.add_argument("--data", required=True, metavar="DIR")
     norms.add_argument("--source-epochs", type=int, default=6)
     norms.add_argument("--epochs", type=int, default=3)
@@ -143,15 +149,21 @@ def _steps(arguments: argparse.Namespace) -> int:
 
 
 def _layout(arguments: argparse.Namespace) -> int:
-    """Ours against ours: what holding channels last does to a step; no limit, but the default follows from it."""
+    """Ours against ours: what holding channels last does to a step; no limit, but the default, which the case ends
+    with, follows from it."""
     machine = facts(PACKAGES, threads=arguments.threads, repeats=arguments.repeats, batch=arguments.batch)
     print(*(f"{key}: {value}" for key, value in machine.items()), "", heading(), sep="\n")
     rows = []
     RUNS.mkdir(parents=True, exist_ok=True)
-    for name in arguments.only or LAYOUTS:
+    for name, scale in product(arguments.only or LAYOUTS, (1.0, *arguments.scale)):
         build, shape = MODULES.get(name, (partial(_vision, name), (3, 224, 224)))
         torch.manual_seed(0)
-        first = co.to_torch(save(build().train(), shape, RUNS / f"{name}.onnx", keep_norms=True))
+        graph = save(build().train(), shape, RUNS / f"{name}.onnx", keep_norms=True)
+        if scale != 1:
+            analysis = co.analyze(graph)
+            graph = transferred(analysis, scaled(analysis, scale)[0]).graph
+        first = co.to_torch(graph)
+        chosen = "last" if Learner(graph, torch.device("cpu")).prefers_last() else "first"
         size = arguments.batch * (8 if shape[1] < 64 else 1)
         batch, labels = torch.randn(size, *shape), torch.randint(0, 10, (size,))
         last: dict[str, Any] = {"memory_format": torch.channels_last}
@@ -159,10 +171,12 @@ def _layout(arguments: argparse.Namespace) -> int:
         other = _step(first, batch, labels)
         timed(one), timed(other)
         pairs = in_turns(partial(timed, one), partial(timed, other), arguments.repeats)
-        rows.append(compared("channels last", f"{name}, {size} images", pairs, "channels first", math.inf))
+        case = f"{name}{'' if scale == 1 else f' at {scale:g}'}, {size} images: {chosen}"
+        rows.append(compared("channels last", case, pairs, "channels first", math.inf))
         print(line(rows[-1]), flush=True)
     if arguments.table:
-        command = f"python tools/bench_train.py layout --threads {arguments.threads}"
+        scales = "".join(f" --scale {scale:g}" for scale in arguments.scale)
+        command = f"python tools/bench_train.py layout --threads {arguments.threads}{scales}"
         arguments.table.write_text(markdown("A step of training with channels last", command, machine, rows))
     return 0
 

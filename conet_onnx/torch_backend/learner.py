@@ -106,16 +106,20 @@ class Learner:
 
     def prefers_last(self) -> bool:
         """Whether steps are faster with channels last: where there are convolutions over images, all of NARROW channels
-        or more (of ten networks, by 0 to 30%: tools/results/bench_train_layout.md).
+        or more (of ten networks, by 0 to 30%), unless most of them leave more than an eighth of their channels over
+        when these are taken NARROW at a time: torch normalises such ones one by one, and a ResNet-20 at odd widths is
+        slower by 10 to 30%. A depthwise one, which gains most, counts for two (tools/results/bench_train_layout.md).
 
         Narrower ones have nothing to gain, and torch 2.13 was once seen to corrupt its memory in them (two and four
         channels, on a CPU); that could not be made to happen again.
         """
         parameters = dict(self.module.named_parameters())
-        read = (node.args[1] for node in self.module.graph.nodes if node.target is F.conv2d)
-        weights = [str(one.target) for one in read if isinstance(one, fx.Node) and one.op == "get_attr"]
-        widths = [parameters[name].shape[0] for name in weights if name in parameters]
-        return min(widths, default=0) >= NARROW
+        calls = (node for node in self.module.graph.nodes if node.target is F.conv2d)
+        named = [(str(node.args[1].target), node) for node in calls if isinstance(node.args[1], fx.Node)]
+        found = [(parameters[name].shape, _groups(node)) for name, node in named if name in parameters]
+        widths = [shape[0] for shape, _ in found]
+        most = sum(2 if 1 < groups == n else -1 if 8 * (n % NARROW) > n else 1 for (n, *_), groups in found)
+        return min(widths, default=0) >= NARROW and most > 0
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights that are trained, by the name of the initializer."""
@@ -257,6 +261,13 @@ def _is_real(graph: Graph, name: str) -> bool:
     """Whether a value is made of floating-point numbers; where that is not known, it is taken to be."""
     dtype = graph.dtype(name)
     return dtype is None or torch_dtype(dtype).is_floating_point
+
+
+def _groups(convolution: fx.Node) -> int:
+    """Of a call of F.conv2d."""
+    given = convolution.args[6] if len(convolution.args) > 6 else convolution.kwargs.get("groups", 1)
+    assert isinstance(given, int)
+    return given
 
 
 def _softmax_of(value: Any) -> fx.Node | None:
