@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -114,12 +115,14 @@ class Learner:
         channels, on a CPU); that could not be made to happen again.
         """
         parameters = dict(self.module.named_parameters())
-        calls = (node for node in self.module.graph.nodes if node.target is F.conv2d)
-        named = [(str(node.args[1].target), node) for node in calls if isinstance(node.args[1], fx.Node)]
-        found = [(parameters[name].shape, _groups(node)) for name, node in named if name in parameters]
-        widths = [shape[0] for shape, _ in found]
-        most = sum(2 if 1 < groups == n else -1 if 8 * (n % NARROW) > n else 1 for (n, *_), groups in found)
-        return min(widths, default=0) >= NARROW and most > 0
+        narrowest, votes = math.inf, 0
+        for node in self.module.graph.nodes:
+            weight: Any = node.args[1] if node.target is F.conv2d else None
+            if isinstance(weight, fx.Node) and weight.target in parameters:
+                n, groups = parameters[weight.target].shape[0], node.args[6]
+                narrowest = min(narrowest, n)
+                votes += 2 if 1 < groups == n else -1 if 8 * (n % NARROW) > n else 1
+        return narrowest >= NARROW and votes > 0
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights that are trained, by the name of the initializer."""
@@ -261,13 +264,6 @@ def _is_real(graph: Graph, name: str) -> bool:
     """Whether a value is made of floating-point numbers; where that is not known, it is taken to be."""
     dtype = graph.dtype(name)
     return dtype is None or torch_dtype(dtype).is_floating_point
-
-
-def _groups(convolution: fx.Node) -> int:
-    """Of a call of F.conv2d."""
-    given = convolution.args[6] if len(convolution.args) > 6 else convolution.kwargs.get("groups", 1)
-    assert isinstance(given, int)
-    return given
 
 
 def _softmax_of(value: Any) -> fx.Node | None:
