@@ -80,7 +80,15 @@ def test_a_tighter_choice_that_does_not_exist_ends_it() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(2.0, "2s"), (0.0051231, "5.124ms"), (0.005, "5ms"), (1e-3, "1ms"), (9.99e-4, "999us"), (3e-9, "0.003us")],
+    [
+        (2.0, "2s"),
+        (0.0051231, "5.124ms"),
+        (0.005, "5ms"),
+        (1e-3, "1ms"),
+        (9.99e-4, "0.999ms"),
+        (9.9e-5, "99us"),
+        (3e-9, "0.003us"),
+    ],
 )
 def test_seconds_in_units_are_rounded_up(seconds: float, text: str) -> None:
     assert in_units(seconds) == text

@@ -391,6 +391,31 @@ class TestTimeLimit:
         clock.beside = 2.5
         assert clock.left(3) == pytest.approx(8.5, abs=0.1)
         assert not clock.allows(3)
+        clock.after = 1.5
+        assert clock.left(3) == pytest.approx(10, abs=0.1)
+        assert clock.left(0) == 0
+
+    def test_measuring_and_testing_the_answer_counts(
+        self, searched: Searched, digits: DataSet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[tuple[float, float]] = []
+        original = answering.Answering.expected_seconds
+
+        def noted(self: answering.Answering, judged: float) -> float:
+            asked.append((judged, original(self, judged)))
+            return 1000.0
+
+        monkeypatch.setattr(answering.Answering, "expected_seconds", noted)
+        left: list[float | None] = []
+        searched(progress=lambda _phase, _done, _work, seconds: left.append(seconds))
+        (judged, seconds), *more = asked
+        assert not more
+        assert judged > 0
+        share = len(digits.split("test")) / len(digits.split("validation"))
+        assert seconds == pytest.approx(answering.LATENCY_SECONDS + 2 * judged * share)  # both models are tested
+        known = [seconds for seconds in left if seconds is not None]
+        assert known[0] > 1000
+        assert left[-1] == 0
 
 
 class TestFront:

@@ -142,7 +142,7 @@ def least_widths(multiples: Mapping[str, int]) -> dict[str, int]:
 
 def in_units(seconds: float) -> str:
     """As a budget has it, rounded up to three decimals: 0.0051234 -> 5.124ms."""
-    unit, factor = next((u, f) for u, f in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)) if seconds >= f or u == "us")
+    unit, factor = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-4 else ("us", 1e-6)
     return f"{math.ceil(round(1e3 * seconds / factor, 6)) / 1e3:g}{unit}"
 
 

@@ -45,6 +45,12 @@ class Answering:
     clock: Clock
     timing: Timing | None = None
 
+    def expected_seconds(self, judged: float) -> float:
+        """What measuring and testing the answer takes, about, where judging a model on validation takes `judged`."""
+        parts, measured = self.workshop.dataset.splits, 1 if self._held() is None else 2
+        tested = 2 * judged * len(parts["test"]) / len(parts["validation"]) if "test" in parts else 0.0
+        return measured * LATENCY_SECONDS + tested
+
     def answered(self, run: Run, loop: Loop) -> tuple[Run, Comparison, float, float]:
         """With the best model, which was measured beside the source; seconds of training and of evaluation.
 

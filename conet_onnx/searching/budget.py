@@ -162,7 +162,7 @@ def _unit(kind: str) -> float:
 def _round_up(kind: str, value: float, *, floor: bool = False) -> str:
     """With a unit and three decimals, never below the value, or its `floor` where that is a number of things."""
     if kind == "latency":
-        unit, factor = ("ms", 1.0) if value >= 1 else ("us", 1e3)
+        unit, factor = ("ms", 1.0) if value >= 0.1 else ("us", 1e3)
         return f"{math.ceil(round(1e3 * factor * value, 6)) / 1e3:g}{unit}"
     value = math.floor(value) if floor else int(value)
     unit, factor = max(((u, f) for u, f in COUNTS.items() if f <= max(value, 1000)), key=lambda item: item[1])

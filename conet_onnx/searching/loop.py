@@ -41,7 +41,8 @@ class Clock:
     spared: float = 0.0  # work that an earlier process had done,
     earlier: float = 0.0  # and the seconds that it took
     expected: float | None = None  # seconds for a unit of work, until there is something to go by
-    beside: float = 0.0  # seconds that looking at models beside trials is still expected to take
+    beside: float = 0.0  # seconds that looking at models beside trials is still expected to take,
+    after: float = 0.0  # and those that measuring and testing the answer is
     trained: float = 0.0  # seconds of training that were spent to know it, and that the first trial was spared
     judged: float = 0.0  # seconds of evaluating models beside trials
     begun: float | None = None  # when the first trial did: what comes before it says nothing of the speed
@@ -57,7 +58,7 @@ class Clock:
         What was expected counts as much as the share of the first unit that is yet to be done.
         """
         done, spent = self.done - self.spared, time.monotonic() - (self.begun or self.started)
-        beside = self.beside if work > 0 else 0.0
+        beside = self.beside + self.after if work > 0 else 0.0
         if self.expected is None:
             return spent / done * work + beside if done > 0 else None
         weight = min(max(done, 0.0), 1.0)

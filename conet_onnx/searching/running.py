@@ -141,7 +141,8 @@ class Job:
         workers = self.settings["workers"]
         slower = self.workshop.training_threads / max(self.workshop.all_threads // workers, 1) if workers > 1 else 1.0
         expected, self.clock.trained = self.workshop.expected_seconds()
-        self.clock.expected = expected * max(slower, 1.0) / workers
+        self.clock.expected = (expected * max(slower, 1.0) + self.clock.judged) / workers
+        self.clock.after = self.answering.expected_seconds(self.clock.judged)
         if math.isfinite(expected):
             self.clock.beside = self.workshop.expected_beside(expected, self.settings["trials"])
 
