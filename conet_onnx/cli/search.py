@@ -83,7 +83,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @multiple_option
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Sets of widths to try (default: 6).")
 @click.option("--epochs-per-trial", type=click.IntRange(min=1), metavar="E", help="Training of each (default: 1).")
-@click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 8).")
+@click.option("--epochs", type=click.IntRange(min=0), metavar="E", help="Further training of the best (default: 5).")
 @click.option("--final", type=click.Choice(("inherit", "fresh")), help="Train the best further, or anew.")
 @lesson_options
 @augment_option

@@ -48,7 +48,7 @@ class Reallocation:
 
     trials: int = 6
     epochs_per_trial: int = 1
-    epochs: int = 8
+    epochs: int = 5
     boldest: float = 1.6
     timidest: float = 1.15
     stride: float = 2.5
