@@ -30,6 +30,7 @@ ROUNDS = 12  # of each search for a multiplier
 HIGHEST = 1e12  # of a multiplier, times the value: no cost is worth that
 SWEEPS = 30  # of messages, forth and back, at one multiplier
 ROUNDING = 1e-12  # of the largest values' sum
+SLACK = 1e-6  # share of a limit by which adding its terms up may differ from what is spent
 SETTLED = 1e-4  # a bound that falls by a smaller share stays
 DOWN = 3  # steps that one width gives for one of another
 STARTS = 65  # choices with the same share of levels everywhere, that are tried first
@@ -77,11 +78,13 @@ def allocate(
     *,
     tolerance: float = 1e-3,
     seconds: float = 1.0,
+    parted: float = math.inf,
 ) -> Allocation | None:
     """The levels, one a width, with the largest sum of values within all limits; None where the smallest exceed one.
 
     `levels` are ascending sizes of each width, `values` what a width is worth at each of them. Ends when the gap is at
-    most the tolerance, or soon after so many seconds: the gap is stated either way, and holds for these levels.
+    most the tolerance, when ranges of choices have been `parted` so often, or soon after so many seconds: the gap is
+    stated in any case, and holds for these levels.
     """
     problem = _Problem.of(levels, values, limits)
     start = np.zeros(len(levels), dtype=np.int64)
@@ -90,7 +93,7 @@ def allocate(
     full = np.array([len(some) - 1 for some in levels])
     if problem.fits(full[None])[0] and all(v.argmax() == len(v) - 1 for v in problem.values):
         return problem.allocation(full, problem.value(full))
-    best, bound = _search(problem, time.perf_counter() + seconds, tolerance)
+    best, bound = _search(problem, time.perf_counter() + seconds, tolerance, parted)
     return problem.allocation(best, bound)
 
 
@@ -147,17 +150,23 @@ class _Problem:
         return np.max(shares, axis=0) if shares else np.zeros(len(chosen))
 
     def fits(self, chosen: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """[n, widths] -> [n]."""
-        return self.spent(chosen) <= 1
+        """[n, widths] -> [n]. What is spent is asked only where the terms, which do not exceed it, leave it open."""
+        within: np.ndarray[Any, np.dtype[np.bool_]] = np.all(self.costs(chosen) <= 1 + SLACK, axis=1)
+        if within.any():
+            within[within] = self.spent(chosen[within]) <= 1
+        return within
 
     def value(self, chosen: Ints) -> float:
         """Of one choice."""
         return float(sum(v[c] for v, c in zip(self.values, chosen, strict=True)))
 
     def costs(self, chosen: Ints) -> Floats:
-        """The terms' sum of one choice, [limits]."""
-        parts = [table[(slice(None), *chosen[list(scope)])] for scope, table in self.tables.items()]
-        return self.base + np.sum(parts, axis=0) if parts else self.base
+        """The terms' sums, [..., widths] -> [..., limits]."""
+        at = list(np.moveaxis(chosen, -1, 0))
+        sums = np.zeros((len(self.base), *chosen.shape[:-1]))
+        for scope, table in self.tables.items():
+            sums += table[(slice(None), *(at[w] for w in scope))]
+        return np.moveaxis(sums, 0, -1) + self.base
 
     def allocation(self, chosen: Ints, bound: float) -> Allocation:
         """As the caller wants it."""
@@ -200,8 +209,8 @@ class _Relaxed(Protocol):
         """An upper bound of value - multipliers · tables from low to high, and a choice that is at it or near it."""
 
 
-def _search(problem: _Problem, deadline: float, tolerance: float) -> tuple[Ints, float]:
-    """Best first, until the best bound is near the best choice or time is up."""
+def _search(problem: _Problem, deadline: float, tolerance: float, parted: float) -> tuple[Ints, float]:
+    """Best first, until the best bound is near the best choice, or enough has been parted, or time is up."""
     low = np.zeros(len(problem.levels), dtype=np.int64)
     high = np.array([len(some) - 1 for some in problem.levels])
     relaxed: _Relaxed = _Eliminating.of(problem) or _Passing.of(problem)
@@ -212,9 +221,10 @@ def _search(problem: _Problem, deadline: float, tolerance: float) -> tuple[Ints,
     waiting = [(-root.bound, next(count), root)]
     while waiting:
         bound = -waiting[0][0]
-        if found.near(bound) or time.perf_counter() > deadline:
+        if found.near(bound) or parted <= 0 or time.perf_counter() > deadline:
             return found.chosen, bound
         node = heapq.heappop(waiting)[2]
+        parted -= 1
         for below, above in _halves(node):
             part = _bounded(problem, relaxed, below, above, node.multipliers, found, deadline)
             if part.bound > found.value:
@@ -314,7 +324,7 @@ class _Step:
     """Of an elimination: the width that goes, the factors that it is in, and what is left of their scopes."""
 
     width: int
-    factors: tuple[int, ...]
+    factors: tuple[tuple[int, tuple[slice | None, ...]], ...]  # and how each is spread over the scope
     scope: Scope  # the width first, then the others in the order in which they go
 
 
@@ -323,8 +333,9 @@ class _Eliminating:
     """The exact maximum, one width maximised away after another (bucket elimination)."""
 
     problem: _Problem
-    scopes: tuple[Scope, ...]
-    tables: tuple[Floats, ...]  # of each scope, its axes in the order of elimination
+    scopes: tuple[Scope, ...]  # of each table, in the order of elimination
+    shapes: tuple[tuple[int, ...], ...]
+    tables: Floats  # [limits, elements], one behind the other
     steps: tuple[_Step, ...]
 
     @classmethod
@@ -335,11 +346,12 @@ class _Eliminating:
         if largest > LARGEST:
             return None
         place = {width: k for k, width in enumerate(order)}
-        scopes, tables = [], []
+        scopes, shapes, tables = [], [], [np.zeros((len(problem.limits), 0))]
         for scope, table in problem.tables.items():
             axes = sorted(range(len(scope)), key=[place[w] for w in scope].__getitem__)
             scopes.append(tuple(scope[a] for a in axes))
-            tables.append(np.ascontiguousarray(table.transpose(0, *(a + 1 for a in axes))))
+            shapes.append(tuple(counts[w] for w in scopes[-1]))
+            tables.append(table.transpose(0, *(a + 1 for a in axes)).reshape(len(table), -1))
         known: list[Scope] = [*((w,) for w in range(len(counts))), *scopes]
         waiting: dict[int, list[int]] = {}
         for f, scope in enumerate(known):
@@ -348,30 +360,30 @@ class _Eliminating:
         for width in order:
             mine = waiting[width]
             rest = tuple(sorted({w for f in mine for w in known[f]} - {width}, key=place.__getitem__))
-            steps.append(_Step(width, tuple(mine), (width, *rest)))
+            over = (width, *rest)
+            spread = [(f, tuple(slice(None) if w in known[f] else None for w in over)) for f in mine]
+            steps.append(_Step(width, tuple(spread), over))
             known.append(rest)
             if rest:
                 waiting.setdefault(rest[0], []).append(len(known) - 1)
-        return cls(problem, tuple(scopes), tuple(tables), tuple(steps))
+        return cls(problem, tuple(scopes), tuple(shapes), np.concatenate(tables, axis=1), tuple(steps))
 
     def best(self, multipliers: Floats, low: Ints, high: Ints) -> tuple[float, Ints]:
         """As _Relaxed says; the bound is the maximum."""
         ranges = [slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
         factors: list[Floats] = [v[r] for v, r in zip(self.problem.values, ranges, strict=True)]
-        for scope, table in zip(self.scopes, self.tables, strict=True):
-            cut = table[(slice(None), *(ranges[w] for w in scope))]
-            factors.append(-np.tensordot(multipliers, cut, 1))
-        known = [*((w,) for w in range(len(ranges))), *self.scopes]
+        costs, first = -(multipliers @ self.tables), 0
+        for scope, shape in zip(self.scopes, self.shapes, strict=True):
+            last = first + math.prod(shape)
+            factors.append(costs[first:last].reshape(shape)[tuple(ranges[w] for w in scope)])
+            first = last
         total, sums = 0.0, []
         for step in self.steps:
-            shape = [ranges[w].stop - ranges[w].start for w in step.scope]
-            joined = np.zeros(shape)
-            for f in step.factors:
-                own = set(known[f])
-                joined += factors[f].reshape([n if w in own else 1 for w, n in zip(step.scope, shape, strict=True)])
+            joined = np.zeros([ranges[w].stop - ranges[w].start for w in step.scope])
+            for f, spread in step.factors:
+                joined += factors[f][spread]
             sums.append(joined)
             factors.append(joined.max(0))
-            known.append(step.scope[1:])
             if len(step.scope) == 1:
                 total += float(factors[-1])
         chosen = np.zeros(len(ranges), dtype=np.int64)

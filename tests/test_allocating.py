@@ -107,6 +107,37 @@ def test_a_bound_of_the_first_moment_is_a_bound(seed: int, largest: int, monkeyp
     assert found.value <= best * (1 + 1e-12) <= found.bound * (1 + 1e-9)
 
 
+def test_parting_more_of_it_only_tightens_a_bound_that_holds() -> None:
+    bounds = []
+    for seed in range(6):
+        problem = drawn(seed, kinds=2)
+        best = best_of_all(*problem)
+        if best is None:
+            continue
+        found = [allocate(*problem, tolerance=0.0, seconds=10.0, parted=many) for many in (0, 2, 8)]
+        assert all(one is not None and within(problem[2], one.sizes) for one in found)
+        known = [one for one in found if one is not None]
+        assert all(one.value <= best * (1 + 1e-12) <= one.bound * (1 + 1e-9) for one in known)
+        assert sorted((one.bound for one in known), reverse=True) == [one.bound for one in known]
+        bounds.append([one.bound - best for one in known])
+    assert any(first > last + 1e-6 for first, *_, last in bounds)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_spent_is_not_asked_where_the_terms_alone_are_too_much(seed: int) -> None:
+    levels, values, (limit,) = drawn(seed)
+    asked: list[Any] = []
+
+    def spent(rows: Any) -> Any:
+        asked.extend(rows)
+        return limit.spent(rows)
+
+    found = allocate(levels, values, [Limit(limit.terms, spent, limit.most)], tolerance=0.0, seconds=10.0)
+    assert asked
+    assert max(limit.spent(np.array(asked))) <= limit.most * (1 + 1e-5)
+    assert found == allocate(levels, values, [limit], tolerance=0.0, seconds=10.0)
+
+
 def test_the_smallest_levels_beyond_a_limit_are_no_answer() -> None:
     levels, values, limits = drawn(1)
     small = float(limits[0].spent(np.array([[some[0] for some in levels]]))[0])

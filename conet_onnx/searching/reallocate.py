@@ -31,6 +31,7 @@ TOLERANCE = 0.01  # of a knapsack: what curves say is less certain
 FLOOR = 1 / 8  # of the source's size: no knapsack takes a width below that, though a budget may
 LEAPS = 3  # widths a trial that may take one step though it is larger than the factor
 AVERAGE = 0.25  # of a trial's steps: over fewer, what chance does in the last steps decides
+PARTED = 128  # ranges of a knapsack: more than most need, and the best choice is found long before it is proved
 SECONDS = 20.0  # what no knapsack takes, so that chance alone decides, and no clock
 
 
@@ -323,7 +324,7 @@ class Reallocate:
 
     def _solved(self, levels: list[Ints], values: list[Floats], limits: Limits) -> dict[str, int] | None:
         constraints = self._space.constraints(limits)
-        found = allocate(levels, values, constraints, tolerance=TOLERANCE, seconds=SECONDS)
+        found = allocate(levels, values, constraints, tolerance=TOLERANCE, parted=PARTED, seconds=SECONDS)
         return None if found is None else dict(zip(self._space.names, found.sizes, strict=True))
 
 
