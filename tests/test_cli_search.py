@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from cli_support import Result, call, listing, only_line, save, small_model
 
-from conet_onnx.searching import read_run
+from conet_onnx.searching import read_run, running
 
 QUICK = "--data digits --budget macs=0.5 --trials 2 --epochs-per-trial 1 --epochs 1 --threads 1"
 SLOW = QUICK.replace("--trials 2", "--trials 500")
@@ -209,11 +209,20 @@ class TestRequest:
 
 
 class TestTogether:
-    def test_two_jobs_are_one_search_and_say_so(self, folder: Path) -> None:
+    def test_two_jobs_are_one_search_and_say_so(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[tuple[int, int]] = []
+
+        def noted(processes: int, threads: int, _: int) -> str:
+            asked.append((processes, threads))
+            return "it is crowded"
+
+        monkeypatch.setattr(running, "crowded", noted)
         lines = [f"search model.onnx {QUICK} --trials 3 --jobs 2 --out {name}" for name in ("two", "one")]
         two = call(lines[0])
         assert two.code == 0, two.err
         assert "2 trials at a time, in 2 processes of this host." in two.err
+        assert asked == [(2, 1)]
+        assert "warning: it is crowded" in two.err
         assert "3 trials in " in two.out
         assert ", 2 at a time: training" in two.out
         assert not [file for file in listing(folder / "two") if file.endswith((".part", ".npy"))]

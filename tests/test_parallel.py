@@ -34,7 +34,7 @@ from conet_onnx.searching.crew import Alone
 from conet_onnx.searching.loop import Clock
 from conet_onnx.searching.space import WidthSpace
 from conet_onnx.searching.task import Evaluate, Report, TrialOutcome, TrialTask
-from conet_onnx.searching.workers import Workers
+from conet_onnx.searching.workers import Workers, crowded
 
 VICTIM = Path(__file__).with_name("parallel_victim.py")
 
@@ -434,3 +434,19 @@ class TestStudy:
     def test_a_database_that_is_away_is_an_error_that_names_it(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="missing"):
             TrialStudy(f"sqlite:///{tmp_path}/missing/x.db", name="a")
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads", "said"),
+    [
+        (1, 64, None),
+        (4, 2, None),
+        (4, 3, "4 processes of 3 threads each train on 8, and wait for each other: --training-threads 2 is faster."),
+        (16, 1, "--training-threads 1 and --workers 8 is faster."),
+    ],
+)
+def test_more_threads_than_there_are_is_said_with_what_is_faster(
+    processes: int, threads: int, said: str | None
+) -> None:
+    line = crowded(processes, threads, 8)
+    assert (line is None) if said is None else (line is not None and line.endswith(said))

@@ -28,10 +28,10 @@ from conet_onnx.searching.loop import POLL, Clock, Loop
 from conet_onnx.searching.method import Method
 from conet_onnx.searching.probing import Probing
 from conet_onnx.searching.space import WidthSpace
-from conet_onnx.searching.timing import Timing
+from conet_onnx.searching.timing import WARNING, Timing
 from conet_onnx.searching.trial import Workshop, open_workshop
 from conet_onnx.searching.wishes import PRECISION
-from conet_onnx.searching.workers import Workers
+from conet_onnx.searching.workers import Workers, crowded
 
 __all__ = ["Job"]
 
@@ -125,6 +125,8 @@ class Job:
         if not source:
             source = os.fspath(self.folder / "source.onnx")
             workshop.source.save(source)
+        if workshop.threads and (line := crowded(workers, workshop.threads, workshop.all_threads)):
+            self.clock.says(WARNING + line)
         keeper = replace(workshop, said=os.fspath(self.folder / SAID_FILE))
         cores = max(workshop.all_threads // workers, 1)
         settings = keeper.settings(source, self.settings["freeze"], cores=cores)

@@ -21,13 +21,24 @@ from typing import Any, TypeAlias
 from conet_onnx.errors import ConetError, ProcessDied
 from conet_onnx.searching.task import Evaluate, Report, TrialOutcome, TrialTask
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "crowded"]
 
 Open: TypeAlias = Callable[[], Evaluate]
 
 PATIENCE = 5.0  # seconds to tidy up in, before a process is killed
 PAUSE = 0.2  # seconds between two reports
 LIVES = 2  # times that a trial may take its process with it
+
+
+def crowded(processes: int, threads: int, there: int) -> str | None:
+    """What is said of processes that have more threads in all than there are: they wait for each other."""
+    if processes == 1 or processes * threads <= there:
+        return None
+    fewer = max(there // processes, 1)
+    each = f"{threads} thread{'' if threads == 1 else 's'} each"
+    less = "" if fewer * processes <= there else f" and --workers {there}"
+    faster = f"--training-threads {fewer}{less} is faster."
+    return f"{processes} processes of {each} train on {there}, and wait for each other: {faster}"
 
 
 @dataclass
