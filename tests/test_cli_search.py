@@ -222,7 +222,7 @@ class TestTogether:
         assert two.code == 0, two.err
         assert "2 trials at a time, in 2 processes of this host." in two.err
         assert asked == [(2, 1)]
-        assert "warning: it is crowded" in two.err
+        assert "Warning: it is crowded" in two.err
         assert "3 trials in " in two.out
         assert ", 2 at a time: training" in two.out
         assert not [file for file in listing(folder / "two") if file.endswith((".part", ".npy"))]
