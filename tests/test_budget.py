@@ -131,3 +131,8 @@ class TestLimits:
             limits = Budget.parse([text]).resolve(SOURCE)
             assert limits.fits(price)
             assert limits.utilisation(price) > 0.99 or smallest < 1000
+
+
+@pytest.mark.parametrize(("milliseconds", "text"), [(0.8518041, "0.852ms"), (0.05, "50us"), (1500.0, "1.5s")])
+def test_a_limit_on_latency_reads_as_a_budget_takes_it(milliseconds: float, text: str) -> None:
+    assert str(Limits({"latency": milliseconds})) == f"latency {text}"

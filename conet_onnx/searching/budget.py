@@ -162,8 +162,9 @@ def _unit(kind: str) -> float:
 def _round_up(kind: str, value: float, *, floor: bool = False) -> str:
     """With a unit and three decimals, never below the value, or its `floor` where that is a number of things."""
     if kind == "latency":
-        unit, factor = ("ms", 1.0) if value >= 0.1 else ("us", 1e3)
-        return f"{math.ceil(round(1e3 * factor * value, 6)) / 1e3:g}{unit}"
+        from conet_onnx.latency.limits import in_units
+
+        return in_units(value / _unit(kind))
     value = math.floor(value) if floor else int(value)
     unit, factor = max(((u, f) for u, f in COUNTS.items() if f <= max(value, 1000)), key=lambda item: item[1])
     shown = f"{-(-1000 * value // factor) / 1000:.3f}".rstrip("0").rstrip(".")
