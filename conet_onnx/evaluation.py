@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +74,7 @@ class Choice:
     normalisation: Normalisation
     name: str
     scores: tuple[tuple[str, Evaluation], ...] = ()  # of every candidate, on training data, in the order tried
+    seconds: float = field(default=0.0, compare=False)  # that trying them took
 
     def as_json(self) -> dict[str, Any]:
         """For a run's records."""
@@ -167,13 +168,14 @@ def choose_normalisation(
     floating = np.issubdtype(graph.inputs[0].dtype, np.floating)
     pixels, _ = next(sample.batches(samples))
     found = candidates(pixels) if floating else {"raw": RAW}
+    begun = time.perf_counter()
     started = session(graph, provider=provider, threads=threads)
     scores = {
         name: _measure(graph, started, sample, "train", normalisation, f"{dataset.name} (train)")
         for name, normalisation in found.items()
     }
     best = max(scores, key=lambda name: (scores[name].top1, -_orderable(scores[name].loss)))
-    return Choice(found[best], best, tuple(scores.items()))
+    return Choice(found[best], best, tuple(scores.items()), time.perf_counter() - begun)
 
 
 def _labelled(dataset: DataSet, name: str) -> Split:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +417,31 @@ class TestTimeLimit:
         known = [seconds for seconds in left if seconds is not None]
         assert known[0] > 1000
         assert left[-1] == 0
+
+    def test_what_is_tried_before_any_training_counts_and_is_tried_once(
+        self, searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tried: list[tuple[int, ...]] = []
+        original = Workshop.untrained
+
+        def noted(self: Workshop, widths: Mapping[str, int]) -> float:
+            tried.append(tuple(widths.values()))
+            found = original(self, widths)
+            time.sleep(0.5)
+            return found
+
+        monkeypatch.setattr(Workshop, "untrained", noted)
+        runs, left = [], []
+        for out, progress in (("a", None), ("b", lambda _phase, _done, _work, seconds: left.append(seconds))):
+            runs.append(searched(out=tmp_path / out, algorithm="reallocate", trials=2, epochs=1, progress=progress).run)
+        assert len(set(tried)) == len(tried) / 2 > 2
+        assert [trial.widths for trial in runs[0].trials] == [trial.widths for trial in runs[1].trials]
+        most = max(seconds for seconds in left if seconds is not None)
+        assert most > 7 * 0.5 + 2 * 0.5  # the other models that are tried, and what trials inherit
+
+    def test_what_is_within_the_budget_is_not_tried(self, searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Workshop, "untrained", None)  # whoever calls it fails
+        searched(algorithm="reallocate", budget="macs=1.0", trials=2, epochs=1, progress=lambda *_: None)
 
 
 class TestFront:

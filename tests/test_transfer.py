@@ -31,6 +31,7 @@ from conet_onnx.graph import Graph
 from conet_onnx.metrics.evbmf import evbmf
 from conet_onnx.planning import TRANSFERS, scaled
 from conet_onnx.runtime import run_all
+from conet_onnx.torch_backend import reconstruction
 from conet_onnx.torch_backend.reconstruction import RIDGES
 from conet_onnx.transfer import Transferred, calibration_batches, transferred
 from conet_onnx.verification import verify
@@ -356,6 +357,27 @@ class TestLeastSquares:
         assert oracles.distance(after, before) < 1e-4
         assert made.fit is not None
         assert [layer.tensor for layer in made.fit.layers] == ["c"]
+
+    @pytest.mark.parametrize("kind", CONVOLUTIONS)
+    def test_some_places_of_each_sample_tell_as_much(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reconstruction, "ENOUGH", 3)
+        monkeypatch.setattr(reconstruction, "LEAST", 1)
+        seen = []
+        add = reconstruction._Sums.add
+        monkeypatch.setattr(reconstruction._Sums, "add", lambda sums, x, *of: (seen.append(len(x)), add(sums, x, *of)))
+        self.test_channels_that_are_copies_of_others_can_go(kind)
+        space, attributes = CONVOLUTIONS[kind]
+        x = images(12, 2, *space)
+        inputs = np.prod(convolving(space, attributes).graph.weights["c"].dims[1:])
+        (y,) = outputs(convolving(space, attributes).graph, {"x": x})
+        assert sum(seen) == min(12 * np.ceil(3 * inputs / 12), y.size / y.shape[1])
+
+    def test_a_sample_has_no_place_twice(self) -> None:
+        at = reconstruction._drawn(200, 30, 20, torch.Generator().manual_seed(1)).numpy()
+        assert at.shape == (200, 20)
+        assert all(len(set(row)) == 20 for row in at.tolist())
+        assert np.abs(np.bincount(at.ravel(), minlength=30) / 200 - 20 / 30).max() < 0.15
+        np.testing.assert_array_equal(reconstruction._drawn(2, 3, 3, torch.Generator()).numpy(), [[0, 1, 2], [0, 1, 2]])
 
     def test_so_can_they_in_a_deep_network_with_norms_and_joins(self) -> None:
         b = builder(4)

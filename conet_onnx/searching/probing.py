@@ -33,6 +33,7 @@ class Probing:
     workshop: Workshop
     clock: Clock
     known: dict[Path, Measured] = field(default_factory=dict)
+    tried: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     def curves(self, trial: Trial | None) -> Measured:
         """What masked channels cost a trial's trained model, or the source, by quantity and width."""
@@ -51,11 +52,13 @@ class Probing:
 
     def untrained(self, widths: Mapping[str, int]) -> float:
         """Loss of the source at these widths before any training, on some training samples; a NaN where it fails."""
-        self.clock.says(TRYING, self.clock.done)
-        begun = time.perf_counter()
-        found = self.workshop.untrained(widths)
-        self._spent(begun)
-        return found
+        sizes = tuple(widths[name] for name in self.workshop.analysis.widths)
+        if sizes not in self.tried:
+            self.clock.says(TRYING, self.clock.done)
+            begun = time.perf_counter()
+            self.tried[sizes] = self.workshop.untrained(widths)
+            self._spent(begun)
+        return self.tried[sizes]
 
     def _read(self, file: Path) -> Measured:
         found: Measured = json.loads(file.read_text(encoding="utf-8"))["widths"]

@@ -74,9 +74,9 @@ class Job:
             write_run(run)
         ended = [trial for trial in run.trials if trial.state != "running"]
         self._replanned(ended)
-        if len(ended) < trials:
-            self._expect()
         probe = Probing(self.folder, self.workshop, self.clock)
+        if len(ended) < trials:
+            self._expect(probe, len(ended))
         searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed, probe=probe)
         with self._crew(idle=len(ended) >= trials) as crew:
             at_once = self.settings["jobs"]
@@ -135,8 +135,9 @@ class Job:
                 _ = keeper.teacher  # while they begin
             yield crew
 
-    def _expect(self) -> None:
-        """Let the clock say how long it takes, before anything has been done."""
+    def _expect(self, probe: Probing, ended: int) -> None:
+        """Let the clock say how long it takes, before anything has been done: by some steps of training, and, where
+        widths will be tried without any, by the first that may be."""
         if self.clock.progress is None and self.clock.limit is None:
             return
         self.clock.says("timing some steps of training", self.clock.done)
@@ -145,8 +146,17 @@ class Job:
         expected, self.clock.trained = self.workshop.expected_seconds()
         self.clock.expected = (expected * max(slower, 1.0) + self.clock.judged) / workers
         self.clock.after = self.answering.expected_seconds(self.clock.judged)
-        if math.isfinite(expected):
-            self.clock.beside = self.workshop.expected_beside(expected, self.settings["trials"])
+        if not math.isfinite(expected):
+            return
+        trials, probes = self.settings["trials"], self.workshop.recipe.probes
+        probed = 0.0
+        if probes and not ended and not self.limits.fits(self.space.price(self.space.source)):
+            probe.kept()
+            begun = time.perf_counter()
+            probe.untrained(self.space.project(self.space.source, self.limits))
+            probed = time.perf_counter() - begun
+        self.clock.expected += probed * trials / (self.clock.work * workers)  # they too fit weights, and are judged
+        self.clock.beside = self.workshop.expected_beside(expected, trials) + (probes - 1) * probed
 
     def _replanned(self, ended: Iterable[Trial]) -> None:
         """Plans that a power cut has taken are made again: they follow from the widths, and no trial waits for them."""
@@ -215,7 +225,7 @@ class Job:
         run = answering.tested(answering.timed(replace(run, pareto=pareto), found))
         evaluation += time.perf_counter() - asked
         evaluation += 0.0 if self.timing is None else self.timing.seconds
-        evaluation += self.clock.judged
+        evaluation += self.clock.judged + self.workshop.choice.seconds
         training += self.clock.trained
         # Of the time on the wall, trials take what they took themselves over those that were under way; all else is
         # overhead, processes that wait for others too.

@@ -381,16 +381,14 @@ class Workshop:
         return max(taken[0] - few * step, 0.0) + self.epochs * steps * step, first
 
     def expected_beside(self, seconds: float, trials: int) -> float:
-        """What curves and probes take, about, where a trial takes so many seconds: in samples through the model, each a
-        third of what training on it costs. A third of the trials are taken to begin with curves of their own."""
-        recipe, samples, train = self.recipe, 0.0, len(self.dataset.split("train"))
-        if isinstance(recipe.measure, CurveMeasure):
-            passes = len(recipe.measure.shares) * len(self.analysis.widths) / 2  # behind a width only
-            samples += passes * at_most(recipe.measure.samples, OF_CURVES, train) * (1 + trials / 3)
-            samples += 3 * min(recipe.measure.samples, train)  # by which the source's channels are scored
-        fitted = 3 * min(SAMPLES, train)  # through source and student, and the fit
-        samples += recipe.probes * (at_most(PROBED, OF_PROBED, train) + fitted)
-        return samples * seconds / (3 * self.epochs * train)
+        """What curves take, about, where a trial takes so many seconds: in samples through the model, each a third of
+        what training on it costs. A third of the trials are taken to begin with curves of their own."""
+        asked, train = self.recipe.measure, len(self.dataset.split("train"))
+        if not isinstance(asked, CurveMeasure):
+            return 0.0
+        many = at_most(asked.samples, OF_CURVES, train)
+        passes = len(asked.shares) * len(self.analysis.widths) / 2 + 3  # behind a width only; and scores of channels
+        return passes * many * (1 + trials / 3) * seconds / (3 * self.epochs * train)
 
     @property
     def all_threads(self) -> int:

@@ -26,6 +26,7 @@ Tensors = Sequence[torch.Tensor]
 
 RIDGES = (1e-9, 1e-4, 1e-2, 1e-1, 1.0)  # of the mean square of what is summed
 CHUNK = 1 << 22  # elements of inputs, unfolded and in double precision, that are held at a time
+ENOUGH, LEAST = 64, 1 << 13  # places that a layer is fitted at: for each input of a sum, and in any case
 LARGEST = 1 << 14  # inputs of a sum: their products with each other are a matrix of 2 GiB
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -73,11 +74,13 @@ def reconstruct(
 
     `resized` is `source` by `plan`, whose takes of the `shrunk` weights are looked up; `batches` hold an array for each
     input, of any one batch size that both models take. For a layer with weights W (of `resized`) and inputs x (what it
-    gets there, with all layers before it fitted already), the new weights V and bias minimise, over all samples and
-    places, |y - V·x - bias|² + r·|V - W|², where y is what the source's layer says at the channels that are left, and r
-    is that one of RIDGES, times the sum of x², with which half of the samples foretells the other half best. So what
-    the data does not tell stays as it is, and a row that would not come nearer to y does too: no layer's error grows.
-    Solved in float64.
+    gets there, with all layers before it fitted already), the new weights V and bias minimise, over all samples,
+    |y - V·x - bias|² + r·|V - W|², where y is what the source's layer says at the channels that are left, and r is that
+    one of RIDGES, times the sum of x², with which half of the samples foretells the other half best. So what the data
+    does not tell stays as it is, and a row that would not come nearer to y does too: no layer's error grows, over the
+    places that it is fitted at. These are all that there are, or as many of each sample, drawn by chance, as make
+    ENOUGH for each input of a sum (and LEAST in all): an image has thousands of places, which say much the same, as He
+    et al. have it, who draw ten. Solved in float64.
 
     Fitted are convolutions and products with a matrix of weights that nobody else reads; a bias only where nobody
     else reads it. Both models run side by side, operator by operator, on all batches: memory holds what is alive
@@ -169,14 +172,20 @@ class Layer:
         flat = matrices.reshape(-1, self.inputs)
         return (flat.t() if self.turned else flat).reshape(self.weight.shape).to(self.weight.dtype)
 
-    def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """What the layer sums over, [places, groups, inputs], given its input."""
-        return _patches(self, x) if self.convolves else x.reshape(-1, 1, x.shape[-1])
+    def places(self, y: torch.Tensor) -> int:
+        """How many outputs each channel has for a sample, given the layer's output."""
+        return math.prod(y.shape[2:] if self.convolves else y.shape[1:-1])
 
-    def said(self, y: torch.Tensor) -> torch.Tensor:
-        """The layer's output as [places, groups, outputs]."""
-        last = y.movedim(1, -1) if self.convolves else y
-        return last.reshape(-1, self.groups, y.shape[1 if self.convolves else -1] // self.groups)
+    def rows(self, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """What the layer sums over, [samples · n, groups, inputs], given its input, at places [samples, n]."""
+        if self.convolves:
+            return _patches(self, x, at)
+        return _some(_by_place(x), (at,)).reshape(-1, 1, x.shape[-1])
+
+    def said(self, y: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """The layer's output there, [samples · n, groups, outputs]."""
+        some = _some(_by_place(y.movedim(1, -1) if self.convolves else y), (at,))
+        return some.reshape(-1, self.groups, some.shape[-1] // self.groups)
 
     def kept(self, y: torch.Tensor, take: Take) -> torch.Tensor:
         """An output of the source at the channels that a resize keeps."""
@@ -232,20 +241,30 @@ def _given(node: fx.Node) -> tuple[Any, ...]:
     return (*node.args, None, None, None)
 
 
-def _patches(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    """What a convolution sums over at each place, [places, groups, channels · kernel], row-major."""
+def _patches(layer: Layer, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """What a convolution sums over at some places, [samples · n, groups, channels · kernel], both row-major."""
     _, _, _, strides, padding, dilations, groups = _given(layer.node)[:7]
     kernel = layer.weight.shape[2:]
     x = F.pad(x, [p for one in reversed(padding) for p in (one, one)])
     steps = list(zip(x.shape[2:], kernel, strides, dilations, strict=True))
     sizes = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in steps]
+    corners = [place * s for place, s in zip(torch.unravel_index(at, sizes), strides, strict=True)]
+    last = x.movedim(1, -1).contiguous()
     parts = []
     for offset in np.ndindex(*kernel):
-        at = zip(offset, sizes, strides, dilations, strict=True)
-        places = tuple(slice(o * d, o * d + s * (m - 1) + 1, s) for o, m, s, d in at)
-        parts.append(x[(slice(None), slice(None), *places)])
-    stacked = torch.stack(parts, 2).movedim((1, 2), (-2, -1))
-    return stacked.reshape(-1, groups, layer.inputs)
+        moved = (corner + o * d for corner, o, d in zip(corners, offset, dilations, strict=True))
+        parts.append(_some(last, tuple(moved)))
+    return torch.stack(parts, -1).reshape(-1, groups, layer.inputs)
+
+
+def _by_place(x: torch.Tensor) -> torch.Tensor:
+    """[samples, places, channels] of what has its channels last."""
+    return x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
+
+
+def _some(x: torch.Tensor, at: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Of each sample what stands at some places, [samples, n, channels]; channels are last in `x`."""
+    return x[(torch.arange(len(x), device=x.device)[:, None], *at)]
 
 
 # Running
@@ -314,8 +333,8 @@ def _fit(layer: Layer, xs: Tensors, ys: Tensors) -> Refit | None:
     old = layer.matrices()
     bias = old.new_zeros(old.shape[:2]) if layer.bias is None else layer.bias.double().reshape(old.shape[:2])
     halves = _Sums(old), _Sums(old)
-    for half, x, y in _chunks(layer, xs, ys):
-        rows, said = layer.rows(x).double(), layer.said(y).double()
+    for half, x, y, at in _chunks(layer, xs, ys):
+        rows, said = layer.rows(x, at).double(), layer.said(y, at).double()
         halves[half].add(rows, said, said - torch.einsum("pgi,goi->pgo", rows, old) - bias)
     ridges = _choose(*halves, centred=layer.free)
     sums = halves[0].joined(halves[1])
@@ -336,19 +355,28 @@ def _fit(layer: Layer, xs: Tensors, ys: Tensors) -> Refit | None:
     return Refit(layer.tensor, *found)
 
 
-def _chunks(layer: Layer, xs: Tensors, ys: Tensors) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """A layer's input and output, so many samples at a time that unfolded inputs stay within CHUNK; samples belong to
-    the two halves in turn."""
-    seen = 0
-    for x, y in zip(xs, ys, strict=True):
-        x, y = (one[None] if one.dim() == 1 else one for one in (x, y))
-        places = y.numel() // max(1, len(y) * layer.weight.shape[layer.outputs])
-        step = max(1, CHUNK // max(1, places * layer.groups * layer.inputs))
+def _chunks(layer: Layer, xs: Tensors, ys: Tensors) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """A layer's input and output, and the places to fit it at, so many samples at a time that unfolded inputs stay
+    within CHUNK; samples belong to the two halves in turn."""
+    pairs = [[one[None] if one.dim() == 1 else one for one in pair] for pair in zip(xs, ys, strict=True)]
+    samples, seen = sum(len(x) for x, _ in pairs), 0
+    each = math.ceil(max(ENOUGH * layer.inputs, LEAST) / max(samples, 1))
+    chance = torch.Generator().manual_seed(0)
+    for x, y in pairs:
+        at = _drawn(len(x), layer.places(y), each, chance).to(x.device)
+        step = max(1, CHUNK // max(1, at.shape[1] * layer.groups * layer.inputs))
         for half in (0, 1):
-            mine = slice((half + seen) % 2, None, 2)
-            for part in zip(torch.split(x[mine], step), torch.split(y[mine], step), strict=True):
+            mine = slice((half + seen) % 2, len(x), 2)
+            for part in zip(*(torch.split(one[mine], step) for one in (x, y, at)), strict=True):
                 yield half, *part
         seen += len(x)
+
+
+def _drawn(samples: int, places: int, most: int, chance: torch.Generator) -> torch.Tensor:
+    """For each sample different places, [samples, n]; all of them where they are no more than `most`."""
+    if places <= most:
+        return torch.arange(places).expand(samples, -1)
+    return torch.rand(samples, places, generator=chance).topk(most).indices
 
 
 def _choose(one: _Sums, other: _Sums, *, centred: bool) -> torch.Tensor:
