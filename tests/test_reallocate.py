@@ -383,10 +383,13 @@ class TestProbing:
             out=tmp_path / "run",
             progress=lambda phase, _done, _work, left: told.append((phase, left)),
         ).run
-        curves, probes = ([left for phase, left in told if phase == asked] for asked in (MEASURING, TRYING))
-        assert len(probes) == Reallocation().probes
-        assert all(left is not None and left > 0 for left in (*curves, *probes))
-        assert curves[0] > probes[-1]
+        asked = [(phase, left) for phase, left in told if phase in (MEASURING, TRYING)]
+        # What channels are worth, and the first probe, are asked before anything is foretold, and are what it goes by.
+        assert [left for _, left in asked[:2]] == [None, None]
+        assert sum(phase == TRYING for phase, _ in asked) == Reallocation().probes
+        known = [left for _, left in asked[2:]]
+        assert all(left is not None and left > 0 for left in known)
+        assert known[0] > known[-1]
         spent = sum(trial.seconds + trial.evaluation_seconds for trial in found.trials)
         assert found.seconds["training"] + found.seconds["evaluation"] > spent
 

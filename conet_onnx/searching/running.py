@@ -141,22 +141,21 @@ class Job:
         if self.clock.progress is None and self.clock.limit is None:
             return
         self.clock.says("timing some steps of training", self.clock.done)
-        workers = self.settings["workers"]
+        workers, trials, judged = self.settings["workers"], self.settings["trials"], self.clock.judged
         slower = self.workshop.training_threads / max(self.workshop.all_threads // workers, 1) if workers > 1 else 1.0
         expected, self.clock.trained = self.workshop.expected_seconds()
-        self.clock.expected = (expected * max(slower, 1.0) + self.clock.judged) / workers
-        self.clock.after = self.answering.expected_seconds(self.clock.judged)
-        if not math.isfinite(expected):
-            return
-        trials, probes = self.settings["trials"], self.workshop.recipe.probes
-        probed = 0.0
-        if probes and not ended and not self.limits.fits(self.space.price(self.space.source)):
-            probe.kept()
-            begun = time.perf_counter()
-            probe.untrained(self.space.project(self.space.source, self.limits))
-            probed = time.perf_counter() - begun
-        self.clock.expected += probed * trials / (self.clock.work * workers)  # they too fit weights, and are judged
-        self.clock.beside = self.workshop.expected_beside(expected, trials) + (probes - 1) * probed
+        probes, probed, curves = self.workshop.recipe.probes, 0.0, 0.0
+        if math.isfinite(expected):
+            curves = self.workshop.expected_beside(expected, trials)
+            if probes and not ended and not self.limits.fits(self.space.price(self.space.source)):
+                probe.kept()
+                begun = time.perf_counter()
+                probe.untrained(self.space.project(self.space.source, self.limits))
+                probed = time.perf_counter() - begun
+        fitting = probed * trials / self.clock.work  # trials fit weights too, the last training does not
+        self.clock.expected = (expected * max(slower, 1.0) + judged + fitting) / workers
+        self.clock.after = self.answering.expected_seconds(judged)
+        self.clock.beside = curves + (probes - 1) * probed
 
     def _replanned(self, ended: Iterable[Trial]) -> None:
         """Plans that a power cut has taken are made again: they follow from the widths, and no trial waits for them."""
