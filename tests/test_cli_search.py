@@ -73,8 +73,11 @@ class TestOutcome:
             "tried on training images",
             "2 trials of 1 epoch, then 1 epoch on the best",
             "all in run",
+            "going by some steps of training",
         ):
             assert expected in err
+        assert err.index("going by some steps of training") < err.index("trial 1 of 2")
+        assert "is said soon" not in err
 
     def test_it_estimates_the_time_once_the_first_trial_is_known(
         self, searched: tuple[Path, Result], capsys: pytest.CaptureFixture[str]

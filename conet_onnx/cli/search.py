@@ -218,7 +218,8 @@ class Show:
         if phase.startswith(PROFILING):
             self._profiled(phase, left)
             return
-        if phase.startswith(("trial", MEASURING, TRYING)) and not self._introduced:
+        foretold = phase.startswith((MEASURING, TRYING)) and left is not None  # the first of these are what tells it
+        if (foretold or phase.startswith("trial")) and not self._introduced:
             self._introduced = True
             self._introduce(left)
         self._begun = done if self._begun is None else self._begun
