@@ -372,6 +372,30 @@ class TestLeastSquares:
         (y,) = outputs(convolving(space, attributes).graph, {"x": x})
         assert sum(seen) == min(12 * np.ceil(3 * inputs / 12), y.size / y.shape[1])
 
+    def test_so_do_some_tokens_of_each_sample(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reconstruction, "ENOUGH", 4)
+        monkeypatch.setattr(reconstruction, "LEAST", 1)
+        rng = np.random.default_rng(6)
+        held = {n: rng.standard_normal(s).astype(np.float32) for n, s in {"a": (12, 8), "c": (8, 3)}.items()}
+        first, second = np.concatenate([held["a"]] * 2, 1), np.concatenate([held["c"]] * 2)
+        nodes = [
+            helper.make_node("MatMul", ["x", "a"], ["h"], "first"),
+            helper.make_node("Relu", ["h"], ["r"], "relu"),
+            helper.make_node("MatMul", ["r", "c"], ["y"], "second"),
+        ]
+        value, kind = helper.make_tensor_value_info, TensorProto.FLOAT
+        ends = [value("x", kind, ["N", 30, 12])], [value("y", kind, ["N", 30, 3])]
+        tensors = [numpy_helper.from_array(a, n) for n, a in (("a", first), ("c", second))]
+        graph = helper.make_graph(nodes, "g", *ends, tensors)
+        opset = [helper.make_opsetid("", 17)]
+        analysis = analyze(Graph(helper.make_model(graph, ir_version=8, opset_imports=opset)))
+        (width,) = analysis.widths
+        x = images(12, 30, 12)
+        made = fitted(analysis, {width: 8}, x, {width: -np.arange(16.0)})
+        (before,), (after,) = (outputs(g, {"x": x}) for g in (analysis.graph, made.graph))
+        assert oracles.distance(after, before) < 1e-4
+        np.testing.assert_allclose(made.graph.array("c"), 2 * held["c"], atol=1e-4)
+
     def test_a_sample_has_no_place_twice(self) -> None:
         at = reconstruction._drawn(200, 30, 20, torch.Generator().manual_seed(1)).numpy()
         assert at.shape == (200, 20)
