@@ -17,7 +17,7 @@ from conet_onnx.errors import DataError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.torch_backend import Diverged, fit, teacher_scores
 from conet_onnx.torch_backend.learner import Learner
-from conet_onnx.torch_backend.losses import divergence
+from conet_onnx.torch_backend.losses import corrected, divergence
 from tests.onnx_parity import Array, build, ints, run_reference, some
 
 SHAPE = (1, 6, 6)
@@ -140,6 +140,34 @@ class TestLearning:
         fitted = train(network(), problem(), epochs=1, teacher=teacher, distill=0.25)
         first = fitted.history[0]
         assert first["loss"] == pytest.approx(0.75 * first["cross_entropy"] + 0.25 * first["distillation"])
+
+    def test_where_labels_differ_the_teacher_is_corrected(self) -> None:
+        """Every row still holds the same numbers, the label's is the largest, and what was right has not moved."""
+        rng = np.random.default_rng(0)
+        told = torch.from_numpy(rng.normal(0, 2, (64, 5)))
+        labels = torch.from_numpy(rng.integers(0, 5, 64))
+        found = corrected(told, labels)
+        right = told.argmax(1) == labels
+        assert 0 < right.sum() < 64
+        assert (found.argmax(1) == labels).all()
+        assert torch.equal(found.sort(1).values, told.sort(1).values)
+        assert torch.equal(found[right], told[right])
+        assert ((found != told).sum(1)[~right] == 2).all()
+
+    def test_a_teachers_errors_are_not_learned(self) -> None:
+        """One that takes two classes for each other; a student that is to follow it alone does as it does."""
+        teacher = train(network(16), problem()).graph
+        weight, bias = teacher.array("fc.w"), teacher.array("fc.b")
+        wrong = teacher.with_arrays({"fc.w": weight[[1, 0, 2, 3]], "fc.b": bias[[1, 0, 2, 3]]})
+        assert accuracy(wrong, TEST) < 0.6
+
+        def student(**options: Any) -> float:
+            return accuracy(train(network(4, seed=3), problem(), teacher=wrong, **options).graph, TEST)
+
+        assert student(distill=0.9) > 0.95
+        assert student(distill=0.9, correct=False) < 0.6
+        assert student(distill=1.0) < 0.6
+        assert student(labels=False) < 0.6
 
     def test_the_divergence_is_hintons(self) -> None:
         student, teacher = torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[0.0, 3.0, 1.0]])

@@ -47,6 +47,7 @@ from conet_onnx.runtime import resolve  # noqa: E402
 from conet_onnx.searching import search  # noqa: E402
 from conet_onnx.searching.algorithms import ALGORITHMS  # noqa: E402
 from conet_onnx.searching.budget import Limits  # noqa: E402
+from conet_onnx.searching.recipe import EQUALS  # noqa: E402
 from conet_onnx.transfer import SAMPLES, calibration_batches, drawn, transferred  # noqa: E402
 from tools.measuring import Beside, facts  # noqa: E402
 from tools.pruning import KINDS, module_of, pruned  # noqa: E402
@@ -294,7 +295,9 @@ def _trained(cell: Cell, bench: Bench) -> tuple[Graph, dict[str, Any]]:
     small = _at_once(cell, bench)
     making = time.perf_counter() - begun
     setting = bench.setting
-    alone = cell.method == "source labels"
+    taught = {"distill": EQUALS} if Asked.of(cell.budget, bench.analysis).holds_source(bench.analysis) else {}
+    if alone := cell.method == "source labels":
+        taught = {"distill": 0.0}
     found = finetune(
         small,
         bench.dataset,
@@ -304,7 +307,7 @@ def _trained(cell: Cell, bench: Bench) -> tuple[Graph, dict[str, Any]]:
         threads=bench.training_threads,
         choice=bench.choice,
         hold=setting.hold,
-        **({"distill": 0.0} if alone else {}),
+        **taught,
         **setting.training,
     )
     untrained = {split: _judged(one) for split, one in found.before.items() if isinstance(one, Evaluation)}

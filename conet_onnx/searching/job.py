@@ -105,7 +105,8 @@ def search(
     ("bf16-mixed", say): none of them need be said.
     `task`, of the user's own (torch_backend.losses.Task, or "module:Class" of one), takes the place of labels; trials
     are judged by its loss then. `distill`, `loss` and `features` say how the source is followed, as in training
-    (torch_backend.settings.Settings). `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether
+    (torch_backend.settings.Settings); by default the source has recipe.DISTILL of the loss, or EQUALS of it if it is
+    within the budget itself. `freeze` keeps widths as they are, as that of `analyze`. `batchnorm` says whether
     folded convolutions are trained with one (torch_backend.norms). `time_limit`, in seconds, ends the trials early
     enough for that last training, never before one has ended. The same seed on the same machine gives the same models.
     Latency is measured on `threads`; so is all else, unless `training_threads` says another number for it.
@@ -188,6 +189,8 @@ def search(
     limits = budget.resolve(priced.costs.price({})) if budget else Limits({})
     space = method.space(priced, limits).aligned(steps, least)
     space.project(space.source, limits)  # an unreachable budget is found before anything is written
+    if distill is None and limits.fits(priced.costs.price({})):
+        workshop = replace(workshop, recipe=recipe.among_equals())
     settings = {
         "source": graph.sha256,
         "data": workshop.data,

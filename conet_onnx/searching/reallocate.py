@@ -139,8 +139,8 @@ class Reallocate:
         self._seen: list[float] = []  # the loss's own change then
 
     def ask(self, number: int, beside: Sequence[Widths] = ()) -> Proposal:
-        """Onto the budget first, unless the source is within it; then the last trial again if it is promoted; else
-        another knapsack."""
+        """Onto the budget first, or, where the source is within it, a step away from the source; then the last trial
+        again if it is promoted; else another knapsack."""
         before = self._current.widths if self._current else self._space.source
         parent = self._current.number if self._current else None
         inside = self._current is None and self._limits.fits(self._space.price(self._space.source))
@@ -149,6 +149,8 @@ class Reallocate:
             widths = self._onto(before, limits)
             if widths not in beside:
                 return Proposal(widths, parent, f"onto {limits}: {moves(before, widths)}")
+        if inside and (stepped := self._step(before)) is not None and stepped not in (before, *beside):
+            return Proposal(stepped, parent, moves(before, stepped))
         last = self._last
         if last is not None and self._promoted(last) and last.widths not in beside:
             trained = self._halving.trained(last)
@@ -205,6 +207,13 @@ class Reallocate:
         moved = np.zeros(len(trial.widths)) if same else self._changed(self.curves(parent), trial.widths)
         self._predicted.append(moved)
         self._seen.append(after - before)
+
+    def _step(self, before: Mapping[str, int]) -> dict[str, int] | None:
+        """The best by the source's curves as they are, no further than a last trial would go: what is resized less is
+        made good sooner, and chance in what curves are worth is for trials that have something to compare with."""
+        levels = self._around(before, self._method.timidest)
+        values = [-curve.change(some) for curve, some in zip(self.curves(None), levels, strict=True)]
+        return self._solved(levels, values, self._limits)
 
     def _onto(self, before: Mapping[str, int], limits: Limits) -> dict[str, int]:
         """The best within limits by the current curves, near widths that are scaled alike; of the source's, the best

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from conet_onnx.criteria import MEASURED
 
 __all__ = [
     "DISTILL",
+    "EQUALS",
     "CurveMeasure",
     "Measure",
     "Measured",
@@ -23,6 +24,8 @@ Measured: TypeAlias = Mapping[str, Mapping[str, float]]  # by the quantity, then
 
 # Share of the teacher in the loss, as Cho and Hariharan (2019) have it: the source knows more than a label says.
 DISTILL = 0.9
+# And where a student may be as large as the source: there it is no better than what it teaches, and holds it back.
+EQUALS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,13 @@ class Recipe:
     measure: Measure | None = None
     probes: int = 0
     average: float = 0.0
+
+    def among_equals(self) -> Recipe:
+        """The same where the source itself is within the budget: of what is learned, it says EQUALS at most."""
+        training, final = (
+            {**some, "distill": min(some["distill"], EQUALS)} for some in (self.training, self.final_training)
+        )
+        return replace(self, training=training, final_training=final)
 
     @property
     def reads_samples(self) -> str | None:

@@ -15,7 +15,7 @@ from conet_onnx.errors import DataError, UsageError
 from conet_onnx.torch_backend.learner import Learner, Tensors
 from conet_onnx.torch_backend.settings import LossKind, Settings
 
-__all__ = ["Adapters", "Match", "Objective", "Task", "as_target", "divergence", "flat"]
+__all__ = ["Adapters", "Match", "Objective", "Task", "as_target", "corrected", "divergence", "flat"]
 
 
 class Task(Protocol):
@@ -88,7 +88,10 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """(1 - distill) · labels or task + distill · mean of the outputs' matches + weight · mean of the features'."""
+    """(1 - distill) · labels or task + distill · mean of the outputs' matches + weight · mean of the features'.
+
+    Where labels say that the teacher is wrong, it is corrected (`corrected`), if `settings` have it so.
+    """
 
     settings: Settings
     first: str  # the output that scores classes
@@ -155,7 +158,7 @@ class Objective:
         taught: dict[str, list[torch.Tensor]] = {}
         for match in self.matches:
             assert told is not None, "a teacher was asked"
-            value = match(outputs[match.student], told[match.teacher], self.settings.temperature)
+            value = match(outputs[match.student], self._lesson(match, told, labels), self.settings.temperature)
             taught.setdefault("features" if match.feature else "distillation", []).append(value)
             if len(self.matches) > 1:
                 parts[f"distillation of {match.student}"] = value
@@ -167,6 +170,14 @@ class Objective:
         if "features" in parts:
             loss = loss + self.settings.feature_weight * parts["features"]
         return {"loss": loss, **parts}
+
+    def _lesson(self, match: Match, told: Tensors, labels: Any) -> torch.Tensor:
+        """What of the teacher's a match follows. Labels that are mixed (augment.py) name no one class."""
+        said = told[match.teacher]
+        classes = self.by_class and match.student == self.first and match.kind == "kl" and not match.feature
+        if not classes or not self.settings.correct or self.settings.distill == 1 or labels.is_floating_point():
+            return said
+        return corrected(flat(said), labels)
 
 
 class Adapters(nn.Module):
@@ -248,6 +259,17 @@ def flat(scores: torch.Tensor) -> torch.Tensor:
             "(batch, classes). Is it a classifier?"
         )
     return scores.reshape(scores.shape[0], scores.shape[1]).float()
+
+
+def corrected(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A teacher's scores [samples, classes], the best one of each sample in its label's place and the other way round.
+
+    Probability shift (Wen, Lai and Qian, 2019, arXiv:1911.07471): what is right already stays as it is, and of what is
+    wrong all is kept but which class comes first.
+    """
+    own = labels.unsqueeze(1)
+    best, at = scores.max(1, keepdim=True)
+    return scores.scatter(1, at, scores.gather(1, own)).scatter(1, own, best)
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -36,10 +36,12 @@ class Settings:
     with `ema` the result is the moving average of the weights over the steps, with that decay. Weights with one axis
     (biases, norms) do not decay. Gradients longer than `clip` are shortened.
 
-    Losses. (1 - distill) · labels + distill · teacher, where there are both. `loss` says how an output follows the
-    teacher's, by name or for all: "kl", the divergence of classes at a `temperature`; "mse", the square of the
-    difference over the variance of the teacher's; "cosine", one minus the cosine of each sample; "none". "auto" is kl
-    for scores of classes (labels are learned too, or a Softmax is the end) and for what an image model says as
+    Losses. (1 - distill) · labels + distill · teacher, where there are both. With `correct`, a teacher that takes a
+    sample for another class than its label is followed with the scores of these two in each other's place
+    (losses.corrected), unless it has all of the weight: a student is not taught its errors. `loss` says how an output
+    follows the teacher's, by name or for all: "kl", the divergence of classes at a `temperature`; "mse", the square of
+    the difference over the variance of the teacher's; "cosine", one minus the cosine of each sample; "none". "auto" is
+    kl for scores of classes (labels are learned too, or a Softmax is the end) and for what an image model says as
     [batch, numbers], where the mean of the numbers follows too, in case they are no scores; mse for all else.
     `features` are tensors inside of the model that follow the teacher's too, {student's name: teacher's name}, by "mse"
     or as `loss` says for them; `feature_weight` times the mean of their losses is added.
@@ -75,6 +77,7 @@ class Settings:
     clip: float | None = CLIP
     distill: float = 0.5
     temperature: float = 4.0
+    correct: bool = True
     loss: Mapping[str, LossKind] = field(default_factory=dict)
     features: Mapping[str, str] = field(default_factory=dict)
     feature_weight: float = 1.0
