@@ -226,6 +226,33 @@ class TestCells:
         assert [file.read_bytes() for file in files] == written
         assert page(records).count("| macs=0.6 |") == 2
 
+    @pytest.mark.parametrize(
+        ("method", "budget", "taught"),
+        [("uniform", "macs=0.6", 0.9), ("source", "macs=1.0", 0.5), ("source labels", "macs=1.0", None)],
+    )
+    def test_a_teacher_says_as_much_as_in_a_search_of_the_budget(
+        self,
+        method: str,
+        budget: str,
+        taught: float | None,
+        bench: Bench,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        asked = []
+
+        class Enough(Exception):
+            pass
+
+        def fit(*_: Any, teacher: Any, distill: float, **__: Any) -> None:
+            asked.append(None if teacher is None else distill)
+            raise Enough
+
+        monkeypatch.setattr("conet_onnx.torch_backend.train.fit", fit)
+        with pytest.raises(Enough):
+            bench_quality.run(Cell(method, budget, 0), bench, tmp_path)
+        assert asked == [taught]
+
 
 class TestAligned:
     @pytest.mark.parametrize("method", ["uniform", "ours one-shot"])

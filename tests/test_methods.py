@@ -266,6 +266,30 @@ class TestTraining:
         if algorithm == "conet-sa":
             assert {"lr": 0.1, "schedule": "decay", "decay_every": 25, "weight_decay": 5e-4}.items() <= asked[2].items()
 
+    @pytest.mark.parametrize(
+        ("budget", "wish", "expected"),
+        [
+            ("macs=0.5", {}, 0.9),
+            ("macs=1.0", {}, 0.5),
+            ("macs=1.0 params=0.9", {}, 0.9),
+            ("macs=1", {"distill": 0.8}, 0.8),
+        ],
+    )
+    def test_a_source_within_the_budget_says_less(
+        self,
+        source: Graph,
+        digits: DataSet,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        budget: str,
+        wish: Mapping[str, float],
+        expected: float,
+    ) -> None:
+        asked = trainings(monkeypatch)
+        lengths = {"trials": 1, "epochs_per_trial": 1, "budget": budget.split()}
+        searched(source, digits, tmp_path / "run", "anneal", **lengths, **wish)
+        assert [settings["distill"] for settings in asked] == [expected, expected]
+
     @pytest.mark.parametrize(("algorithm", "final"), [("conet-greedy", "inherit"), ("compound", "fresh")])
     def test_the_last_training_may_go_on_or_begin_anew(
         self,

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,34 @@ class TestReallocate:
         assert played[0].widths != space.source
         moved = [trial.widths for trial in played if trial.widths != space.source]
         assert all(any(w[n] > space.source[n] for n in w) and any(w[n] < space.source[n] for n in w) for w in moved[:1])
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_from_the_source_itself_the_first_step_is_small_and_no_chance(self, seed: int) -> None:
+        """No other widths that are as near, within the budget, are better by the source's curves."""
+        analysis, names = chain(*SIZES), [f"w{i}" for i in range(len(SIZES))]
+        a, bias = (dict(zip(names, drawn, strict=True)) for drawn in np.random.default_rng(seed).lognormal(size=(2, 5)))
+        limits = Budget(macs=1.0).resolve(analysis.costs.price({}))
+        space, method = WidthSpace(analysis), Reallocation()
+        probe = Told(space, a, bias)
+        searchers = [Reallocate(space, limits, method, trials=16, seed=k, probe=probe) for k in range(3)]
+        first = searchers[0].ask(0).widths
+        assert all(other.ask(0).widths == first for other in searchers[1:])
+        assert first != space.source
+        assert limits.fits(space.price(first))
+        assert all(1 / method.timidest <= n / space.source[name] <= method.timidest for name, n in first.items())
+        assert searchers[0].ask(1, [first]).widths not in (first, space.source)  # beside it, chance decides
+        curves = searchers[0].curves(None)
+
+        def gained(widths: Mapping[str, int]) -> float:
+            return -sum(float(curve.change([widths[name]])[0]) for name, curve in zip(names, curves, strict=True))
+
+        near = [
+            [n for n in space.levels[k].tolist() if 1 / method.timidest <= n / space.source[k] <= method.timidest]
+            for k in names
+        ]
+        every = (dict(zip(names, sizes, strict=True)) for sizes in product(*near))
+        best = max(gained(widths) for widths in every if limits.fits(space.price(widths)))
+        assert gained(first) >= best - 0.01 * abs(best) - 1e-9
 
     def test_widths_that_do_well_are_trained_on_from_their_own_weights(self) -> None:
         _, played, _ = best_of("reallocate", 1, budget=0.5)

@@ -149,14 +149,14 @@ class Reallocate:
             widths = self._onto(before, limits)
             if widths not in beside:
                 return Proposal(widths, parent, f"onto {limits}: {moves(before, widths)}")
-        if inside and (stepped := self._step(before)) is not None and stepped not in (before, *beside):
+        known = [*(trial.widths for trial in self._told.values()), before, *beside]
+        if inside and (stepped := self._step(before)) is not None and stepped not in known:
             return Proposal(stepped, parent, moves(before, stepped))
         last = self._last
         if last is not None and self._promoted(last) and last.widths not in beside:
             trained = self._halving.trained(last)
             return Proposal(last.widths, last.number, f"trained on: among the best after {trained} of its trials")
         rng = np.random.default_rng([self._seed, number, 0])
-        known = [*(trial.widths for trial in self._told.values()), before, *beside]
         worth = Worth.of(self._predicted, self._seen, len(self._space.names))
         for attempt in range(ATTEMPTS):
             widths = self._drawn(before, number, worth.drawn(rng, 1 + attempt / 4), rng, attempt)
