@@ -40,7 +40,8 @@ class Reallocation:
     """Reallocation: a knapsack over loss curves that are measured of the source, and of trained models.
 
     The first trials bring the source within the budget, its price falling by `stride` at most from one to the next. The
-    first one's widths are the best of `probes` before any training, the knapsack by `criterion` among them.
+    first one's widths are the best of `probes` before any training, the knapsack by `criterion` among them. A source
+    that is within the budget takes one step of the knapsack, `timidest` far, first.
     Each later one solves the knapsack again around the current widths, which change by `boldest` at most in the first
     trial and by `timidest` in the last; the worth of each width is drawn from what trials have shown of it. Metropolis
     acceptance. Widths that are in the best 1/`eta` of their rung are trained on for another trial, `rungs` rungs up.
