@@ -172,7 +172,12 @@ class TestGoals:
             record("source", "macs=1.0", top1=0.8),
             record("source labels", "macs=1.0"),
         ]
-        assert "for as much longer (source labels): +0.00 points: falls short." in self.lines(*records)
+        said = "for as much longer (source labels): +0.00 points: falls short."
+        assert f"ours above the source trained {said}" in self.lines(*records)
+        assert "ours aligned above" not in self.lines(*records)
+        assert f"ours aligned above the source trained {said}" in self.lines(
+            *records, record("ours aligned", "macs=1.0")
+        )
 
     @pytest.mark.parametrize(("top1", "said"), [(0.9, "-2.00 points: holds."), (0.85, "falls short by 4.00.")])
     def test_one_shot_is_judged_before_training(self, top1: float, said: str) -> None:
