@@ -12,10 +12,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conet_onnx.errors import DataError, OutputError, UsageError
+from conet_onnx.records.database import undisturbed
 from conet_onnx.records.run import ModelRecord, Run, read_run, write_run
 from conet_onnx.records.study import TrialStudy, locked, read_trials
 from conet_onnx.records.trial import Trial
@@ -180,6 +182,52 @@ class TestStudy:
         with pytest.raises(DataError, match="missing"):
             read_trials(tmp_path / "trials.db")
         assert not list(tmp_path.iterdir())
+
+
+class TestInterrupts:
+    def test_what_is_being_written_is_written_to_the_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        study = TrialStudy(tmp_path / "trials.db")
+        create = study.storage.create_new_trial
+
+        def interrupted(*how: Any) -> int:
+            signal.raise_signal(signal.SIGINT)
+            return create(*how)
+
+        monkeypatch.setattr(study.storage, "create_new_trial", interrupted)
+        handler = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            study.begin(Trial(0, {"w": 4}, 1, 1, 1, None, ""))
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert [trial.number for trial in study.trials()] == [0]
+        study.close()
+
+    def test_a_second_one_does_not_wait(self) -> None:
+        reached = []
+
+        def twice() -> None:
+            with undisturbed():
+                signal.raise_signal(signal.SIGINT)
+                reached.append("held back")
+                signal.raise_signal(signal.SIGINT)
+                reached.append("held back too")
+
+        with pytest.raises(KeyboardInterrupt):
+            twice()
+        assert reached == ["held back"]
+
+    def test_within_another_it_waits_for_the_outer_one(self) -> None:
+        reached = []
+
+        def nested() -> None:
+            with undisturbed():
+                with undisturbed():
+                    signal.raise_signal(signal.SIGINT)
+                    reached.append("inner")
+                reached.append("outer")
+
+        with pytest.raises(KeyboardInterrupt):
+            nested()
+        assert reached == ["inner", "outer"]
 
 
 class TestRun:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from conet_onnx.errors import OutputError, UsageError
@@ -15,7 +18,18 @@ from conet_onnx.errors import OutputError, UsageError
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Journal", "check_url", "connected", "maker", "opened", "prepare", "quiet", "said", "together"]
+__all__ = [
+    "Journal",
+    "check_url",
+    "connected",
+    "maker",
+    "opened",
+    "prepare",
+    "quiet",
+    "said",
+    "together",
+    "undisturbed",
+]
 
 T = TypeVar("T")
 
@@ -30,6 +44,32 @@ def said(place: Path | str) -> str:
     import sqlalchemy
 
     return sqlalchemy.engine.make_url(place).render_as_string(hide_password=True)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the block has ended; a second one acts as ever. Off the main thread nothing is held back.
+
+    Within SQLAlchemy a KeyboardInterrupt is logged with a traceback where a connection is being closed, and lost where
+    Python lets go of one by itself.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[FrameType | None] = []
+
+    def hold(_: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        came.append(frame)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            before(signal.SIGINT, came[0])
 
 
 def prepare() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.files import atomic_write
-from conet_onnx.records.database import Journal, connected, maker, opened, quiet, said
+from conet_onnx.records.database import Journal, connected, maker, opened, quiet, said, undisturbed
 from conet_onnx.records.trial import State, Trial
 
 if TYPE_CHECKING:
@@ -72,10 +72,11 @@ class TrialStudy:
 
     def close(self) -> None:
         """Let go of the database."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
-        if self._journal is not None:
-            self._journal.close()
+        with undisturbed():
+            self._storage.remove_session()
+            self._storage.engine.dispose()
+            if self._journal is not None:
+                self._journal.close()
 
     def trials(self) -> tuple[Trial, ...]:
         """All of them by number."""
@@ -223,7 +224,8 @@ def _writing(place: Path | str) -> Iterator[None]:
     import sqlalchemy
 
     try:
-        yield
+        with undisturbed():
+            yield
     except (sqlite3.Error, sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
         remedy = "Make room" if isinstance(place, Path) else "See that it runs and lets you write"
         raise OutputError(f"Cannot write {said(place)}: {_cause(error)}. {remedy}, and go on with --resume.") from error
@@ -235,7 +237,8 @@ def _reading(place: Path | str) -> Iterator[None]:
     import sqlalchemy
 
     try:
-        yield
+        with undisturbed():
+            yield
     except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
         raise DataError(f"Cannot read {said(place)}: {_cause(error)}. See that it runs.") from error
 
