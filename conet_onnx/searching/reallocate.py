@@ -210,8 +210,10 @@ class Reallocate:
         self._seen.append(after - before)
 
     def _step(self, before: Mapping[str, int]) -> dict[str, int] | None:
-        """The best by the source's curves as they are, no further than a last trial would go: what is resized less is
-        made good sooner, and chance in what curves are worth is for trials that have something to compare with."""
+        """The best within the budget by the source's curves, `timidest` away at most; None where there is none.
+
+        A smaller change is made good sooner; and what curves are worth is not drawn, since no trial could be compared.
+        """
         levels = self._around(before, self._method.timidest)
         values = [-curve.change(some) for curve, some in zip(self.curves(None), levels, strict=True)]
         return self._solved(levels, values, self._limits)

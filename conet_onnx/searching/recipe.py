@@ -24,7 +24,7 @@ Measured: TypeAlias = Mapping[str, Mapping[str, float]]  # by the quantity, then
 
 # Share of the teacher in the loss, as Cho and Hariharan (2019) have it: the source knows more than a label says.
 DISTILL = 0.9
-# And where a student may be as large as the source: there it is no better than what it teaches, and holds it back.
+# Its share where students may be as large as it is: a teacher that is no better than its student holds that back.
 EQUALS = 0.5
 
 
@@ -106,7 +106,7 @@ class Recipe:
     average: float = 0.0
 
     def among_equals(self) -> Recipe:
-        """The same where the source itself is within the budget: of what is learned, it says EQUALS at most."""
+        """The recipe where the source itself is within the budget: its share of the loss is EQUALS at most."""
         training, final = (
             {**some, "distill": min(some["distill"], EQUALS)} for some in (self.training, self.final_training)
         )
