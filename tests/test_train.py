@@ -381,6 +381,13 @@ class TestSteps:
         assert rates.index(max(rates)) == 3
         assert rates[-1] < 1e-4 * rates[0]
 
+    @pytest.mark.parametrize("warmup", [0, 0.3, 1])
+    @pytest.mark.parametrize("epochs", [1, 2, 3, 5])
+    def test_one_cycle_of_few_steps_and_of_those_that_all_rise(self, epochs: int, warmup: float) -> None:
+        rates = self.rates("onecycle", epochs=epochs, warmup=warmup)
+        assert len(rates) == epochs
+        assert all(0 < rate <= 0.1 for rate in rates)
+
     def test_accumulated_batches_are_one_large_batch(self) -> None:
         """Of a network without statistics of a batch; 200 samples are three batches of 64 and one of 8."""
         data = problem(192)

@@ -66,7 +66,8 @@ class Course:
     def scheduler(self, optimizer: torch.optim.Optimizer, settings: Settings) -> LRScheduler:
         """What sets the learning rate, step by step."""
         if settings.schedule == "onecycle":
-            total, rising = max(2, self.total), max(1, self.rising)
+            total = max(3, self.total)  # both of its parts divide by their steps but one
+            rising = min(max(2, self.rising), total - 1)
             return OneCycleLR(optimizer, settings.rate, total, pct_start=rising / total, cycle_momentum=False)
         return LambdaLR(optimizer, partial(self.share, settings))
 
