@@ -14,6 +14,7 @@ from latency_world import BLOCK, World
 from test_search_latency import touch
 
 from conet_onnx.analysis import analyze
+from conet_onnx.errors import ModelError
 from conet_onnx.latency.operators import find_operators
 from conet_onnx.latency.profiling import Profile
 from conet_onnx.latency.table import FORMAT, Host, Table
@@ -161,6 +162,10 @@ def resized(line: str) -> Result:
     return call(f"resize {LINE} -o out.onnx --no-verify {line}")
 
 
+def measured(line: str) -> Result:
+    return call(f"resize {MODEL} --provider cpu -o out.onnx {line}")
+
+
 class TestBudget:
     def test_it_is_met_by_what_is_measured_from_a_table_without_looking_for_operators(
         self, folder: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
@@ -245,6 +250,42 @@ class TestBudget:
         machine.slower = 1.0
         assert "Warning" not in resized("--budget latency=3 --budget macs=0.7 --table t.json").err
 
+    @pytest.mark.parametrize("line", ["--scale 0.7", "--budget macs=0.7", "--widths w0=12"])
+    def test_they_are_without_a_limit_on_latency_too(self, folder: Path, machine: Machine, line: str) -> None:
+        """What onnxruntime's own profile says took longer is named."""
+        machine.slower = 9.0
+        made = measured(f"{line} --threads 1")
+        assert made.code == 0, made.err
+        assert "Warning: The result has fewer MACs (×0." in made.err
+        assert "Layers that take longer: " in made.err
+        (row,) = (row.split() for row in made.out.splitlines() if row.startswith("latency p50"))
+        assert float(row[-1].rstrip("%")) > 200
+        machine.slower = 1.0
+        made = measured(f"{line} --threads 1")
+        assert "Warning" not in made.err
+        assert "latency p50" in made.out
+
+    @pytest.mark.parametrize("line", ["--scale 0.7 --no-verify", "--scale 2", "--scale 1"])
+    def test_nothing_is_measured_without_proof_or_where_macs_do_not_fall(
+        self, folder: Path, machine: Machine, line: str
+    ) -> None:
+        made = measured(line)
+        assert made.code == 0, made.err
+        assert machine.compared == 0
+        assert "latency p50" not in made.out
+
+    def test_what_cannot_be_measured_is_written_all_the_same(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(*_: Any, **__: Any) -> Any:
+            raise ModelError("it does not run")
+
+        monkeypatch.setattr("conet_onnx.latency.compare", fails)
+        made = measured("--scale 0.7")
+        assert made.code == 0, made.err
+        assert "latency p50" not in made.out
+        assert Path("out.onnx").exists()
+
     @pytest.mark.parametrize(
         ("line", "expected"),
         [
@@ -252,8 +293,8 @@ class TestBudget:
             ("--budget macs=0.5 --multiple 0", "neither auto nor"),
             ("--budget latency=0.5 --allocation uniform", "--allocation uniform"),
             ("--budget macs=0.5 --table t.json", "--table goes with"),
-            ("--budget macs=0.5 --threads 1", "--threads goes with"),
-            ("--scale 0.5 --threads 1", "--threads goes with"),
+            ("--budget macs=0.5 --no-verify --threads 1", "--no-verify measures none"),
+            ("--scale 0.5 --no-verify --threads 1", "--no-verify measures none"),
             ("--budget latency=5", None),
             ("--budget latency=5MB", "us, ms, s"),
             ("--budget latency=50", "us, ms, s"),

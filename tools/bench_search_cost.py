@@ -157,10 +157,10 @@ def table(records: list[dict[str, Any]]) -> str:
         [
             "# What a search costs beside its source's training",
             "",
-            "Made by `tools/bench_search_cost.py`. The source is trained from scratch as `tools/make_models.py` does, and",
-            "`search` has every option at its default. A source's seconds are its epochs times the mean of what one",
-            f"takes before and after the search. `search / source` is to be at most {MOST:g}, the rest at most {REST:.0%}",
-            "of the search. Accuracies are of what so few epochs teach: this page is about time.",
+            "Made by `tools/bench_search_cost.py`. The source is trained from scratch as `tools/make_models.py` does,",
+            "and `search` has every option at its default. A source's seconds are its epochs times the mean of what",
+            f"one takes before and after the search. `search / source` is to be at most {MOST:g}, the rest at most",
+            f"{REST:.0%} of the search. Accuracies are of what so few epochs teach: this page is about time.",
             "",
             *(
                 f"- {'; '.join(f'{key}: {value}' for key, value in json.loads(one).items())}"

@@ -9,7 +9,8 @@ import click
 from conet_onnx.cli.command import Command
 from conet_onnx.cli.options import input_shape_option, json_option, provider_option, threads_option
 from conet_onnx.cli.output import Bar, check_writable, command, log, says, table, write
-from conet_onnx.cli.profile import warning, where
+from conet_onnx.cli.profile import where
+from conet_onnx.cli.slower import warn_if_slower
 from conet_onnx.errors import ConetError
 
 if TYPE_CHECKING:
@@ -81,14 +82,13 @@ def _warn(a: Graph, b: Graph, found: Comparison, **how: Any) -> None:
     if found.ratio.low <= 1:
         return
     from conet_onnx.analysis import analyze
-    from conet_onnx.latency.slowdowns import by_profiles, slowdown
+    from conet_onnx.latency.slowdowns import by_profiles
 
     try:
         before, after = (analyze(graph).costs.source.macs for graph in (a, b))
-        if after < before:
-            warning(slowdown(b.file, found, (before, after), by_profiles(a, b, **how)))
     except ConetError:  # the models were measured: what cannot be explained is not
         return
+    warn_if_slower(b.file, found, (before, after), lambda: by_profiles(a, b, **how))
 
 
 def verdict(found: Comparison) -> str:

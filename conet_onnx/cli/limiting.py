@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from conet_onnx.latency.limits import Met, Most
     from conet_onnx.latency.prediction import Predictor
     from conet_onnx.latency.profiling import Profile
+    from conet_onnx.latency.slowdowns import Layer
 
 __all__ = ["Asked", "Timed", "multiples"]
 
@@ -134,14 +135,10 @@ class Timed:
         )
         if met.tightened:
             says(f"The prediction was too low: chosen again {several(met.tightened, 'time')}, for a tighter limit.")
-        costs = self.analysis.costs
-        macs = costs.source.macs, costs.price(widths).macs
-        if ratio.low > 1 and macs[1] < macs[0]:
-            from conet_onnx.latency.slowdowns import by_table, slowdown
-
-            warning(
-                slowdown(
-                    "The result", met.found, macs, by_table(self.analysis.graph, self.predicted, costs.row(widths))
-                )
-            )
         says()
+
+    def slower(self, widths: Mapping[str, int]) -> Sequence[Layer]:
+        """The layers that are predicted to take longer at these widths."""
+        from conet_onnx.latency.slowdowns import by_table
+
+        return by_table(self.analysis.graph, self.predicted, self.analysis.costs.row(widths))

@@ -28,13 +28,16 @@ from conet_onnx.cli.options import (
     transfer_option,
 )
 from conet_onnx.cli.output import Bar, check_writable, command, count, denormal, says, several, share, size, table
+from conet_onnx.cli.slower import asking_for_time, in_turns, warn_if_slower
 from conet_onnx.cli.widths import by_reason, check_widths, read_widths
 from conet_onnx.errors import UsageError
 from conet_onnx.files import atomic_write
 
 if TYPE_CHECKING:
     from conet_onnx.analysis import Analysis
+    from conet_onnx.costs import Price
     from conet_onnx.graph import Graph
+    from conet_onnx.latency import Comparison
     from conet_onnx.plans import WidthPlan
     from conet_onnx.transfer import Transferred
 
@@ -46,6 +49,7 @@ __all__ = ["resize"]
 CRITERIA = ("l1", "l2", "random", "batchnorm-scale", "fpgm", "qc", "taylor", "obd", "activation", "fur")
 ALLOCATIONS = ("importance", "uniform")
 SMALLEST = 1e-9  # a scale at which every width that may shrink is 1
+UNMEASURED = "Fewer MACs are not as much less time: --multiple auto keeps to widths that this machine runs fast."
 SHOWN = 20  # widths in the table; the plan has them all
 
 
@@ -81,7 +85,7 @@ SHOWN = 20  # widths in the table; the plan has them all
 @click.option("--exact", is_flag=True, help="Leave widths with statistics across channels alone.")
 @click.option("--inexact", is_flag=True, help="Let such widths grow by other than whole multiples.")
 @click.option("--plan", "plan_to", metavar="F", help="Write what was done to which channel, as JSON.")
-@click.option("--no-verify", is_flag=True, help="Write without the proof.")
+@click.option("--no-verify", is_flag=True, help="Write without the proof, and without measuring latency.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For --criterion random and for growth.")
 @free_batch_option
 @provider_option
@@ -117,6 +121,7 @@ def resize(
 ) -> None:
     """Resize a model once, without training; it is proved right before it is written. Takes seconds.
 
+    Where MACs fall, source and result are run in turns, and a result that takes longer is warned of, with its layers.
     --budget latency=... holds for the result as it is measured, and takes minutes without a --table (docs/latency.md).
     """
     check_pair(mean, std)
@@ -132,11 +137,17 @@ def resize(
         raise UsageError("--allocation is how --budget KIND=V is shared out; --scale and --widths say it outright.")
     _check_places(model, out, plan_to)
     choose = _chooser(scale, widths, budget, allocation or ALLOCATIONS[0], {"exact": exact, "inexact": inexact})
-    limited = _latency(budget, allocation, tables, provider, threads, helps=multiple == "auto")
+    limited = _latency(budget, allocation, tables, provider, threads)
+    if limited is None and multiple != "auto":
+        if tables:
+            raise UsageError("--table goes with --budget latency=..., which it helps to meet, or with --multiple auto.")
+        if threads is not None and no_verify:
+            raise UsageError("--threads is where latency is measured, and --no-verify measures none: leave one out.")
     with Bar(6) as bar:
         bar.step(f"Reading {model}")
         from conet_onnx.analysis import analyze
         from conet_onnx.denormals import denormals
+        from conet_onnx.latency.slowdowns import by_profiles
         from conet_onnx.loading import load
         from conet_onnx.transfer import transferred
         from conet_onnx.verification import verify
@@ -175,14 +186,24 @@ def resize(
         resized, plan = made.graph, made.plan
         bar.step("Verifying")
         proof = None if no_verify else verify(graph, resized, plan, provider=provider)
+        found = None if within is None else within.found
+        after = analysis.costs.price({name: change.new for name, change in plan.widths.items()})
+        macs = analysis.costs.source.macs, after.macs
+        if found is None and not no_verify and macs[1] < macs[0]:
+            bar.at(4.5, "Measuring latency")
+            found = in_turns(graph, resized, provider=provider, threads=threads)
         bar.step(f"Writing {out}")
         _write(resized, plan, out, plan_to)
-    smaller = _show_change(analysis, plan, choice.left)
+    smaller = _show_change(analysis, plan, after, choice.left, found)
     if choice.note:
         says(choice.note)
         says()
     if timed is not None and within is not None:
         timed.show(within, choice.widths)
+        warn_if_slower("The result", within.found, macs, lambda: timed.slower(choice.widths))
+    elif found is not None:
+        where: dict[str, Any] = {"provider": provider, "threads": threads}
+        warn_if_slower("The result", found, macs, lambda: by_profiles(graph, resized, **where))
     if sampled is not None:
         sampled.show(made)
     if tiny := denormals(graph):
@@ -190,8 +211,10 @@ def resize(
     for line in [*(batch.lines() if batch else ()), *(proof.lines() if proof else ["not verified, as asked"])]:
         says(line)
     says()
-    freely = multiple is None and widths is None and timed is None
-    _show_next(model, out, plan_to, smaller=smaller, freely=freely, free_batch=free_batch)
+    hint = ""
+    if multiple is None and widths is None and timed is None and smaller:  # nobody has said which sizes widths may have
+        hint = UNMEASURED if found is None else asking_for_time(macs[1] / macs[0], found.ratio.p50)
+    _show_next(model, out, plan_to, smaller=smaller, hint=hint, free_batch=free_batch)
 
 
 def _latency(
@@ -200,19 +223,12 @@ def _latency(
     tables: tuple[str, ...],
     provider: str,
     threads: int | None,
-    *,
-    helps: bool,
 ) -> Asked | None:
-    """The limit on latency, if there is one. Raises UsageError for what goes with none, unless it `helps` otherwise."""
+    """The limit on latency, if there is one."""
     from conet_onnx.searching.budget import Budget
 
     time = Budget.parse(budget).time if budget else None
     if time is None:
-        for name, given in (("--table", tables), ("--threads", threads)):
-            if given and not helps:
-                raise UsageError(
-                    f"{name} goes with --budget latency=..., which it helps to meet, or with --multiple auto."
-                )
         return None
     if allocation == "uniform":
         raise UsageError("--allocation uniform shares out params, macs and bytes; leave it out with --budget latency.")
@@ -313,8 +329,10 @@ def _write(resized: Graph, plan: WidthPlan, out: str, plan_to: str | None) -> No
         resized.save(out, durable=True)
 
 
-def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, str]) -> bool:
-    """Print what changes, and what it saves; whether anything shrinks."""
+def _show_change(
+    analysis: Analysis, plan: WidthPlan, after: Price, left_alone: Mapping[str, str], found: Comparison | None
+) -> bool:
+    """Print what changes, and what it saves, also in time where that was measured; whether anything shrinks."""
     changed = {name: change for name, change in plan.widths.items() if change.new != change.old}
     says(f"{len(changed)} of {several(len(analysis.widths), 'width')} change.")
     if changed:
@@ -329,7 +347,10 @@ def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, s
     for reason, names in by_reason(left_alone).items():
         says(f"Left alone: {', '.join(names)} ({reason}).")
     before = analysis.costs.source
-    after = analysis.costs.price({name: change.new for name, change in plan.widths.items()})
+    times = []
+    if found is not None:
+        a, b = found.a.p50_ms, found.b.p50_ms
+        times = [("latency p50", f"{a:.3f} ms", f"{b:.3f} ms", share(b, a))]
     says()
     table(
         ("", "source", "resized", "share"),
@@ -337,6 +358,7 @@ def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, s
             ("parameters", count(before.params), count(after.params), share(after.params, before.params)),
             ("MACs", count(before.macs), count(after.macs), share(after.macs, before.macs)),
             ("weights", size(before.bytes), size(after.bytes), share(after.bytes, before.bytes)),
+            *times,
         ],
         right=("source", "resized", "share"),
     )
@@ -344,13 +366,13 @@ def _show_change(analysis: Analysis, plan: WidthPlan, left_alone: Mapping[str, s
     return any(change.new < change.old for change in changed.values())
 
 
-def _show_next(model: str, out: str, plan_to: str | None, *, smaller: bool, freely: bool, free_batch: bool) -> None:
-    """Where it is, and what to do now; `freely`: nobody has said which sizes widths may have."""
+def _show_next(model: str, out: str, plan_to: str | None, *, smaller: bool, hint: str, free_batch: bool) -> None:
+    """Where it is, and what to do now."""
     says(f"Written: {out} ({size(os.path.getsize(out))})" + (f", {plan_to}." if plan_to else "."))
     if smaller:
         says("Nothing was trained: it has lost accuracy that `search` wins back.")
-    if smaller and freely:
-        says("Fewer MACs are not as much less time: --multiple auto keeps to widths that this machine runs fast.")
+    if hint:
+        says(hint)
     says()
     says("What next")
     says(f"  {command('bench', model, out)}")

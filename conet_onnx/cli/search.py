@@ -41,6 +41,7 @@ from conet_onnx.cli.output import (
     table,
     write,
 )
+from conet_onnx.cli.slower import asking_for_time
 from conet_onnx.errors import ConetError
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["Show", "search"]
 
 SHARES = {"top1": "accuracy", "agreement": "agreement"}
-NOTABLE = 0.9  # of the source's MACs: above that, nobody expects to see it in time
-BEHIND = 0.3  # of what MACs fell by: where time falls by so much less, something can be done
 SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -350,14 +349,9 @@ def _say_latency(run: Run, best: ModelRecord) -> None:
 def _faster(run: Run, source: ModelRecord, best: ModelRecord) -> str:
     """What to ask for where time fell by much less than MACs did, and nobody asked for widths that run fast."""
     share = best.macs / source.macs
-    if run.settings["multiple"] is not None or not run.latency or share > NOTABLE:
+    if run.settings["multiple"] is not None or not run.latency:
         return ""
-    if run.latency["p50"] - share < BEHIND * (1 - share):
-        return ""
-    return (
-        f"MACs are ×{share:.2f}, and latency is ×{run.latency['p50']:.2f}: --budget latency={share:.2g} asks for time "
-        "itself, and --multiple auto for widths that this machine runs fast, where some are."
-    )
+    return asking_for_time(share, run.latency["p50"])
 
 
 def _rows(run: Run, source: ModelRecord, best: ModelRecord) -> Sequence[tuple[str, str, str, str]]:

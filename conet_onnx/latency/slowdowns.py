@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,14 @@ class Layer:
         return f"{self.name} ({1e3 * self.before:.3f} to {1e3 * self.after:.3f} ms)"
 
 
-def slowdown(name: str, found: Comparison, macs: tuple[int, int], layers: Sequence[Layer]) -> str:
-    """The sentence that says so, and of which layers; `macs` are the source's and the model's."""
-    named = ", ".join(map(str, layers[:SHOWN])) or "none by itself"
-    more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
+def slowdown(name: str, found: Comparison, macs: tuple[int, int], layers: Callable[[], Sequence[Layer]]) -> str | None:
+    """The sentence that says so, if it is so: fewer MACs (`macs` are the source's and the model's), and longer by the
+    whole of the ratio's interval. `layers` finds those that take longer; whatever it raises is raised here."""
+    if found.ratio.low <= 1 or macs[1] >= macs[0]:
+        return None
+    longer = layers()
+    named = ", ".join(map(str, longer[:SHOWN])) or "none by itself"
+    more = f" and {len(longer) - SHOWN} more" if len(longer) > SHOWN else ""
     return (
         f"{name} has fewer MACs (×{macs[1] / max(macs[0], 1):.2f}) and takes longer (×{found.ratio.p50:.2f}, at least "
         f"×{found.ratio.low:.2f}). Layers that take longer: {named}{more}. Widths that this machine runs fast: "

@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from conet_onnx.errors import BudgetUnreachable
 from conet_onnx.latency import Comparison, compare
 from conet_onnx.latency.limits import TIGHTENINGS
-from conet_onnx.latency.slowdowns import by_profiles, by_table, slowdown
+from conet_onnx.latency.slowdowns import Layer, by_profiles, by_table, slowdown
 from conet_onnx.loading import load
 from conet_onnx.planning import plan
 from conet_onnx.records.run import ModelRecord, Run
@@ -168,8 +169,9 @@ class Answering:
     def timed(self, run: Run, found: Comparison) -> Run:
         """With what was measured. A share of the source's time is one of what the source took beside the best."""
         assert run.best
-        if found.ratio.low > 1 and run.best.macs < run.source.macs:
-            self.clock.says(WARNING + self._slower(run.best, run.source, found))
+        macs = run.source.macs, run.best.macs
+        if line := slowdown("the best model", found, macs, partial(self._slower, run.best)):
+            self.clock.says(WARNING + line)
         most, budget = None if self.timing is None else self.timing.most, dict(run.budget)
         if most is not None and most.relative:
             budget["latency"] = most.amount * found.a.p50_ms
@@ -181,17 +183,14 @@ class Answering:
             budget=budget,
         )
 
-    def _slower(self, best: ModelRecord, source: ModelRecord, found: Comparison) -> str:
-        """What is said of a best model that takes longer than the source, for all that it has fewer MACs."""
+    def _slower(self, best: ModelRecord) -> Sequence[Layer]:
+        """The layers that take longer in the best model than in the source."""
         if self.timing is not None:
             row = self.workshop.analysis.costs.row(best.widths)
-            layers = by_table(self.workshop.source, self.timing.predicted, row)
-        else:
-            other = load(best.file, input_shapes=self.workshop.source.input_shapes)
-            layers = by_profiles(
-                self.workshop.source, other, provider=self.settings["provider"], threads=self.settings["threads"]
-            )
-        return slowdown("the best model", found, (source.macs, best.macs), layers)
+            return by_table(self.workshop.source, self.timing.predicted, row)
+        other = load(best.file, input_shapes=self.workshop.source.input_shapes)
+        how = {name: self.settings[name] for name in ("provider", "threads")}
+        return by_profiles(self.workshop.source, other, **how)
 
     def tested(self, run: Run) -> Run:
         """With, for the first and only time, the test split."""
