@@ -289,8 +289,8 @@ class TestBudget:
     @pytest.mark.parametrize(
         ("line", "expected"),
         [
-            ("--budget macs=0.5 --multiple some", "neither auto nor"),
-            ("--budget macs=0.5 --multiple 0", "neither auto nor"),
+            ("--budget macs=0.5 --multiple some", "neither auto, none nor"),
+            ("--budget macs=0.5 --multiple 0", "neither auto, none nor"),
             ("--budget latency=0.5 --allocation uniform", "--allocation uniform"),
             ("--budget macs=0.5 --table t.json", "--table goes with"),
             ("--budget macs=0.5 --no-verify --threads 1", "--no-verify measures none"),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from latency_world import BLOCK, World
 
 import conet_onnx as co
 from conet_onnx.data import DataSet, load_data
-from conet_onnx.errors import BudgetUnreachable, UsageError
+from conet_onnx.errors import BudgetUnreachable, ModelError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.latency.profiling import Profile
 from conet_onnx.latency.table import Host, Table
@@ -279,12 +279,17 @@ class TestTheTable:
         assert not (tmp_path / "run").exists()
 
     def test_without_a_use_it_is_refused(self, searched: Searched, table: Path) -> None:
-        with pytest.raises(UsageError, match="latency table"):
-            searched(budget="macs=0.5")
+        for how in ({"multiple": "none"}, {"algorithm": "random"}, {"multiple": 4}):
+            with pytest.raises(UsageError, match="latency table"):
+                searched(budget="macs=0.5", **how)
 
-    def test_auto_goes_with_other_budgets(self, searched: Searched, table: Path) -> None:
-        run = searched(budget="macs=0.5", multiple="auto", trials=2).run
+    @pytest.mark.parametrize("how", [{}, {"algorithm": "random", "multiple": "auto"}])
+    def test_auto_goes_with_other_budgets_and_is_the_default(
+        self, searched: Searched, table: Path, how: dict[str, Any]
+    ) -> None:
+        run = searched(budget="macs=0.5", **{"trials": 2, **how}).run
         assert set(run.budget) == {"macs"}
+        assert run.settings["multiple"] == "auto"
         assert run.settings["multiples"] == dict.fromkeys(run.widths, BLOCK)
         assert all(size % BLOCK == 0 or size < BLOCK for trial in run.trials for size in trial.widths.values())
 
@@ -316,3 +321,40 @@ class TestNetworkAdjustment:
         assert dict(first.widths) == {name: width["size"] for name, width in run.widths.items()}
         assert all(0.7 <= (trial.latency or 0) / (first.latency or 1) <= 1 for trial in later)
         assert any(trial.widths != first.widths for trial in later)
+
+
+class TestWhatRunsFast:
+    """Without a limit on latency."""
+
+    SETTINGS: ClassVar[dict[str, Any]] = {"budget": "macs=0.6", "tables": (), "trials": 2}
+
+    def test_a_run_that_goes_on_keeps_its_multiples(self, searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+        begun = searched(**self.SETTINGS).run
+        assert begun.settings["multiples"]
+
+        def asked(*_: Any, **__: Any) -> dict[str, int]:
+            raise AssertionError
+
+        monkeypatch.setattr("conet_onnx.searching.timing.fast_widths", asked)
+        run = searched(**{**self.SETTINGS, "trials": 3}, resume=True).run
+        assert run.settings["multiples"] == begun.settings["multiples"]
+        assert len(run.trials) == 3
+
+    def test_a_model_that_does_not_run_there_has_any_widths_and_is_told_of(
+        self, searched: Searched, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(*_: Any, **__: Any) -> dict[str, int]:
+            raise ModelError("m.onnx does not run.")
+
+        monkeypatch.setattr("conet_onnx.searching.timing.fast_widths", fails)
+        said: list[str] = []
+        run = searched(**self.SETTINGS, progress=lambda phase, *_: said.append(phase)).run
+        assert (run.settings["multiple"], run.settings["multiples"]) == ("none", None)
+        assert any("is not known" in line and "m.onnx does not run." in line for line in said)
+        with pytest.raises(ModelError):
+            searched(**self.SETTINGS, multiple="auto", resume=True)
+
+    def test_none_leaves_the_methods_own_steps(self, searched: Searched) -> None:
+        trials = searched(**self.SETTINGS, multiple="none").run.trials
+        sizes = {size for trial in trials for size in trial.widths.values()}
+        assert any(size % BLOCK and size > BLOCK for size in sizes)

@@ -317,7 +317,7 @@ class TestRefusals:
         [
             ({"budget": "macs=1e-6"}, BudgetUnreachable),
             ({"budget": "latency=5MB"}, UsageError),
-            ({"budget": "macs=0.5", "tables": ["t.json"]}, UsageError),
+            ({"budget": "macs=0.5", "multiple": "none", "tables": ["t.json"]}, UsageError),
             ({"budget": "latency=0.5", "tables": ["missing.json"]}, DataError),
             ({"budget": "macs=-1"}, UsageError),
             ({"budget": None}, UsageError),

@@ -66,10 +66,10 @@ SEARCHES = {  # method: the algorithm's name
     "random": "random",
 }
 UNCHANGED = ("source", "source labels")  # for budgets that the source is within
-ALIGN = " aligned"  # behind a method's name: its widths are those that this machine runs fast
-ALIGNED = tuple(f"{name}{ALIGN}" for name in ("ours", "ours one-shot", "uniform"))
-METHODS = (*SEARCHES, "ours one-shot", "uniform", *KINDS, *UNCHANGED, *ALIGNED)
-LEFT_OUT = (AUTO, "anneal", "uniform search", *ALIGNED)  # unless they are asked for
+ALIGN, FREE = " aligned", " free"  # behind a method's name: its widths are those that this machine runs fast, or any
+OTHERWISE = (f"ours{FREE}", f"ours one-shot{ALIGN}", f"uniform{ALIGN}")  # than by default
+METHODS = (*SEARCHES, "ours one-shot", "uniform", *KINDS, *UNCHANGED, *OTHERWISE)
+LEFT_OUT = (AUTO, "anneal", "uniform search", *OTHERWISE)  # unless they are asked for
 STEPS, RATIOS = 40, 12  # bisections of a scale, and of Torch-Pruning's ratio
 SCALES = 1000  # that are tried where a budget limits latency
 BATCH = 32  # at which throughput is measured
@@ -114,12 +114,12 @@ class Cell:
     @property
     def plain(self) -> str:
         """The method, whether aligned or not."""
-        return self.method.removesuffix(ALIGN)
+        return self.method.removesuffix(ALIGN).removesuffix(FREE)
 
     @property
     def aligned(self) -> bool:
         """Whether widths are those that the machine runs fast, as `--multiple auto` has them."""
-        return self.method in ALIGNED
+        return self.method.endswith(ALIGN)
 
     def file(self, setting: Setting, folder: Path) -> Path:
         """Where its record is."""
@@ -266,7 +266,7 @@ def _searched(cell: Cell, bench: Bench, work: Path) -> tuple[Graph, dict[str, An
             data=bench.dataset,
             budget=cell.budget.split(),
             algorithm=SEARCHES[cell.plain],
-            multiple="auto" if cell.aligned else None,
+            multiple="none" if cell.method.endswith(FREE) else None,
             trials=setting.trials,
             epochs_per_trial=setting.epochs_per_trial,
             epochs=setting.epochs,

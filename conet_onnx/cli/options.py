@@ -200,21 +200,21 @@ def table_option(function: F) -> F:
 
 
 def multiple_option(function: F) -> F:
-    """--multiple auto|M."""
+    """--multiple auto|none|M."""
     return click.option(
         "--multiple",
         callback=_multiple,
-        metavar="auto|M",
+        metavar="auto|none|M",
         help="Round chosen widths to multiples of M; auto: of what the machine runs fast, by onnxruntime's layouts and "
-        "what --table has measured (default for --budget latency).",
+        "what --table has measured (default for --budget latency, and for search).",
     )(function)
 
 
 def _multiple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | str | None:
-    if value is None or value == "auto":
+    if value in (None, "auto", "none"):
         return value
     if not (value.isascii() and value.isdigit() and int(value) > 0):
-        raise click.BadParameter(f"{value!r} is neither auto nor a whole number of at least 1.")
+        raise click.BadParameter(f"{value!r} is neither auto, none nor a whole number of at least 1.")
     return int(value)
 
 

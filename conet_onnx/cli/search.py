@@ -251,6 +251,7 @@ class Show:
             f"Source: {count(run.source.params)} parameters, {count(run.source.macs)} MACs, "
             f"{_source_score(run.source)} Budget: {limits or 'none'}.",
             describe_choice(chosen["normalisation"]),
+            *_fast(chosen),
             f"{trained}{f' ({finished} done already)' if finished else ''}, then "
             f"{several(chosen['epochs'], 'epoch')} on the best; all in {self._folder}.",
             *_together(chosen, self._jobs),
@@ -259,6 +260,15 @@ class Show:
             else f"About {duration(left)}, going by some steps of training; smaller models take less.",
         ):
             self._bar.log(line)
+
+
+def _fast(chosen: Mapping[str, Any]) -> Sequence[str]:
+    """What widths are multiples of, where the machine says so."""
+    if chosen["multiple"] != "auto" or not chosen["multiples"]:
+        return ()
+    *some, last = map(str, sorted(set(chosen["multiples"].values())))
+    said = f"{', '.join(some)} or {last}" if some else last
+    return (f"Widths: multiples of {said}, which run fast here, or powers of two below (--multiple none: others too).",)
 
 
 def _together(chosen: Mapping[str, Any], jobs: int) -> Sequence[str]:
@@ -347,11 +357,12 @@ def _say_latency(run: Run, best: ModelRecord) -> None:
 
 
 def _faster(run: Run, source: ModelRecord, best: ModelRecord) -> str:
-    """What to ask for where time fell by much less than MACs did, and nobody asked for widths that run fast."""
+    """What to ask for where time fell by much less than MACs did."""
     share = best.macs / source.macs
-    if run.settings["multiple"] is not None or not run.latency:
+    how = run.settings["multiple"]
+    if isinstance(how, int) or not run.latency:
         return ""
-    return asking_for_time(share, run.latency["p50"])
+    return asking_for_time(share, run.latency["p50"], aligned=how == "auto")
 
 
 def _rows(run: Run, source: ModelRecord, best: ModelRecord) -> Sequence[tuple[str, str, str, str]]:

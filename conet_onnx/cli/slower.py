@@ -30,13 +30,13 @@ def in_turns(a: Graph, b: Graph, *, provider: str, threads: int | None) -> Compa
         return None
 
 
-def asking_for_time(macs: float, latency: float) -> str:
-    """What to ask for where time fell by much less than MACs did (both as shares of the source's); else nothing."""
+def asking_for_time(macs: float, latency: float, *, aligned: bool = False) -> str:
+    """What to ask for where time fell by much less than MACs did (both as shares of the source's); else nothing.
+    `aligned`: widths are such as the machine runs fast already."""
     if macs > NOTABLE or latency - macs < BEHIND * (1 - macs):
         return ""
-    return (
-        f"MACs are ×{macs:.2f}, and latency is ×{latency:.2f}: --budget latency={macs:.2g} asks for time itself, and "
-        "--multiple auto for widths that this machine runs fast, where some are."
+    return f"MACs are ×{macs:.2f}, and latency is ×{latency:.2f}: --budget latency={macs:.2g} asks for time itself" + (
+        "." if aligned else ", and --multiple auto for widths that this machine runs fast, where some are."
     )
 
 

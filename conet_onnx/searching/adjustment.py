@@ -64,6 +64,11 @@ class NetworkAdjustment:
         return 1
 
     @property
+    def multiple(self) -> Literal["auto", "none"]:
+        """As published."""
+        return "none"
+
+    @property
     def needs_budget(self) -> bool:
         """The source's cost is the default."""
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -39,6 +39,11 @@ class Annealing:
     def at_once(self) -> int | None:
         """Any number of trades from the same widths."""
         return None
+
+    @property
+    def multiple(self) -> Literal["auto", "none"]:
+        """Steps of its own space."""
+        return "none"
 
     @property
     def needs_budget(self) -> bool:

@@ -71,6 +71,11 @@ class ConetGreedy:
         return 1
 
     @property
+    def multiple(self) -> Literal["auto", "none"]:
+        """As published."""
+        return "none"
+
+    @property
     def needs_budget(self) -> bool:
         """Its size follows from gamma."""
         return False

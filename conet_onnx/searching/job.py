@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -11,26 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from conet_onnx.ahead import Ahead
-from conet_onnx.errors import UsageError
+from conet_onnx.errors import ModelError, UsageError
 from conet_onnx.graph import Graph
 from conet_onnx.latency.limits import least_widths
 from conet_onnx.latency.pricing import TimedAnalysis
 from conet_onnx.loading import load
 from conet_onnx.records.database import check_url, prepare, said
-from conet_onnx.records.run import Run
+from conet_onnx.records.run import RUN_FILE, Run, read_run
 from conet_onnx.records.study import locked
 from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget, Limits
 from conet_onnx.searching.folder import check_folder, make_folder
 from conet_onnx.searching.loop import Clock, Progress
+from conet_onnx.searching.method import Method
 from conet_onnx.searching.method import options as constants
 from conet_onnx.searching.running import Job
 from conet_onnx.searching.space import Priceable
-from conet_onnx.searching.timing import TABLE_FILE, WARNING, Multiple, multiples, needed, timed
+from conet_onnx.searching.timing import TABLE_FILE, WARNING, Multiple, Timing, multiples, needed, timed
 from conet_onnx.searching.trial import Workshop
 from conet_onnx.searching.wishes import PRECISION, check, recipe_of
 
 if TYPE_CHECKING:
+    from conet_onnx.analysis import Analysis
     from conet_onnx.data import DataSet, DataSpec, Normalisation
     from conet_onnx.torch_backend.losses import Task
     from conet_onnx.torch_backend.norms import BatchNorm
@@ -91,7 +94,7 @@ def search(
     workers: int | None = None,
     storage: str | None = None,
     tables: Sequence[str | os.PathLike[str]] = (),
-    multiple: Multiple = None,
+    multiple: Multiple | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Find better widths within a budget. Writes best.onnx, pareto/, plans/, trials.db, run.json, report.html in `out`.
@@ -121,7 +124,8 @@ def search(
 
     A budget of latency holds for the best model as it is measured in turns with the source; widths are chosen by what a
     latency table predicts: `tables` (files of `profile`), or one that is made first, and is kept in `out`. `multiple`:
-    widths are multiples of it; "auto", the default for latency: of what this machine runs fast (docs/latency.md).
+    widths are multiples of it; "auto": of what this machine runs fast (docs/latency.md); "none": of the steps of the
+    method's own. By default it is "auto" for latency, and else as the method has it; a run that goes on keeps its own.
 
     Raises UsageError for settings that make no sense, an existing `out` without `resume`, or a `resume` with other
     settings; BudgetUnreachable, also where no model meets a limit on latency as it is measured; DataError where the
@@ -178,10 +182,10 @@ def search(
         how: dict[str, Any] = {"provider": provider, "threads": threads, "clock": clock, "shared": storage is not None}
         timing = timed(workshop.analysis, folder, tables, budget=budget, **how)
         workshop = replace(workshop, table=os.fspath(folder / TABLE_FILE))
-    elif tables and multiple != "auto":
+    elif tables and (multiple or method.multiple) != "auto":
         raise UsageError("a latency table helps with a budget of latency, or with multiple 'auto': leave it out.")
     where: dict[str, Any] = {"provider": provider, "threads": threads, "warn": lambda line: clock.says(WARNING + line)}
-    steps = multiples(multiple, workshop.analysis, timing, tables, **where)
+    multiple, steps = _steps(multiple, method, workshop.analysis, timing, tables, folder, clock, where)
     # What holds time goes no further than to what was measured; other budgets may.
     holds = timing is not None and (budget is None or budget.time is not None)
     least = least_widths(multiples("auto", workshop.analysis, timing, (), **where)) if holds else {}
@@ -228,3 +232,31 @@ def search(
         if timing is not None and not (folder / TABLE_FILE).exists():
             timing.table.save(folder / TABLE_FILE)
         return SearchResult(graph, Job(folder, workshop, method, space, limits, settings, clock, storage, timing).run())
+
+
+def _steps(
+    asked: Multiple | None,
+    method: Method,
+    analysis: Analysis,
+    timing: Timing | None,
+    tables: Sequence[str | os.PathLike[str]],
+    folder: Path,
+    clock: Clock,
+    where: Mapping[str, Any],
+) -> tuple[Multiple, dict[str, int]]:
+    """What widths are multiples of: as it is asked for, or as the folder's run has it, or as the method does. Where the
+    method alone wants what runs fast, a model that does not run has steps of the method's own."""
+    if asked is not None:
+        return asked, multiples(asked, analysis, timing, tables, **where)
+    if (folder / RUN_FILE).exists():
+        noted = read_run(folder, trials=()).settings
+        return noted.get("multiple") or "none", noted.get("multiples") or {}
+    chosen: Multiple = "auto" if timing is not None else method.multiple
+    begun = time.perf_counter()
+    try:
+        steps = multiples(chosen, analysis, timing, tables, **where)
+    except ModelError as error:
+        where["warn"](f"which widths this machine runs fast is not known, so none is preferred: {error}")
+        return "none", {}
+    clock.judged += time.perf_counter() - begun
+    return chosen, steps

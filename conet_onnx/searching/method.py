@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
-from typing import Any, Protocol, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_type_hints
 
 from conet_onnx.errors import UsageError
 from conet_onnx.searching.budget import Limits
@@ -41,6 +41,11 @@ class Method(Protocol):
     @property
     def needs_budget(self) -> bool:
         """Whether it makes no sense without one."""
+
+    @property
+    def multiple(self) -> Literal["auto", "none"]:
+        """What widths are multiples of, unless the user says otherwise: of what the machine runs fast, or of the steps
+        of its own `space`."""
 
     def space(self, analysis: Priceable, limits: Limits) -> WidthSpace:
         """The widths that it chooses from; `limits` may be none."""

@@ -46,6 +46,11 @@ class Random:
         return None
 
     @property
+    def multiple(self) -> Literal["auto", "none"]:
+        """Steps of its own space."""
+        return "none"
+
+    @property
     def needs_budget(self) -> bool:
         """Proportions are drawn either way."""
         return False
@@ -96,6 +101,11 @@ class Compound:
     def at_once(self) -> int | None:
         """Any number: trials do not learn from each other."""
         return None
+
+    @property
+    def multiple(self) -> Literal["auto", "none"]:
+        """Steps of its own space."""
+        return "none"
 
     @property
     def needs_budget(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -75,6 +75,11 @@ class Reallocation:
     def at_once(self) -> int | None:
         """Any number of draws from the same widths."""
         return None
+
+    @property
+    def multiple(self) -> Literal["auto", "none"]:
+        """What the machine runs fast: that costs no accuracy that could be seen (docs/methods.md)."""
+        return "auto"
 
     @property
     def needs_budget(self) -> bool:

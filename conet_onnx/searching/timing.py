@@ -26,7 +26,7 @@ from conet_onnx.searching.recipe import Recipe, UtilisationMeasure
 
 __all__ = ["PROFILING", "TABLE_FILE", "WARNING", "Held", "Multiple", "Timing", "multiples", "needed", "timed"]
 
-Multiple = int | Literal["auto"] | None
+Multiple = int | Literal["auto", "none"]
 
 TABLE_FILE = "latency.json"
 SOURCE_SECONDS = 0.5
@@ -128,16 +128,17 @@ def multiples(
     threads: int | None,
     warn: Callable[[str], None],
 ) -> dict[str, int]:
-    """What each width is to be a multiple of, where that is asked for; `auto`, the default where latency is predicted,
-    names those widths that the machine runs faster so."""
+    """What each width is to be a multiple of; `auto` names those that the machine runs faster so, `none` names none.
+
+    Raises ModelError where the model does not run, DataError and UsageError for tables that cannot be used."""
     if isinstance(asked, int):
         return dict.fromkeys(analysis.widths, asked)
+    if asked == "none":
+        return {}
     if timing is not None:
         fast = fast_multiples(timing.predicted.operators, timing.predicted)
-    elif asked == "auto":
-        fast = fast_widths(analysis, tables, provider=resolve(provider), threads=threads, warn=warn)
     else:
-        return {}
+        fast = fast_widths(analysis, tables, provider=resolve(provider), threads=threads, warn=warn)
     return {name: multiple for name, multiple in fast.items() if multiple > 1}
 
 
