@@ -418,6 +418,22 @@ class TestTimeLimit:
         assert known[0] > 1000
         assert left[-1] == 0
 
+    def test_steps_are_timed_at_the_size_of_the_budget(
+        self, searched: Searched, source: Graph, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        timed: list[int] = []
+
+        def noted(self: Workshop, student: Graph, **how: Any) -> tuple[Graph, float]:
+            if how.get("samples") is not None:
+                timed.append(co.analyze(student).costs.source.macs)
+            return touch(self, student, **how)
+
+        monkeypatch.setattr(Workshop, "train", noted)
+        searched(budget="macs=0.5", progress=lambda *_: None)
+        whole = co.analyze(source).costs.source.macs
+        assert timed
+        assert all(0.3 * whole < macs <= 0.5 * whole for macs in timed)
+
     def test_what_is_tried_before_any_training_counts_and_is_tried_once(
         self, searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

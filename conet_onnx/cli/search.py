@@ -257,7 +257,7 @@ class Show:
             *_together(chosen, self._jobs),
             "How long it takes is said soon."
             if left is None
-            else f"About {duration(left)}, going by some steps of training; smaller models take less.",
+            else f"About {duration(left)}, going by some steps of training.",
         ):
             self._bar.log(line)
 

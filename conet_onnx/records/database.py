@@ -190,15 +190,18 @@ def together(make: Callable[[], T]) -> T:
 
 
 def connected(
-    connect: Callable[[], sqlite3.Connection], *, skip_table_creation: bool = True
+    connect: Callable[[], sqlite3.Connection], *, new: bool = False, checked: bool = True
 ) -> optuna.storages.RDBStorage:
-    """The database in the SQLite file that `connect` opens."""
+    """The database in the SQLite file that `connect` opens; a `new` one gets its tables. Whether this Optuna made them
+    is not `checked` where that is known: it reads all of Optuna's migrations."""
     import optuna
     import sqlalchemy
 
     # a creator, since a path with ?, % or {} would not survive in a URL
     engine = {"creator": connect, "poolclass": sqlalchemy.NullPool}
-    return optuna.storages.RDBStorage("sqlite://", engine, skip_table_creation=skip_table_creation)
+    return optuna.storages.RDBStorage(
+        "sqlite://", engine, skip_compatibility_check=new or not checked, skip_table_creation=not new
+    )
 
 
 def maker(file: Path) -> Callable[[], sqlite3.Connection]:

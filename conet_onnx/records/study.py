@@ -54,10 +54,10 @@ class TrialStudy:
         self._bounds = bounds or {}
         self._journal: Journal | None = None
         if isinstance(place, Path):
-            if not place.exists():
+            if new := not place.exists():
                 _make(place)
             self._journal = Journal(place)
-            self._storage, self._id = _storage(place, self._journal)
+            self._storage, self._id = _storage(place, self._journal, checked=not new)
             if writes:
                 with _writing(place):
                     self._journal.begin()
@@ -263,19 +263,19 @@ def _make(file: Path) -> None:
     import optuna
 
     with atomic_write(file) as part, _writing(file), quiet():
-        made = connected(maker(part), skip_table_creation=False)
+        made = connected(maker(part), new=True)
         made.create_new_study([optuna.study.StudyDirection.MINIMIZE], NAME)
         made.remove_session()
 
 
-def _storage(file: Path, journal: Journal) -> tuple[optuna.storages.RDBStorage, int]:
+def _storage(file: Path, journal: Journal, *, checked: bool) -> tuple[optuna.storages.RDBStorage, int]:
     """The database in a file that holds a study of ours, and the study's id. Raises DataError where it does not."""
     import optuna
     import sqlalchemy
 
     try:
         with quiet():
-            storage = connected(journal.connect)
+            storage = connected(journal.connect, checked=checked)
             return storage, storage.get_study_id_from_name(NAME)
     except (KeyError, RuntimeError, sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
         raise DataError(f"{file} is not the study of a search. Was it edited?") from error

@@ -43,7 +43,7 @@ class Clock:
     expected: float | None = None  # seconds for a unit of work, until there is something to go by
     beside: float = 0.0  # seconds that looking at models beside trials is still expected to take,
     after: float = 0.0  # and those that measuring and testing the answer is
-    trained: float = 0.0  # seconds of training that were spent to know it, and that the first trial was spared
+    trained: float = 0.0  # seconds of training that were spent to know it
     judged: float = 0.0  # seconds of evaluating models beside trials
     begun: float | None = None  # when the first trial did: what comes before it says nothing of the speed
 

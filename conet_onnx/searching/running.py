@@ -136,21 +136,22 @@ class Job:
             yield crew
 
     def _expect(self, probe: Probing, ended: int) -> None:
-        """Let the clock say how long it takes, before anything has been done: by some steps of training, and, where
-        widths will be tried without any, by the first that may be."""
+        """Let the clock say how long it takes, before anything has been done: by some steps of training of the source
+        scaled onto the budget, and, where widths will be tried without any, by these, the first that may be."""
         if self.clock.progress is None and self.clock.limit is None:
             return
         self.clock.says("timing some steps of training", self.clock.done)
         workers, trials, judged = self.settings["workers"], self.settings["trials"], self.clock.judged
         slower = self.workshop.training_threads / max(self.workshop.all_threads // workers, 1) if workers > 1 else 1.0
-        expected, self.clock.trained = self.workshop.expected_seconds()
+        scaled = self.space.project(self.space.source, self.limits)
+        expected, self.clock.trained = self.workshop.expected_seconds(scaled)
         probes, probed, curves = self.workshop.recipe.probes, 0.0, 0.0
         if math.isfinite(expected):
             curves = self.workshop.expected_beside(expected, trials)
             if probes and not ended and not self.limits.fits(self.space.price(self.space.source)):
                 probe.kept()
                 begun = time.perf_counter()
-                probe.untrained(self.space.project(self.space.source, self.limits))
+                probe.untrained(scaled)
                 probed = time.perf_counter() - begun
         fitting = probed * trials / self.clock.work  # trials fit weights too, the last training does not
         self.clock.expected = (expected * max(slower, 1.0) + judged + fitting) / workers

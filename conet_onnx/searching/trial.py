@@ -363,22 +363,23 @@ class Workshop:
         told(fitted)
         return fitted.graph, asking + fitted.seconds
 
-    def expected_seconds(self) -> tuple[float, float]:
-        """What a trial takes that is as large as the source, going by some steps of training; smaller ones take less.
-        And what the first training took, which pays, as any first one does, for all that training imports.
+    def expected_seconds(self, widths: Mapping[str, int]) -> tuple[float, float]:
+        """What a trial of these widths takes, going by some steps of training. And what these took, of which the first
+        pays, as any first one does, for all that training imports.
 
         It is a line through two trainings of few steps: what every training costs, and what each step does.
         """
         size = int({"batch": BATCH, **self.recipe.training}["batch"])
         steps = math.ceil(len(self.dataset.split("train")) / size)
         how: dict[str, Any] = {"epochs": 1, "seed": 0, "report": lambda _: None}
+        student = rewrite(self.source, plan(self.analysis, widths, inexact=True).changed())
         try:
-            first, *taken = (self.train(self.source, samples=size * many, **how)[1] for many in (1, *TIMED))
+            first, *taken = (self.train(student, samples=size * many, **how)[1] for many in (1, *TIMED))
         except Diverged:
             return math.nan, 0.0
         few, more = (min(many, steps) for many in TIMED)
         step = max(taken[1] - taken[0], 0.0) / (more - few) if more > few else taken[0] / few
-        return max(taken[0] - few * step, 0.0) + self.epochs * steps * step, first
+        return max(taken[0] - few * step, 0.0) + self.epochs * steps * step, first + sum(taken)
 
     def expected_beside(self, seconds: float, trials: int) -> float:
         """What curves take, about, where a trial takes so many seconds: in samples through the model, each a third of
