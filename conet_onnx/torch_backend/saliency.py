@@ -80,6 +80,7 @@ def saliency(
     learner = Learner(graph, device)
     sample = prepared(first(data)[0], normalise)
     learner.settle(sample)
+    learner.use_channels_last(None)
     loss = None if of == "activation" else _Loss.of(learner, labelled=data.labels is not None)
     dropping = insert_drops(learner.module, analysis)
     summed = _Summed(learner.module, analysis, dropping) if of == "activation" else None

@@ -73,6 +73,7 @@ def utilisation(
         learner = Learner(graph, device)
         judge = _Judge.of(learner, labels=data.labels is not None, wrong=of == "accuracy", images=bool(data.shape))
         learner.settle(prepared(first(data)[0], normalise))
+        learner.use_channels_last(None)
         dropping = insert_drops(learner.module, analysis, noise=noise)
         places = {name: k for k, name in enumerate(analysis.all_widths)}
         measured = [name for name in analysis.widths if name in rates and name in dropping.widths]
@@ -119,6 +120,7 @@ def losses_without(
     learner = Learner(graph, device)
     judge = _Judge.of(learner, labels=data.labels is not None, wrong=False, images=bool(data.shape))
     learner.settle(prepared(first(data)[0], normalise))
+    learner.use_channels_last(None)
     dropping = insert_drops(learner.module, analysis)
     measured = [name for name in analysis.widths if masks.get(name) and name in dropping.widths]
     lost = {name: [0.0] * len(masks[name]) for name in measured}
