@@ -112,6 +112,17 @@ class TestOutcome:
         ):
             assert expected in out
 
+    def test_it_says_which_widths_run_fast(self, searched: tuple[Path, Result]) -> None:
+        from conet_onnx.cli.search import _fast
+
+        folder, result = searched
+        settings = read_run(folder / "run").settings
+        assert settings["multiple"] == "auto"
+        assert [line for line in result.err.splitlines() if line.startswith("Widths: ")] == list(_fast(settings))
+        (line,) = _fast({"multiple": "auto", "multiples": {"w0": 16, "w1": 4, "w2": 8, "w3": 4}})
+        assert line.startswith("Widths: multiples of 4, 8 or 16, ")
+        assert _fast({"multiple": "none", "multiples": None}) == _fast({"multiple": 4, "multiples": {"w0": 4}}) == ()
+
     @pytest.mark.parametrize(
         ("macs", "latency", "multiple", "said"),
         [
