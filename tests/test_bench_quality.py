@@ -155,6 +155,16 @@ class TestGoals:
             *ours, record("uniform", "macs=0.3", top1=0.8)
         )
 
+    def test_free_widths_are_held_to_the_same_and_stand_alone_where_there_is_nothing_else(self) -> None:
+        free, other = record("ours free", "macs=0.5", top1=0.82), record("uniform", "macs=0.5", top1=0.8)
+        text = self.lines(free, other)
+        assert "ours free at or above the best of the others (uniform): +2.00 points: holds." in text
+        assert "ours free at least 1.0 points above uniform: +2.00 points: holds." in text
+        assert "ours at or above" not in text
+        both = self.lines(free, other, record("ours", "macs=0.5", top1=0.79))
+        assert "ours at or above the best of the others (uniform): -1.00 points: falls short by 1.00." in both
+        assert "ours free at or above the best of the others (uniform): +2.00 points: holds." in both
+
     def test_throughput_and_what_was_not_measured(self) -> None:
         text = self.lines(record("ours", "macs=0.5"), record("ours", "macs=0.3"))
         assert "1.6 times the source's throughput: 1.50 times: falls short by 0.10." in text

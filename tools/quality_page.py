@@ -149,13 +149,15 @@ def goals(records: Sequence[Record]) -> Iterator[str]:
 def _of_budget(budget: str, cells: Mapping[tuple[str, str], Sequence[Record]]) -> Iterator[str]:
     """Ours against the best of what is not ours (the table has more of ours), and what that budget alone asks."""
     others = [method for own, method in cells if own == budget and method not in OWN]
-    nearest, margin = _least({method: _margin(cells, budget, "ours", method) for method in others})
-    yield _said(f"ours at or above the best of the others{nearest}", margin, 0.0, "points")
-    if budget in ABOVE_UNIFORM:
-        points = ABOVE_UNIFORM[budget]
-        what = f"ours at least {points:.1f} points above uniform"
-        yield _said(what, _margin(cells, budget, "ours", "uniform"), points, "points")
-    ours = ("ours", *(m for m in ("ours free",) if (budget, m) in cells))
+    free = (budget, "ours free") in cells
+    ours = [m for m, there in (("ours", (budget, "ours") in cells or not free), ("ours free", free)) if there]
+    for method in ours:
+        nearest, margin = _least({other: _margin(cells, budget, method, other) for other in others})
+        yield _said(f"{method} at or above the best of the others{nearest}", margin, 0.0, "points")
+        if budget in ABOVE_UNIFORM:
+            points = ABOVE_UNIFORM[budget]
+            what = f"{method} at least {points:.1f} points above uniform"
+            yield _said(what, _margin(cells, budget, method, "uniform"), points, "points")
     if budget.split()[0] == HALF:
         for method in ours:
             found = cells.get((budget, method))

@@ -78,7 +78,7 @@ class Reallocation:
 
     @property
     def multiple(self) -> Literal["auto", "none"]:
-        """What the machine runs fast: that costs no accuracy that could be seen (docs/methods.md)."""
+        """What the machine runs fast: for the time that it gains, it costs little accuracy (docs/methods.md)."""
         return "auto"
 
     @property
