@@ -66,6 +66,9 @@ def main() -> int:
     parser.add_argument("--network", action="append", metavar="N", help=f"may be given again (default: {NETWORKS})")
     parser.add_argument("--samples", type=int, help="of the training data (default: all)")
     parser.add_argument("--epochs", type=int, default=12, help="of the source's training")
+    parser.add_argument(
+        "--first", type=int, metavar="E", help="of these before the search, each as long as any other (default: all)"
+    )
     parser.add_argument("--budget", default="macs=0.5")
     parser.add_argument("--threads", type=int, default=2, help="of everything")
     parser.add_argument("--records", type=Path, default=RECORDS)
@@ -80,9 +83,8 @@ def main() -> int:
     for network in arguments.network or NETWORKS:
         file = arguments.records / f"{network}-{len(data.split('train'))}.json"
         if not file.exists():
-            record = measured(
-                network, data, epochs=arguments.epochs, budget=arguments.budget, threads=arguments.threads
-            )
+            how = {name: getattr(arguments, name) for name in ("epochs", "first", "budget", "threads")}
+            record = measured(network, data, **how)
             with atomic_write(file) as part:
                 part.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         found.append(json.loads(file.read_text("utf-8")))
@@ -94,13 +96,16 @@ def main() -> int:
     return 0 if all(ratio(one) <= MOST and rest(one) <= REST for one in found) else 1
 
 
-def measured(network: str, data: DataSet, *, epochs: int, budget: str, threads: int) -> dict[str, Any]:
+def measured(
+    network: str, data: DataSet, *, epochs: int, first: int | None, budget: str, threads: int
+) -> dict[str, Any]:
     """A network's record: seconds of an epoch before and after the search, and those of the search."""
     torch.set_num_threads(threads)
     beside = Beside()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{network}.onnx"
-        before = _seconds(network, data, file, epochs=epochs, threads=threads) / epochs
+        many = first or epochs
+        before = _seconds(network, data, file, epochs=many, threads=threads) / many
         heard = Heard()
         out = Path(folder) / "run"
         run = search(load(file), data=data, budget=budget, threads=threads, progress=heard, out=out).run
@@ -112,6 +117,7 @@ def measured(network: str, data: DataSet, *, epochs: int, budget: str, threads: 
         "network": network,
         "images": len(data.split("train")),
         "epochs": epochs,
+        "first": many,
         "budget": budget,
         "epoch": {"before": before, "after": after},
         "search": dict(run.seconds),
