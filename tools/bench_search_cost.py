@@ -60,7 +60,7 @@ class Heard:
 
 
 def main() -> int:
-    """Measure what has no record yet, and print the table; 1 if a limit does not hold."""
+    """Measure what has no record yet, and print the table of all records; 1 if a limit does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="D", help="as `conet-onnx search --data` takes it")
     parser.add_argument("--network", action="append", metavar="N", help=f"may be given again (default: {NETWORKS})")
@@ -79,7 +79,6 @@ def main() -> int:
     if arguments.samples is not None:
         some = drawn(data.split("train"), arguments.samples)
         data = replace(data, splits={**data.splits, "train": some})
-    found = []
     for network in arguments.network or NETWORKS:
         file = arguments.records / f"{network}-{len(data.split('train'))}.json"
         if not file.exists():
@@ -87,7 +86,7 @@ def main() -> int:
             record = measured(network, data, **how)
             with atomic_write(file) as part:
                 part.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-        found.append(json.loads(file.read_text("utf-8")))
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(arguments.records.glob("*.json"))]
     text = table(found)
     print(text)
     if arguments.table is not None:
