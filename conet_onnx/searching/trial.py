@@ -338,9 +338,9 @@ class Workshop:
         anew = anew or (last and recipe.final == "fresh")
         taught = self.taught(last=last)
         begun = time.perf_counter()
-        # what it says of images as they are is nothing to learn from those that are varied
+        # What it says of images as they are is nothing to learn from those that are varied. It answers once for all
+        # trials: part of the first one's training.
         teacher = None if not taught else self.source if settings.get("augment") else self.teacher
-        asking = time.perf_counter() - begun  # it answers once for all trials: part of the first one's training
         if samples is not None:
             data = data.take(np.arange(min(samples, len(data))))
             teacher = teacher[: len(data)] if isinstance(teacher, np.ndarray) else teacher
@@ -361,7 +361,7 @@ class Workshop:
             **settings,
         )
         told(fitted)
-        return fitted.graph, asking + fitted.seconds
+        return fitted.graph, time.perf_counter() - begun
 
     def expected_seconds(self, widths: Mapping[str, int]) -> tuple[float, float]:
         """What a trial of these widths takes, going by some steps of training. And what these took, of which the first
