@@ -283,6 +283,7 @@ class TestBudget:
         monkeypatch.setattr("conet_onnx.latency.compare", fails)
         made = measured("--scale 0.7")
         assert made.code == 0, made.err
+        assert "Warning: latency was not measured: it does not run" in made.err
         assert "latency p50" not in made.out
         assert Path("out.onnx").exists()
 

@@ -10,6 +10,7 @@ from cli_support import call
 from test_latency_prediction import plain
 
 from conet_onnx.analysis import analyze
+from conet_onnx.errors import ModelError
 from conet_onnx.latency import Comparison, Latency, Ratio
 from conet_onnx.latency.operators import resized
 from conet_onnx.latency.slowdowns import Layer, by_profiles, by_table, node_seconds, slowdown
@@ -31,6 +32,18 @@ def test_the_sentence_has_the_numbers_and_the_layers() -> None:
     assert "fewer MACs (×0.90)" in line
     assert "longer (×1.20" in line
     assert "/conv1/Conv (1.000 to 2.500 ms), Reorder (new, 0.100 ms)" in line
+
+
+def test_what_cannot_be_explained_is_said_all_the_same() -> None:
+    def fails() -> list[Layer]:
+        raise ModelError("b.onnx does not run.")
+
+    line = slowdown("b.onnx", comparison(1.2), (100, 90), fails)
+    assert line is not None
+    assert "longer (×1.20" in line
+    assert "Layers that take longer: not known (b.onnx does not run). " in line
+    assert slowdown("b.onnx", comparison(1.2), (100, 100), fails) is None
+    assert slowdown("b.onnx", comparison(1.005), (100, 90), fails) is None
 
 
 def test_by_a_table_it_is_the_layers_that_read_what_is_laid_out_otherwise() -> None:

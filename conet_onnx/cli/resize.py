@@ -30,7 +30,7 @@ from conet_onnx.cli.options import (
 from conet_onnx.cli.output import Bar, check_writable, command, count, denormal, says, several, share, size, table
 from conet_onnx.cli.slower import asking_for_time, in_turns, warn_if_slower
 from conet_onnx.cli.widths import by_reason, check_widths, read_widths
-from conet_onnx.errors import UsageError
+from conet_onnx.errors import ConetError, UsageError
 from conet_onnx.files import atomic_write
 
 if TYPE_CHECKING:
@@ -191,7 +191,10 @@ def resize(
         macs = analysis.costs.source.macs, after.macs
         if found is None and not no_verify and macs[1] < macs[0]:
             bar.at(4.5, "Measuring latency")
-            found = in_turns(graph, resized, provider=provider, threads=threads)
+            try:
+                found = in_turns(graph, resized, provider=provider, threads=threads)
+            except ConetError as error:
+                bar.log(f"Warning: latency was not measured: {error}")
         bar.step(f"Writing {out}")
         _write(resized, plan, out, plan_to)
     smaller = _show_change(analysis, plan, after, choice.left, found)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from conet_onnx.cli.profile import warning
-from conet_onnx.errors import ConetError
 
 if TYPE_CHECKING:
     from conet_onnx.graph import Graph
@@ -20,14 +19,11 @@ BEHIND = 0.3  # of what MACs fell by: where time falls by so much less, somethin
 SECONDS, PRECISION = 2.0, 0.02  # at most, and enough to tell what is slower
 
 
-def in_turns(a: Graph, b: Graph, *, provider: str, threads: int | None) -> Comparison | None:
-    """Two models in turns, briefly; None where they do not run."""
+def in_turns(a: Graph, b: Graph, *, provider: str, threads: int | None) -> Comparison:
+    """Two models in turns, briefly. Raises ModelError where they do not run."""
     from conet_onnx.latency import compare
 
-    try:
-        return compare(a, b, provider=provider, threads=threads, seconds=SECONDS, precision=PRECISION)
-    except ConetError:
-        return None
+    return compare(a, b, provider=provider, threads=threads, seconds=SECONDS, precision=PRECISION)
 
 
 def asking_for_time(macs: float, latency: float, *, aligned: bool = False) -> str:
@@ -44,9 +40,6 @@ def warn_if_slower(name: str, found: Comparison, macs: tuple[int, int], layers: 
     """On stderr, where the second model has fewer MACs (`macs` of both) and takes longer: which layers do."""
     from conet_onnx.latency.slowdowns import slowdown
 
-    try:
-        line = slowdown(name, found, macs, layers)
-    except ConetError:  # the models were measured: what cannot be explained is not
-        line = slowdown(name, found, macs, list)
+    line = slowdown(name, found, macs, layers)
     if line is not None:
         warning(line)

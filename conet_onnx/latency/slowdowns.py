@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conet_onnx.errors import ConetError
 from conet_onnx.graph import Graph, Node
 from conet_onnx.latency.prediction import Predictor
 from conet_onnx.latency.timing import Comparison
@@ -42,11 +43,14 @@ class Layer:
 
 def slowdown(name: str, found: Comparison, macs: tuple[int, int], layers: Callable[[], Sequence[Layer]]) -> str | None:
     """The sentence that says so, if it is so: fewer MACs (`macs` are the source's and the model's), and longer by the
-    whole of the ratio's interval. `layers` finds those that take longer; whatever it raises is raised here."""
+    whole of the ratio's interval. `layers` finds those that take longer; where it raises a ConetError, that is said."""
     if found.ratio.low <= 1 or macs[1] >= macs[0]:
         return None
-    longer = layers()
-    named = ", ".join(map(str, longer[:SHOWN])) or "none by itself"
+    try:
+        longer = layers()
+        named = ", ".join(map(str, longer[:SHOWN])) or "none by itself"
+    except ConetError as error:  # the models were measured: that much is known
+        longer, named = (), f"not known ({str(error).rstrip('.')})"
     more = f" and {len(longer) - SHOWN} more" if len(longer) > SHOWN else ""
     return (
         f"{name} has fewer MACs (×{macs[1] / max(macs[0], 1):.2f}) and takes longer (×{found.ratio.p50:.2f}, at least "
