@@ -509,7 +509,7 @@ def main() -> None:
         training,
     )
     stem = Path(given.source).stem
-    dataset = _some(load_data(given.data).with_validation(), given.samples)
+    dataset = with_samples(load_data(given.data).with_validation(), given.samples)
     table = given.table or ROOT / "runs" / f"{stem}-{given.threads}-threads.json"
     bench = Bench(setting, source, dataset, table, given.network or stem, given.training_threads or given.threads)
     cells = cells_of(given.methods.split(","), given.budgets.split(","), given.seeds, bench.analysis)
@@ -556,7 +556,7 @@ def _training(text: str) -> dict[str, Any]:
     return found
 
 
-def _some(dataset: DataSet, samples: int | None) -> DataSet:
+def with_samples(dataset: DataSet, samples: int | None) -> DataSet:
     """With so many of the training samples, drawn with seed 0."""
     if samples is None:
         return dataset

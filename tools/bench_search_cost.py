@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from conet_onnx.data import DataSet, load_data  # noqa: E402 - found through the
 from conet_onnx.files import atomic_write  # noqa: E402
 from conet_onnx.loading import load  # noqa: E402
 from conet_onnx.searching import search  # noqa: E402
-from conet_onnx.transfer import drawn  # noqa: E402
 from models.catalogue import built  # noqa: E402
+from tools.bench_quality import with_samples  # noqa: E402
 from tools.make_models import CIFAR10, trained  # noqa: E402
 from tools.measuring import Beside, facts  # noqa: E402
 
@@ -75,10 +75,7 @@ def main() -> int:
     parser.add_argument("--table", type=Path, metavar="F", help="write it as Markdown, too")
     arguments = parser.parse_args()
     arguments.records.mkdir(parents=True, exist_ok=True)
-    data = load_data(arguments.data)
-    if arguments.samples is not None:
-        some = drawn(data.split("train"), arguments.samples)
-        data = replace(data, splits={**data.splits, "train": some})
+    data = with_samples(load_data(arguments.data), arguments.samples)
     for network in arguments.network or NETWORKS:
         file = arguments.records / f"{network}-{len(data.split('train'))}.json"
         if not file.exists():
