@@ -40,7 +40,7 @@ def setting(**other: Any) -> Setting:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     source = co.load(MODEL)
-    data = bench_quality._some(load_data("digits").with_validation(), 64)
+    data = bench_quality.with_samples(load_data("digits").with_validation(), 64)
     table = tmp_path_factory.mktemp("tables") / "latency.json"
     return Bench(setting(sha256=source.sha256), source, data, table, "resnet20", training_threads=1)
 
