@@ -13,8 +13,9 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -102,12 +103,37 @@ def climb(
 ) -> tuple[int, ...]:
     """From sizes among the levels that are within the limits, moves that add value, until there is none or time is up:
     one width to any level, or one a step up and another down. The arguments are `allocate`'s; terms are not read."""
-    problem = _Problem(levels, values, limits, {}, np.zeros(len(limits)))
+    problem = _Problem.made(levels, values, limits, {}, np.zeros(len(limits)))
     chosen = np.array(
         [int(np.searchsorted(some, size)) for some, size in zip(levels, start, strict=True)], dtype=np.int64
     )
     found = _climbed(problem, chosen, time.perf_counter() + seconds)
     return tuple(problem.sizes(found[None])[0].tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """Sums of the elements that choices read in some tables, in one go."""
+
+    elements: Floats  # [rows, all tables' elements], one table behind the other
+    first: Ints  # [tables]
+    strides: Ints  # [widths, tables]
+
+    @classmethod
+    def of(cls, tables: Mapping[Scope, Floats], rows: int, widths: int) -> _Gathered:
+        """Tables are [rows, levels of the first width of the scope, ...]."""
+        flat = [np.zeros((rows, 0)), *(table.reshape(rows, -1) for table in tables.values())]
+        strides = np.zeros((widths, len(tables)), dtype=np.int64)
+        for k, (scope, table) in enumerate(tables.items()):
+            for axis, width in enumerate(scope):
+                strides[width, k] = math.prod(table.shape[axis + 2 :])
+        ends = np.cumsum([0, *(part.shape[1] for part in flat[1:])])
+        return cls(np.concatenate(flat, axis=1), ends[:-1], strides)
+
+    def __call__(self, chosen: Ints) -> Floats:
+        """[..., widths] -> [..., rows]."""
+        sums: Floats = self.elements.T[self.first + chosen @ self.strides].sum(-2)
+        return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +145,8 @@ class _Problem:
     limits: Sequence[Limit]
     tables: dict[Scope, Floats]  # [limits, levels of the first width, ...]
     base: Floats  # [limits]: what is spent in any case
+    worth: _Gathered  # the values,
+    spends: _Gathered  # and the tables, of whole choices
 
     @classmethod
     def of(cls, levels: Sequence[Ints], values: Sequence[Floats], limits: Sequence[Limit]) -> _Problem:
@@ -137,7 +165,20 @@ class _Problem:
                 shape = tuple(len(some) for some in sizes)
                 table = tables.setdefault(scope, np.zeros((len(limits), *shape)))
                 table[k] += made.reshape(shape)
-        return cls(levels, [np.asarray(v, dtype=np.float64) for v in values], limits, tables, base)
+        return cls.made(levels, values, limits, tables, base)
+
+    @classmethod
+    def made(
+        cls,
+        levels: Sequence[Ints],
+        values: Sequence[Floats],
+        limits: Sequence[Limit],
+        tables: dict[Scope, Floats],
+        base: Floats,
+    ) -> _Problem:
+        values = [np.asarray(v, dtype=np.float64) for v in values]
+        worth = _Gathered.of({(w,): v[None] for w, v in enumerate(values)}, 1, len(levels))
+        return cls(levels, values, limits, tables, base, worth, _Gathered.of(tables, len(limits), len(levels)))
 
     def sizes(self, chosen: Ints) -> Ints:
         """[n, widths] indices -> sizes."""
@@ -158,15 +199,11 @@ class _Problem:
 
     def value(self, chosen: Ints) -> float:
         """Of one choice."""
-        return float(sum(v[c] for v, c in zip(self.values, chosen, strict=True)))
+        return float(self.worth(chosen)[0])
 
     def costs(self, chosen: Ints) -> Floats:
         """The terms' sums, [..., widths] -> [..., limits]."""
-        at = list(np.moveaxis(chosen, -1, 0))
-        sums = np.zeros((len(self.base), *chosen.shape[:-1]))
-        for scope, table in self.tables.items():
-            sums += table[(slice(None), *(at[w] for w in scope))]
-        return np.moveaxis(sums, 0, -1) + self.base
+        return self.spends(chosen) + self.base
 
     def allocation(self, chosen: Ints, bound: float) -> Allocation:
         """As the caller wants it."""
@@ -274,9 +311,10 @@ def _bounded(
     def ask(multipliers: Floats, other: Ints | None = None) -> _Answer:
         nonlocal best
         bound, chosen = relaxed.best(multipliers, low, high)
-        found.offer(chosen)
-        made = _Answer(bound + float(multipliers @ (1 - problem.base)), chosen, problem.costs(chosen) - 1, 0.0)
-        made = made._replace(value=problem.value(chosen))
+        over, value = problem.costs(chosen) - 1, problem.value(chosen)
+        if (over <= SLACK).all():
+            found.offer(chosen)
+        made = _Answer(bound + float(multipliers @ (1 - problem.base)), chosen, over, value)
         if made.bound < best.bound:
             best = _Node(low, high, made.bound, multipliers, (chosen, chosen if other is None else other))
         return made
@@ -379,9 +417,7 @@ class _Eliminating:
             first = last
         total, sums = 0.0, []
         for step in self.steps:
-            joined = np.zeros([ranges[w].stop - ranges[w].start for w in step.scope])
-            for f, spread in step.factors:
-                joined += factors[f][spread]
+            joined = reduce(np.add, [factors[f][spread] for f, spread in step.factors])
             sums.append(joined)
             factors.append(joined.max(0))
             if len(step.scope) == 1:

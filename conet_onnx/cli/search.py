@@ -155,7 +155,8 @@ def search(
     folder = Path(out) if out is not None else Path("runs") / (Path(model).stem or "model")
     settings |= {"trials": trials, "epochs_per_trial": epochs_per_trial, "epochs": epochs}
     try:
-        with Show(folder, dataset, f"{model} within {limits}" if limits else model, storage, jobs) as show:
+        what = f"{model} within {limits}" if limits else model
+        with Show(folder, dataset, what, storage, jobs, goes_on=settings["resume"] or storage is not None) as show:
             result = run_search(
                 graph,
                 data=dataset,
@@ -182,10 +183,21 @@ def search(
 class Show:
     """Tells on stderr what a search does: facts as lines; progress as a bar, or as lines where there is no terminal."""
 
-    def __init__(self, folder: Path, dataset: DataSet, what: str, storage: str | None = None, jobs: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dataset: DataSet,
+        what: str,
+        storage: str | None = None,
+        jobs: int = 1,
+        *,
+        goes_on: bool = True,
+    ) -> None:
+        """`goes_on` says that there may be trials already."""
         self._folder = folder
         self._storage = storage
         self._jobs = jobs
+        self._goes_on = goes_on
         self._dataset = dataset
         self._what = what
         self._bar = Bar(guess=False)
@@ -242,7 +254,7 @@ class Show:
     def _introduce(self, left: float | None) -> None:
         from conet_onnx.searching import read_run
 
-        run = read_run(self._folder, storage=self._storage)
+        run = read_run(self._folder, storage=self._storage, trials=None if self._goes_on else ())
         chosen = run.settings
         limits = ", ".join(f"{kind} at most {_amount(kind, limit)}" for kind, limit in run.budget.items())
         finished = _finished(run)

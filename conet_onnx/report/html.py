@@ -38,13 +38,14 @@ ROWS = {"macs": "MACs", "params": "parameters", "bytes": "weights", "latency": "
 Figures: TypeAlias = dict[str, plots.Figure]
 
 
-def write_report(directory: str | os.PathLike[str]) -> Path:
-    """Write DIR/report.html from the record of the search in DIR, finished or not; it appears whole or not at all.
+def write_report(directory: str | os.PathLike[str], run: Run | None = None) -> Path:
+    """Write DIR/report.html from the record of the search in DIR, finished or not; it appears whole or not at all. The
+    `run` is that record, where it is known.
 
     Raises UsageError where DIR holds no search, DataError where its record is damaged, OutputError where DIR cannot
     be written to.
     """
-    page = render(read_run(directory))
+    page = render(run or read_run(directory))
     target = Path(directory) / REPORT_FILE
     with atomic_write(target) as part:
         part.write_text(page, encoding="utf-8")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,9 +18,9 @@ from conet_onnx.graph import Graph
 from conet_onnx.latency.limits import least_widths
 from conet_onnx.latency.pricing import TimedAnalysis
 from conet_onnx.loading import load
-from conet_onnx.records.database import check_url, prepare, said
+from conet_onnx.records.database import check_url, said
 from conet_onnx.records.run import RUN_FILE, Run, read_run
-from conet_onnx.records.study import locked
+from conet_onnx.records.study import empty_study, locked
 from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget, Limits
 from conet_onnx.searching.folder import check_folder, make_folder
@@ -159,7 +160,8 @@ def search(
     # In units of a trial as long as some are trained at the same time; the last training is one alone.
     clock = Clock(trials + here * epochs / epochs_per_trial, time_limit, progress)
     clock.says("reading the model and the data")
-    imported = Ahead(prepare)
+    empty = Ahead(empty_study)
+    imported = Ahead(partial(_import_training, after=empty))
     workshop = Workshop.open(
         graph,
         data,
@@ -231,7 +233,14 @@ def search(
     with nullcontext() if storage else locked(folder):
         if timing is not None and not (folder / TABLE_FILE).exists():
             timing.table.save(folder / TABLE_FILE)
-        return SearchResult(graph, Job(folder, workshop, method, space, limits, settings, clock, storage, timing).run())
+        job = Job(folder, workshop, method, space, limits, settings, clock, storage, timing, empty.result)
+        return SearchResult(graph, job.run())
+
+
+def _import_training(after: Ahead[Any]) -> None:
+    """Import what training needs: seconds that other work can fill."""
+    after.result()
+    importlib.import_module("lightning_fabric")
 
 
 def _steps(

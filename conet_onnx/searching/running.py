@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,27 +57,32 @@ class Job:
     clock: Clock
     storage: str | None
     timing: Timing | None = None
+    empty: Callable[[], sqlite3.Connection] | None = None  # a study without trials, made before
 
     def run(self) -> Run:
         """Go on from what is there to the end."""
+        probe = Probing(self.folder, self.workshop, self.clock)
+        # While a source is judged and timed, the study is made; who shares it looks for it first.
+        alone = self.storage is None and not (self.folder / RUN_FILE).exists()
+        new = self._begun(probe) if alone else None
         with self._study() as (study, claims):
-            return self._run(study, claims)
+            return self._run(study, claims, probe, new)
 
-    def _run(self, study: TrialStudy, claims: Claims) -> Run:
+    def _run(self, study: TrialStudy, claims: Claims, probe: Probing, new: Run | None) -> Run:
         seed, trials = self.settings["seed"], self.settings["trials"]
         run = self._earlier(study)
         if run and run.best and _enough(run, trials):
             if not (self.folder / REPORT_FILE).exists():  # killed before its last line
-                write_report(self.folder)
+                write_report(self.folder, run)
             return run
-        run = run or self._begun()
+        known = run is not None
+        run = run or new or self._begun(probe)
         if not claims.shared or not self._same_end():
             write_run(run)
         ended = [trial for trial in run.trials if trial.state != "running"]
         self._replanned(ended)
-        probe = Probing(self.folder, self.workshop, self.clock)
-        if len(ended) < trials:
-            self._expect(probe, len(ended))
+        if known and len(ended) < trials:
+            self._expect(probe, len(ended), 0.0)
         searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed, probe=probe)
         with self._crew(idle=len(ended) >= trials) as crew:
             at_once = self.settings["jobs"]
@@ -94,7 +100,7 @@ class Job:
     def _study(self) -> Iterator[tuple[TrialStudy, Claims]]:
         """The trials, and who does them."""
         if self.storage is None:
-            study = TrialStudy(self.folder / TRIALS_FILE, bounds=self.space.bounds)
+            study = TrialStudy(self.folder / TRIALS_FILE, bounds=self.space.bounds, empty=self.empty)
             try:
                 for folder in (self.folder, *(self.folder / name for name in FOLDERS)):
                     for part in folder.glob(".*.part"):  # what a killed process was writing
@@ -135,13 +141,14 @@ class Job:
                 _ = keeper.teacher  # while they begin
             yield crew
 
-    def _expect(self, probe: Probing, ended: int) -> None:
+    def _expect(self, probe: Probing, ended: int, judged: float) -> None:
         """Let the clock say how long it takes, before anything has been done: by some steps of training of the source
-        scaled onto the budget, and, where widths will be tried without any, by these, the first that may be."""
+        scaled onto the budget, and, where widths will be tried without any, by these, the first that may be. To judge
+        a model takes `judged` seconds."""
         if self.clock.progress is None and self.clock.limit is None:
             return
         self.clock.says("timing some steps of training", self.clock.done)
-        workers, trials, judged = self.settings["workers"], self.settings["trials"], self.clock.judged
+        workers, trials = self.settings["workers"], self.settings["trials"]
         slower = self.workshop.training_threads / max(self.workshop.all_threads // workers, 1) if workers > 1 else 1.0
         scaled = self.space.project(self.space.source, self.limits)
         expected, self.clock.trained = self.workshop.expected_seconds(scaled)
@@ -188,12 +195,12 @@ class Job:
         noted = read_run(self.folder, trials=()).settings
         return all(noted.get(key) == self.settings[key] for key in ("epochs", "final"))
 
-    def _begun(self) -> Run:
-        """A new run, with what is known of the source."""
-        asked = time.perf_counter()
-        validation, _ = self.workshop.judge(self.workshop.source)
-        self.clock.judged = time.perf_counter() - asked
+    def _begun(self, probe: Probing) -> Run:
+        """A new run, with what is known of the source; how long it takes is expected."""
+        validation, judged = self.workshop.judge(self.workshop.source)
+        self.clock.judged += judged
         price = self.space.price(self.space.source)
+        self._expect(probe, 0, judged)
         return Run(
             directory=self.folder,
             source=ModelRecord(
@@ -239,7 +246,7 @@ class Job:
             copied(study, self.folder / TRIALS_FILE, bounds=self.space.bounds)
         (self.folder / SAID_FILE).unlink(missing_ok=True)
         write_run(run)
-        write_report(self.folder)
+        write_report(self.folder, run)
         self.clock.says("done", self.clock.work)
         return run
 
