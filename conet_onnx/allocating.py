@@ -4,7 +4,7 @@ With multipliers p for the limits, the best of value - p · cost over all choice
 limits can keep (Everett, 1963; Fisher, 1981). That best is found exactly by eliminating one width after another where
 the widths that meet in a cost are few (Bertelè and Brioschi, 1972; Dechter, 1999), and else bounded by passing shares
 of the costs between them (max-sum diffusion, sequential as TRW-S: Kolmogorov, 2006). Branching on one width's range
-closes what the multipliers leave open.
+closes what the multipliers leave open, down to ranges whose few choices are gone through.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 Scope: TypeAlias = tuple[int, ...]
 
+FEW = 4096  # choices that are gone through sooner than bounded
 LARGEST = 1 << 18  # elements of a table in an exact elimination
 ROUNDS = 12  # of each search for a multiplier
 HIGHEST = 1e12  # of a multiplier, times the value: no cost is worth that
@@ -250,8 +251,11 @@ def _search(problem: _Problem, deadline: float, tolerance: float, parted: float)
     """Best first, until the best bound is near the best choice, or enough has been parted, or time is up."""
     low = np.zeros(len(problem.levels), dtype=np.int64)
     high = np.array([len(some) - 1 for some in problem.levels])
-    relaxed: _Relaxed = _Eliminating.of(problem) or _Passing.of(problem)
     found = _Incumbent(problem, low, tolerance)
+    if _few(low, high):
+        found.go_through(low, high)
+        return found.chosen, found.value
+    relaxed: _Relaxed = _Eliminating.of(problem) or _Passing.of(problem)
     root = _bounded(problem, relaxed, low, high, _along(problem, found, high), found, deadline)
     found.improve(deadline)
     count = itertools.count()
@@ -263,10 +267,19 @@ def _search(problem: _Problem, deadline: float, tolerance: float, parted: float)
         node = heapq.heappop(waiting)[2]
         parted -= 1
         for below, above in _halves(node):
+            if _few(below, above):
+                found.go_through(below, above)
+                continue
             part = _bounded(problem, relaxed, below, above, node.multipliers, found, deadline)
             if part.bound > found.value:
                 heapq.heappush(waiting, (-min(part.bound, node.bound), next(count), part))
     return found.chosen, found.value
+
+
+def _few(low: Ints, high: Ints) -> bool:
+    """Whether so few choices are in a range that each can be looked at."""
+    choices: int = math.prod((high - low + 1).tolist())
+    return choices <= FEW
 
 
 def _along(problem: _Problem, found: _Incumbent, high: Ints) -> Floats:
@@ -560,6 +573,23 @@ class _Incumbent:
         value = self._problem.value(chosen)
         if value > self.value and self._problem.fits(chosen[None])[0]:
             self.chosen, self.value = chosen.copy(), value
+
+    def go_through(self, low: Ints, high: Ints) -> None:
+        """Offer the best of all choices from low to high."""
+        wide = np.flatnonzero(high > low)  # few, where choices are: arrays have no more than some dozens of axes
+        counts = (high - low + 1)[wide].tolist()
+        rows = np.tile(low, (math.prod(counts), 1))
+        rows[:, wide] += np.indices(counts).reshape(len(wide), len(rows)).T
+        values = self._problem.worth(rows)[:, 0]
+        better = np.flatnonzero(values > self.value)
+        rows = rows[better[np.argsort(-values[better], kind="stable")]]
+        for at in range(0, len(rows), AT_ONCE):
+            some = rows[at : at + AT_ONCE]
+            fits = self._problem.fits(some)
+            if fits.any():
+                self.chosen = some[int(fits.argmax())].copy()
+                self.value = self._problem.value(self.chosen)
+                return
 
     def near(self, bound: float) -> bool:
         """Whether a bound leaves no more than the tolerance to gain."""

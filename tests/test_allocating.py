@@ -72,13 +72,20 @@ def within(limits: list[Limit], sizes: tuple[int, ...]) -> bool:
 EXACT, MESSAGES = allocating.LARGEST, 1
 
 
+def bounding(monkeypatch: pytest.MonkeyPatch, largest: int = EXACT, few: int = 0) -> None:
+    """Up to so `few` choices are gone through, and tables up to the `largest` eliminated exactly."""
+    monkeypatch.setattr(allocating, "FEW", few)
+    monkeypatch.setattr(allocating, "LARGEST", largest)
+
+
+@pytest.mark.parametrize("few", [0, 12, allocating.FEW])
 @pytest.mark.parametrize("largest", [EXACT, MESSAGES], ids=["elimination", "messages"])
 @pytest.mark.parametrize("kinds", [1, 2])
 @pytest.mark.parametrize("seed", range(8))
 def test_it_is_the_best_of_all_choices_to_its_gap(
-    seed: int, kinds: int, largest: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, kinds: int, largest: int, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(allocating, "LARGEST", largest)
+    bounding(monkeypatch, largest, few)
     problem = drawn(seed, kinds=kinds, triple=seed % 4 == 3)
     best = best_of_all(*problem)
     found = allocate(*problem, tolerance=1e-9, seconds=1.0)
@@ -90,7 +97,7 @@ def test_it_is_the_best_of_all_choices_to_its_gap(
     assert found.value <= best * (1 + 1e-12)
     assert found.bound >= best * (1 - 1e-12)
     assert found.value >= best - found.gap * abs(found.bound) - 1e-9
-    if largest == EXACT:
+    if largest == EXACT or len(list(itertools.product(*problem[0]))) <= few:
         assert found.value == pytest.approx(best)
 
 
@@ -98,7 +105,7 @@ def test_it_is_the_best_of_all_choices_to_its_gap(
 @pytest.mark.parametrize("seed", range(6))
 def test_a_bound_of_the_first_moment_is_a_bound(seed: int, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without time to branch the gap is what it is, and true."""
-    monkeypatch.setattr(allocating, "LARGEST", largest)
+    bounding(monkeypatch, largest)
     problem = drawn(seed)
     best, found = best_of_all(*problem), allocate(*problem, tolerance=0.0, seconds=0.0)
     assert best is not None
@@ -107,7 +114,8 @@ def test_a_bound_of_the_first_moment_is_a_bound(seed: int, largest: int, monkeyp
     assert found.value <= best * (1 + 1e-12) <= found.bound * (1 + 1e-9)
 
 
-def test_parting_more_of_it_only_tightens_a_bound_that_holds() -> None:
+def test_parting_more_of_it_only_tightens_a_bound_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounding(monkeypatch)
     bounds = []
     for seed in range(6):
         problem = drawn(seed, kinds=2)
@@ -123,8 +131,12 @@ def test_parting_more_of_it_only_tightens_a_bound_that_holds() -> None:
     assert any(first > last + 1e-6 for first, *_, last in bounds)
 
 
+@pytest.mark.parametrize("few", [0, allocating.FEW])
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_spent_is_not_asked_where_the_terms_alone_are_too_much(seed: int) -> None:
+def test_what_is_spent_is_not_asked_where_the_terms_alone_are_too_much(
+    seed: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounding(monkeypatch, few=few)
     levels, values, (limit,) = drawn(seed)
     asked: list[Any] = []
 
@@ -145,6 +157,20 @@ def test_the_smallest_levels_beyond_a_limit_are_no_answer() -> None:
     found = allocate(levels, values, [Limit(limits[0].terms, limits[0].spent, small)])
     assert found is not None
     assert found.sizes == tuple(int(some[0]) for some in levels)
+
+
+def test_a_few_choices_of_many_widths_are_gone_through() -> None:
+    """Most of a hundred widths have a single level."""
+    some = [np.array([4, 8]) if k % 20 == 0 else np.array([8]) for k in range(100)]
+    pairs = [(k, k + 1) for k in range(99)]
+    spent = partial(total, pairs, [1.0] * 99)
+    least = float(spent(np.array([[one[0] for one in some]]))[0])
+    values = [np.arange(len(one)) * (1.0 + k) for k, one in enumerate(some)]
+    found = allocate(some, values, [Limit([Term(p, partial(product, 1.0)) for p in pairs], spent, least + 70)])
+    assert found is not None
+    # a width in the middle costs 64 more, and the first one 32
+    assert [k for k, size in enumerate(found.sizes) if size == 8 and len(some[k]) == 2] == [80]
+    assert found.gap == 0
 
 
 def test_all_of_it_where_all_of_it_fits() -> None:
