@@ -19,7 +19,7 @@ from conet_onnx.errors import BudgetUnreachable, DataError, OutputError, UsageEr
 from conet_onnx.graph import Graph
 from conet_onnx.records.run import Run
 from conet_onnx.records.trial import Trial
-from conet_onnx.searching import SearchResult, answering, read_run
+from conet_onnx.searching import SearchResult, answering, job, read_run
 from conet_onnx.searching.answering import front
 from conet_onnx.searching.budget import Limits
 from conet_onnx.searching.loop import Clock
@@ -454,6 +454,18 @@ class TestTimeLimit:
         assert [trial.widths for trial in runs[0].trials] == [trial.widths for trial in runs[1].trials]
         most = max(seconds for seconds in left if seconds is not None)
         assert most > 7 * 0.5 + 2 * 0.5  # the other models that are tried, and what trials inherit
+
+    def test_finding_what_runs_fast_counts_as_evaluation(
+        self, searched: Searched, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def slow(*_: object, **__: object) -> dict[str, int]:
+            time.sleep(3)
+            return {}
+
+        monkeypatch.setattr(job, "multiples", slow)
+        seconds = searched(trials=1, epochs=1).run.seconds
+        assert seconds["evaluation"] > 3
+        assert seconds["overhead"] < 3  # some tenths of a second
 
     def test_what_is_within_the_budget_is_not_tried(self, searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Workshop, "untrained", None)  # whoever calls it fails
