@@ -135,11 +135,14 @@ class TestLock:
         listed = [canonicalize_name(pin.name) for pin in locked("run.txt") + locked("dev.txt")]
         assert sorted(listed) == sorted(set(listed))
 
-    @pytest.mark.parametrize(("file", "asked"), [("run.txt", TestDependencies.RUN), ("dev.txt", TestDependencies.DEV)])
+    @pytest.mark.parametrize(
+        ("file", "asked"),
+        [("run.txt", PROJECT["project"]["dependencies"]), ("dev.txt", PROJECT["dependency-groups"]["dev"])],
+    )
     def test_it_lists_all_that_is_needed_and_nothing_else(self, file, asked):
         here = {canonicalize_name(pin.name) for pin in locked(file) if applies(pin, set())}
         elsewhere = {canonicalize_name(pin.name) for pin in locked("run.txt")} if file == "dev.txt" else set()
-        todo = [Requirement(name) for name in asked if name in here]
+        todo = [line for line in map(Requirement, asked) if canonicalize_name(line.name) in here]
         needed: dict[str, set[str]] = {}
         while todo:
             requirement = todo.pop()

@@ -263,7 +263,6 @@ class TestWorkers:
 @contextmanager
 def postgresql() -> Iterator[str]:
     """A server of its own, from Debian's packages; skips where none can be started."""
-    pytest.importorskip("psycopg", reason="the package psycopg is not installed")
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("no PostgreSQL in /usr/lib/postgresql: apt install postgresql")
