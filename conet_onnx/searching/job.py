@@ -19,7 +19,7 @@ from conet_onnx.latency.limits import least_widths
 from conet_onnx.latency.pricing import TimedAnalysis
 from conet_onnx.loading import load
 from conet_onnx.records.database import check_url, said
-from conet_onnx.records.run import RUN_FILE, Run, read_run
+from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, Run, read_run
 from conet_onnx.records.study import empty_study, locked
 from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget, Limits
@@ -160,8 +160,9 @@ def search(
     # In units of a trial as long as some are trained at the same time; the last training is one alone.
     clock = Clock(trials + here * epochs / epochs_per_trial, time_limit, progress)
     clock.says("reading the model and the data")
-    empty = Ahead(empty_study)
-    imported = Ahead(partial(_import_training, after=empty))
+    begins = storage is None and not (folder / TRIALS_FILE).exists()
+    empty = Ahead(empty_study) if begins else None
+    imported = Ahead(partial(_import, after=empty))
     workshop = Workshop.open(
         graph,
         data,
@@ -233,14 +234,16 @@ def search(
     with nullcontext() if storage else locked(folder):
         if timing is not None and not (folder / TABLE_FILE).exists():
             timing.table.save(folder / TABLE_FILE)
-        job = Job(folder, workshop, method, space, limits, settings, clock, storage, timing, empty.result)
+        job = Job(folder, workshop, method, space, limits, settings, clock, storage, timing, empty and empty.result)
         return SearchResult(graph, job.run())
 
 
-def _import_training(after: Ahead[Any]) -> None:
-    """Import what training needs: seconds that other work can fill."""
-    after.result()
-    importlib.import_module("lightning_fabric")
+def _import(after: Ahead[Any] | None) -> None:
+    """Import what opening a database needs, and training after it; it takes seconds that other work can fill."""
+    if after is not None:
+        after.result()
+    for name in ("optuna.storages", "sqlalchemy.dialects.sqlite", "alembic.migration", "lightning_fabric"):
+        importlib.import_module(name)
 
 
 def _steps(

@@ -73,7 +73,7 @@ class Job:
         run = self._earlier(study)
         if run and run.best and _enough(run, trials):
             if not (self.folder / REPORT_FILE).exists():  # killed before its last line
-                write_report(self.folder, run)
+                write_report(self.folder)
             return run
         known = run is not None
         run = run or new or self._begun(probe)
