@@ -234,7 +234,8 @@ def search(
     with nullcontext() if storage else locked(folder):
         if timing is not None and not (folder / TABLE_FILE).exists():
             timing.table.save(folder / TABLE_FILE)
-        job = Job(folder, workshop, method, space, limits, settings, clock, storage, timing, empty and empty.result)
+        made = None if empty is None else empty.result
+        job = Job(folder, workshop, method, space, limits, settings, clock, storage, timing, made)
         return SearchResult(graph, job.run())
 
 
