@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from conet_onnx.ahead import Ahead
 from conet_onnx.errors import DataError, OutputError, UsageError
 from conet_onnx.records.database import undisturbed
 from conet_onnx.records.run import ModelRecord, Run, read_run, write_run
-from conet_onnx.records.study import TrialStudy, empty_study, locked, read_trials
+from conet_onnx.records.study import TrialStudy, locked, read_trials
 from conet_onnx.records.trial import Trial
 
 TRIAL = Trial(0, {"w0": 12, "w1": 20}, params=10, macs=2**40, bytes=40, parent=None, reason="scaled: w0 16→12")
@@ -148,15 +149,14 @@ class TestStudy:
         assert best.value == DONE.objective
         assert best.user_attrs["macs"] == TRIAL.macs
 
-    def test_one_that_was_made_before_is_the_same_and_is_let_go(self, tmp_path: Path) -> None:
-        made = empty_study()
-        for file, how in ((tmp_path / "before.db", {"empty": lambda: made}), (tmp_path / "now.db", {})):
-            study = TrialStudy(file, **how)
-            study.begin(TRIAL)
-            study.close()
-        assert read_trials(tmp_path / "before.db") == read_trials(tmp_path / "now.db") != ()
-        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
-            made.execute("SELECT 1")
+    def test_one_that_another_thread_opened_is_as_good(self, tmp_path: Path) -> None:
+        study = Ahead(lambda: TrialStudy(tmp_path / "trials.db")).result()
+        study.begin(TRIAL)
+        study.note(DONE)
+        study.finish(DONE)
+        study.close()
+        assert read_trials(tmp_path / "trials.db") == (DONE,)
+        assert os.listdir(tmp_path) == ["trials.db"]
 
     def test_opening_says_nothing(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         TrialStudy(tmp_path / "trials.db").close()

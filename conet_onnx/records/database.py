@@ -24,6 +24,7 @@ __all__ = [
     "connected",
     "maker",
     "opened",
+    "prepare",
     "quiet",
     "said",
     "together",
@@ -69,6 +70,14 @@ def undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came:
             before(signal.SIGINT, came[0])
+
+
+def prepare() -> None:
+    """Import what opening a database needs, and training after it; it takes seconds that other work can fill."""
+    import importlib
+
+    for name in ("optuna.storages", "sqlalchemy.dialects.sqlite", "alembic.migration", "lightning_fabric"):
+        importlib.import_module(name)
 
 
 class Journal:
@@ -183,13 +192,13 @@ def together(make: Callable[[], T]) -> T:
 def connected(
     connect: Callable[[], sqlite3.Connection], *, new: bool = False, checked: bool = True
 ) -> optuna.storages.RDBStorage:
-    """The database in the SQLite file that `connect` opens; a `new` one, which it opens once, gets its tables. Whether
-    this Optuna made them is not `checked` where that is known: it reads all of Optuna's migrations."""
+    """The database in the SQLite file that `connect` opens; a `new` one gets its tables. Whether this Optuna made them
+    is not `checked` where that is known: it reads all of Optuna's migrations."""
     import optuna
     import sqlalchemy
 
     # a creator, since a path with ?, % or {} would not survive in a URL
-    engine = {"creator": connect, "poolclass": sqlalchemy.StaticPool if new else sqlalchemy.NullPool}
+    engine = {"creator": connect, "poolclass": sqlalchemy.NullPool}
     return optuna.storages.RDBStorage(
         "sqlite://", engine, skip_compatibility_check=new or not checked, skip_table_creation=not new
     )

@@ -7,8 +7,8 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from conet_onnx.records.trial import State, Trial
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["TrialStudy", "copied", "empty_study", "locked", "read_shared", "read_trials", "study_of"]
+__all__ = ["TrialStudy", "copied", "locked", "read_shared", "read_trials", "study_of"]
 
 NAME = "conet-onnx"
 STATES: Mapping[str, State] = {"COMPLETE": "complete", "FAIL": "failed"}  # in Optuna and here; all else is running
@@ -47,23 +47,15 @@ class TrialStudy:
         name: str = NAME,
         bounds: Mapping[str, tuple[int, int]] | None = None,
         writes: bool = True,
-        empty: Callable[[], sqlite3.Connection] | None = None,
     ) -> None:
         """Open the study in a file, or one of that name in a database by its URL; make it where there is none.
-        `bounds` are the widths' smallest and largest. One that is not to be written to is left as it is. `empty` gives
-        what `empty_study` does, where that was made before; it is closed."""
+        `bounds` are the widths' smallest and largest. One that is not to be written to is left as it is."""
         self._place = place
         self._bounds = bounds or {}
         self._journal: Journal | None = None
         if isinstance(place, Path):
             if new := not place.exists():
-                with (
-                    atomic_write(place) as part,
-                    _writing(place),
-                    closing((empty or empty_study)()) as made,
-                    closing(maker(part)()) as file,
-                ):
-                    made.backup(file)
+                _make(place)
             self._journal = Journal(place)
             self._storage, self._id = _storage(place, self._journal, checked=not new)
             if writes:
@@ -147,19 +139,6 @@ class TrialStudy:
 
         low, high = self._bounds.get(name, (width, width))
         return optuna.distributions.IntDistribution(min(low, width), max(high, width))
-
-
-def empty_study() -> sqlite3.Connection:
-    """A study without trials, in memory: creating its tables takes many transactions, and importing what does so most
-    of a second."""
-    import optuna
-
-    made = sqlite3.connect(":memory:", check_same_thread=False)
-    with quiet():
-        storage = connected(lambda: made, new=True)
-        storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], NAME)
-        storage.remove_session()
-    return made
 
 
 def read_trials(file: Path) -> tuple[Trial, ...]:
@@ -277,6 +256,16 @@ def _lock(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _make(file: Path) -> None:
+    """An empty study, whole or not at all: creating its tables takes many transactions."""
+    import optuna
+
+    with atomic_write(file) as part, _writing(file), quiet():
+        made = connected(maker(part), new=True)
+        made.create_new_study([optuna.study.StudyDirection.MINIMIZE], NAME)
+        made.remove_session()
 
 
 def _storage(file: Path, journal: Journal, *, checked: bool) -> tuple[optuna.storages.RDBStorage, int]:

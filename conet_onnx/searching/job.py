@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +17,9 @@ from conet_onnx.graph import Graph
 from conet_onnx.latency.limits import least_widths
 from conet_onnx.latency.pricing import TimedAnalysis
 from conet_onnx.loading import load
-from conet_onnx.records.database import check_url, said
-from conet_onnx.records.run import RUN_FILE, TRIALS_FILE, Run, read_run
-from conet_onnx.records.study import empty_study, locked
+from conet_onnx.records.database import check_url, prepare, said
+from conet_onnx.records.run import RUN_FILE, Run, read_run
+from conet_onnx.records.study import locked
 from conet_onnx.searching.algorithms import find_method
 from conet_onnx.searching.budget import Budget, Limits
 from conet_onnx.searching.folder import check_folder, make_folder
@@ -160,9 +159,7 @@ def search(
     # In units of a trial as long as some are trained at the same time; the last training is one alone.
     clock = Clock(trials + here * epochs / epochs_per_trial, time_limit, progress)
     clock.says("reading the model and the data")
-    begins = storage is None and not (folder / TRIALS_FILE).exists()
-    empty = Ahead(empty_study) if begins else None
-    imported = Ahead(partial(_import, after=empty))
+    imported = Ahead(prepare)
     workshop = Workshop.open(
         graph,
         data,
@@ -234,17 +231,7 @@ def search(
     with nullcontext() if storage else locked(folder):
         if timing is not None and not (folder / TABLE_FILE).exists():
             timing.table.save(folder / TABLE_FILE)
-        made = None if empty is None else empty.result
-        job = Job(folder, workshop, method, space, limits, settings, clock, storage, timing, made)
-        return SearchResult(graph, job.run())
-
-
-def _import(after: Ahead[Any] | None) -> None:
-    """Import what opening a database needs, and training after it; it takes seconds that other work can fill."""
-    if after is not None:
-        after.result()
-    for name in ("optuna.storages", "sqlalchemy.dialects.sqlite", "alembic.migration", "lightning_fabric"):
-        importlib.import_module(name)
+        return SearchResult(graph, Job(folder, workshop, method, space, limits, settings, clock, storage, timing).run())
 
 
 def _steps(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from conet_onnx.ahead import Ahead
 from conet_onnx.errors import DataError, UsageError
 from conet_onnx.planning import plan
 from conet_onnx.plans import WidthPlan
@@ -57,15 +57,18 @@ class Job:
     clock: Clock
     storage: str | None
     timing: Timing | None = None
-    empty: Callable[[], sqlite3.Connection] | None = None  # a study without trials, made before
 
     def run(self) -> Run:
         """Go on from what is there to the end."""
         probe = Probing(self.folder, self.workshop, self.clock)
-        # While a source is judged and timed, the study is made; who shares it looks for it first.
-        alone = self.storage is None and not (self.folder / RUN_FILE).exists()
-        new = self._begun(probe) if alone else None
-        with self._study() as (study, claims):
+        if self.storage is None:
+            self._sweep()
+        with ExitStack() as held:
+            opening = Ahead(partial(held.enter_context, self._study()))  # while the source is judged and timed
+            try:
+                new = None if (self.folder / RUN_FILE).exists() else self._begun(probe)
+            finally:
+                study, claims = opening.result()
             return self._run(study, claims, probe, new)
 
     def _run(self, study: TrialStudy, claims: Claims, probe: Probing, new: Run | None) -> Run:
@@ -75,13 +78,12 @@ class Job:
             if not (self.folder / REPORT_FILE).exists():  # killed before its last line
                 write_report(self.folder)
             return run
-        known = run is not None
         run = run or new or self._begun(probe)
         if not claims.shared or not self._same_end():
             write_run(run)
         ended = [trial for trial in run.trials if trial.state != "running"]
         self._replanned(ended)
-        if known and len(ended) < trials:
+        if self.clock.expected is None and len(ended) < trials:
             self._expect(probe, len(ended), 0.0)
         searcher = self.method.searcher(self.space, self.limits, trials=trials, seed=seed, probe=probe)
         with self._crew(idle=len(ended) >= trials) as crew:
@@ -96,29 +98,25 @@ class Job:
             return other
         return self._finish(replace(run, trials=finished), loop, study)
 
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing."""
+        for folder in (self.folder, *(self.folder / name for name in FOLDERS)):
+            for part in folder.glob(".*.part"):
+                part.unlink()
+
     @contextmanager
     def _study(self) -> Iterator[tuple[TrialStudy, Claims]]:
         """The trials, and who does them."""
         if self.storage is None:
-            study = TrialStudy(self.folder / TRIALS_FILE, bounds=self.space.bounds, empty=self.empty)
-            try:
-                for folder in (self.folder, *(self.folder / name for name in FOLDERS)):
-                    for part in folder.glob(".*.part"):  # what a killed process was writing
-                        part.unlink()
+            with closing(TrialStudy(self.folder / TRIALS_FILE, bounds=self.space.bounds)) as study:
                 yield study, Sole()
-            finally:
-                study.close()
             return
         name = study_of(self.folder)
-        study = TrialStudy(self.storage, name=name, bounds=self.space.bounds)
-        try:
-            claims = Shared(study.storage.engine, name)
-            try:
-                yield study, claims
-            finally:
-                claims.close()
-        finally:
-            study.close()
+        with (
+            closing(TrialStudy(self.storage, name=name, bounds=self.space.bounds)) as study,
+            closing(Shared(study.storage.engine, name)) as claims,
+        ):
+            yield study, claims
 
     @contextmanager
     def _crew(self, *, idle: bool) -> Iterator[Crew]:
