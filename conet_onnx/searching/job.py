@@ -159,7 +159,9 @@ def search(
     # In units of a trial as long as some are trained at the same time; the last training is one alone.
     clock = Clock(trials + here * epochs / epochs_per_trial, time_limit, progress)
     clock.says("reading the model and the data")
-    imported = Ahead(prepare)
+    times = needed(budget, recipe)
+    if not times:  # nothing else runs while times are measured
+        Ahead(prepare)
     workshop = Workshop.open(
         graph,
         data,
@@ -175,12 +177,12 @@ def search(
     if not workshop.analysis.widths:
         raise UsageError(f"{graph.file or 'the model'} has no width that may change; `conet-onnx analyze` says why.")
     timing = None
-    if needed(budget, recipe):
+    if times:
         if storage is not None:
             make_folder(folder, resume=True)  # who shares it makes one table
-        imported.result()  # nothing else runs while times are measured
         how: dict[str, Any] = {"provider": provider, "threads": threads, "clock": clock, "shared": storage is not None}
         timing = timed(workshop.analysis, folder, tables, budget=budget, **how)
+        Ahead(prepare)
         workshop = replace(workshop, table=os.fspath(folder / TABLE_FILE))
     elif tables and (multiple or method.multiple) != "auto":
         raise UsageError("a latency table helps with a budget of latency, or with multiple 'auto': leave it out.")
